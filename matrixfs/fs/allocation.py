@@ -1,0 +1,286 @@
+"""Which blocks to use: allocation groups, each under one cluster lock, each node preferring its own.
+
+A node prefers groups whose locks it arbitrates itself: the lock of a new inode (whose number lies in the
+group) then costs no message either, because one placement key covers the group and its inodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+from dlm.modes import EX, NL
+from dlm.names import Resource
+from membership.errors import CorruptionError
+from membership.label import BLOCK_BYTES
+from membership.seams import SectorDevice
+
+from matrixfs.fs.groups import Group, decode_group_untrusted
+from matrixfs.fs.journal import Journal
+from matrixfs.fs.parallel import for_each
+from matrixfs.locks.cache import LockCache
+from matrixfs.locks.lock import Lock
+from matrixfs.locks.resources import GROUP
+from matrixfs.ondisk.group import GroupRecord
+from matrixfs.ondisk.superblock import Superblock
+
+log = logging.getLogger(__name__)
+
+SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
+STATFS_PARALLEL = 32
+
+
+class Reservation:
+    """Blocks taken from a held group for one operation; what is not used goes back at its end."""
+
+    def __init__(self, journal: Journal, group: Group | None, count: int) -> None:
+        assert group is not None or count == 0
+        self._journal = journal
+        self._group = group
+        self._blocks = [group.take(1)[0] for _ in range(count)] if group is not None else []
+
+    @property
+    def group(self) -> Group:
+        """Where the blocks lie."""
+        assert self._group is not None
+        return self._group
+
+    @property
+    def first(self) -> int:
+        """The block that ``pop`` gives next."""
+        return self._blocks[0]
+
+    def pop(self) -> int:
+        """Use one block.  Part of a change: no checkpoint up to the change that names it (J1)."""
+        block = self._blocks.pop(0)
+        self.group.use(block, 1)
+        self._journal.add(self.group)
+        return block
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for block in self._blocks:
+            self.group.untake(block, 1)
+        self._blocks.clear()
+
+
+class Allocator:
+    """The groups of one mount.
+
+    Args:
+        is_local: whether this node arbitrates a resource.
+        start: group to begin with where no group is better: differs between nodes.
+    """
+
+    def __init__(
+        self,
+        device: SectorDevice,
+        superblock: Superblock,
+        locks: LockCache,
+        journal: Journal,
+        is_local: Callable[[Resource], bool],
+        start: int,
+    ) -> None:
+        self._device = device
+        self._superblock = superblock
+        self._locks = locks
+        self._journal = journal
+        self._is_local = is_local
+        self._home = start % superblock.groups
+        self._retired: dict[int, tuple[Group, Lock]] = {}
+        self._broken: set[int] = set()
+        self.promised = 0  # blocks that buffered writes will need
+
+    # --- holding groups -------------------------------------------------------------------------------
+
+    def lock(self, index: int) -> Lock:
+        """The lock of group ``index``."""
+        return self._locks.lock(Resource(GROUP, self._superblock.group_block(index)), self)
+
+    async def load(self, lock: Lock) -> Group:
+        """The group of a held lock.  Raises CorruptRecord, DeviceError."""
+        if lock.subject is None:
+            index = self._superblock.group_of(lock.number)
+            data = await self._device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
+            if lock.subject is None:  # another task may have loaded it meanwhile
+                lock.subject = decode_group_untrusted(data, self._superblock, index)
+        group: Group = lock.subject
+        return group
+
+    async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:
+        """Hold a group with room; end with ``drop``.
+
+        Args:
+            count: blocks that must be available.
+            near: a block whose group is best; 0 for no wish.
+            wanted: blocks that would be welcome.
+
+        Raises:
+            OSError: ENOSPC when no group has ``count``.
+        """
+        for at_least in sorted({max(count + SPARE, wanted), count}, reverse=True):
+            for index in self._candidates(near):
+                if index in self._broken:
+                    continue
+                lock = self.lock(index)
+                await lock.hold(EX)
+                try:
+                    group = await self.load(lock)
+                except CorruptionError as error:
+                    log.error("group %d is not used any more: %s", index, error)
+                    self._broken.add(index)
+                    lock.drop(EX)
+                    continue
+                except BaseException:
+                    lock.drop(EX)
+                    raise
+                if group.available >= at_least:
+                    self._home = index
+                    return group
+                lock.drop(EX)
+        raise OSError(errno.ENOSPC, "no space left on the filesystem")
+
+    def drop(self, group: Group) -> None:
+        """End a hold."""
+        self.lock(group.index).drop(EX)
+
+    async def hold_all(self, indexes: Iterable[int]) -> list[Group]:
+        """Hold several groups, in the lock order.  Raises CorruptRecord, DeviceError: then none is held."""
+        held: list[Group] = []
+        for index in sorted(set(indexes)):
+            lock = self.lock(index)
+            try:
+                await lock.hold(EX)
+                try:
+                    held.append(await self.load(lock))
+                except BaseException:
+                    lock.drop(EX)
+                    raise
+            except BaseException:
+                for group in held:
+                    self.drop(group)
+                raise
+        return held
+
+    def _candidates(self, near: int) -> Iterator[int]:
+        """Groups in the order to try them: near, home, those this node arbitrates, the others."""
+        groups = self._superblock.groups
+        first = self._home
+        if near >= self._superblock.group_start:
+            near_index = self._superblock.group_of(near)
+            if self.lock(near_index).mode == EX:
+                first = near_index
+        if self.lock(first).mode == EX or self._arbitrated(first):
+            yield first
+        others: list[int] = []
+        for step in range(groups):
+            index = (self._home + step) % groups
+            if self._arbitrated(index):
+                yield index
+            elif len(others) < groups:
+                others.append(index)
+        yield from sorted(others, key=lambda index: self.lock(index).mode != EX)
+
+    def _arbitrated(self, index: int) -> bool:
+        return self._is_local(Resource(GROUP, self._superblock.group_block(index)))
+
+    # --- promises for buffered writes ------------------------------------------------------------------
+
+    async def promise(self, blocks: int) -> None:
+        """Make sure that ``blocks`` more buffered blocks will find room: hold more groups, if need be.
+
+        Raises:
+            OSError: ENOSPC, as long as the data is still the application's.
+        """
+        need = self.promised + blocks
+        home = self.lock(self._home)
+        if home.mode == EX and home.subject is not None and home.subject.available >= need:
+            return
+        available = 0
+        for mine_only in (True, False):
+            for index in self._candidates(0):
+                lock = self.lock(index)
+                group: Group | None = lock.subject
+                if lock.mode == EX and group is not None:
+                    available += group.available if mine_only else 0
+                elif not mine_only and index not in self._broken:
+                    await lock.hold(EX)
+                    try:
+                        available += (await self.load(lock)).available
+                    except CorruptionError:
+                        self._broken.add(index)
+                    finally:
+                        lock.drop(EX)
+                if available >= need:
+                    return
+        raise OSError(errno.ENOSPC, "no space left on the filesystem")
+
+    # --- giving back --------------------------------------------------------------------------------------
+
+    def free_data(self, group: Group, start: int, length: int) -> None:
+        """File data blocks are named no more.  Part of a change."""
+        group.release(start, length)
+        self._journal.add(group)
+        self._journal.on_commit(lambda: group.reuse(start, length))
+
+    def retire(self, group: Group, lock: Lock) -> None:
+        """An inode's block is free, but its lock still covers the tombstone: reuse after ``settle``."""
+        group.release(lock.number, 1)
+        self._journal.add(group)
+        self._retired[lock.number] = (group, lock)
+
+    async def settle(self) -> None:
+        """Make tombstones durable in place and let their numbers be used again."""
+        retired, self._retired = self._retired, {}
+        if not retired:
+            return
+        await self._journal.commit()
+        await self._journal.release(retired)
+        for number, (group, lock) in retired.items():
+            group.reuse(number, 1)
+            lock.blocks.clear()
+            lock.subject = None
+            self._locks.discard(lock)
+
+    async def surrender(self, lock: Lock, mode: int) -> None:
+        """Callout: a peer wants the group (``mode`` below EX)."""
+        group: Group | None = lock.subject
+        if group is None:
+            return
+        assert group.taken == 0, f"group {group.index} surrendered with {group.taken} blocks taken"
+        mine = [number for number, (of, _) in self._retired.items() if of is group]
+        if mine:
+            await self.settle()
+        if self._journal.holds(group) or mine:
+            await self._journal.commit()
+        await self._journal.release([group.address])
+        if mode == NL:
+            lock.subject = None
+
+    # --- counting ------------------------------------------------------------------------------------------
+
+    async def count_free(self) -> int:
+        """Free blocks of all groups: exact for groups held here, as last written by their holders for others."""
+        counts: list[int] = []
+
+        async def count(index: int) -> None:
+            group: Group | None = self.lock(index).subject
+            if group is not None:
+                counts.append(group.free)
+                return
+            address = self._superblock.group_block(index)
+            data = await self._device.read(address * BLOCK_BYTES, BLOCK_BYTES)
+            try:
+                found = GroupRecord.decode_untrusted(data, f"group {index}", owner=self._superblock.owner, address=address)
+                counts.append(found.free)
+            except CorruptionError:
+                return  # it has no blocks that anybody could use
+
+        await for_each(range(self._superblock.groups), count, workers=STATFS_PARALLEL)
+        return max(0, sum(counts) - self.promised)

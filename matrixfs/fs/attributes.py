@@ -1,0 +1,96 @@
+"""Attributes: stat, chmod, chown, truncate, utimes, readlink, statfs."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dlm.modes import PR
+
+from matrixfs.fs import data
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr changes; None leaves a field alone.  Times are ns since the epoch, size is bytes."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """Space in blocks of 4 KiB.  Inodes take a block each, so they end with the blocks."""
+
+    blocks: int
+    free: int
+    files: int
+    files_free: int
+
+
+async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operation's name in FUSE
+    """The inode.  Raises OSError ESTALE, CorruptionError, DeviceError, Fenced."""
+    lock = volume.inode_lock(ino)
+    if not lock.try_hold(PR):
+        await lock.hold(PR)
+    try:
+        inode: Inode | None = lock.subject
+        return inode if inode is not None and inode.mode else await volume.load(lock)
+    finally:
+        lock.drop(PR)
+
+
+async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa: A001 - the operation's name in FUSE
+    """Change attributes; permissions were checked by the kernel.
+
+    Raises:
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG.
+        CorruptionError, DeviceError, Fenced: the inode can't be read.
+    """
+    await volume.journal.admit()
+    with Held(volume) as held:
+        inode = await held.exclusive(ino)
+        if changes.size is not None:
+            if not stat.S_ISREG(inode.mode):
+                raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
+            await data.resize(volume, inode, changes.size)
+        if changes.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
+        if changes.uid is not None:
+            inode.uid = changes.uid
+        if changes.gid is not None:
+            inode.gid = changes.gid
+        if changes.atime_ns is not None:
+            inode.atime_ns = changes.atime_ns
+        volume.touch(inode, data=False)
+        if changes.mtime_ns is not None:
+            inode.mtime_ns = changes.mtime_ns
+        return inode
+
+
+async def readlink(volume: Volume, ino: int) -> bytes:
+    """The target of a symlink.  Raises OSError ESTALE, EINVAL, CorruptionError, DeviceError, Fenced."""
+    with Held(volume) as held:
+        inode = await held.shared(ino)
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(errno.EINVAL, "no symbolic link")
+        return await data.content(volume, inode, 0, inode.size)
+
+
+async def statfs(volume: Volume) -> StatFs:
+    """Space: exact for this node's groups, a few seconds old for what other nodes have just taken or freed."""
+    superblock = volume.superblock
+    total = sum(superblock.group_size(index) - 1 for index in range(superblock.groups))
+    free = await volume.allocator.count_free()
+    return StatFs(total, free, total, free)

@@ -1,0 +1,272 @@
+"""Metadata blocks as objects in memory.  They are encoded once per transaction, whatever happened to them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
+
+from matrixfs.ondisk.directory import (
+    DISAMBIGUATION_BITS,
+    DirectoryLeafRecord,
+    Entry,
+    pack_entries,
+    unpack_entries_untrusted,
+)
+from matrixfs.ondisk.extent import (
+    EXTENT_BYTES,
+    Extent,
+    ExtentLeafRecord,
+    pack_extents,
+    unpack_extents_untrusted,
+)
+from matrixfs.ondisk.index import (
+    BODY_BYTES,
+    PAIR_BYTES,
+    IndexRecord,
+    pack_pairs,
+    unpack_pairs_untrusted,
+)
+from matrixfs.ondisk.superblock import Superblock
+
+if TYPE_CHECKING:
+    from matrixfs.fs.journal import Transaction
+
+
+class Block:
+    """A metadata block cached under a lock.
+
+    ``generation`` is that of the image last handed to the journal; ``transaction`` the one that last took it.
+    """
+
+    __slots__ = ("address", "generation", "transaction")
+
+    def __init__(self, address: int, generation: int) -> None:
+        self.address = address
+        self.generation = generation
+        self.transaction: Transaction | None = None
+
+    def encode(self, owner: bytes) -> bytes:
+        """The block's 4 KiB as they go to the store."""
+        raise NotImplementedError
+
+
+class Index:
+    """Sorted (key, child) pairs of an index block or of an inode's root."""
+
+    __slots__ = ("capacity", "children", "keys")
+
+    def __init__(self, keys: list[int], children: list[int], capacity: int) -> None:
+        self.keys = keys
+        self.children = children
+        self.capacity = capacity
+
+    @property
+    def full(self) -> bool:
+        """No room for another pair."""
+        return len(self.keys) >= self.capacity
+
+    def insert(self, position: int, key: int, child: int) -> None:
+        """Put a pair before ``position``."""
+        self.keys.insert(position, key)
+        self.children.insert(position, child)
+
+    def remove(self, position: int) -> None:
+        """Drop a pair; the first one's key stays 0."""
+        del self.keys[position]
+        del self.children[position]
+        if self.keys:
+            self.keys[0] = 0
+
+    def split(self) -> tuple[int, Index]:
+        """Cut off the upper half; return (its lowest key, it)."""
+        half = len(self.keys) // 2
+        key = self.keys[half]
+        right = Index([0, *self.keys[half + 1 :]], self.children[half:], BODY_BYTES // PAIR_BYTES)
+        del self.keys[half:]
+        del self.children[half:]
+        return key, right
+
+    def encode(self) -> bytes:
+        """As on disk."""
+        return pack_pairs(self.keys, self.children)
+
+
+class EntryTable:
+    """Directory entries of one leaf, sorted by key."""
+
+    __slots__ = ("capacity", "entries", "keys", "used")
+
+    def __init__(self, entries: list[Entry], capacity: int) -> None:
+        self.entries = entries
+        self.keys = [entry.key for entry in entries]
+        self.used = sum(entry.size for entry in entries)
+        self.capacity = capacity  # bytes
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def fits(self, item: Entry) -> bool:
+        """Whether there is room for one more."""
+        return self.used + item.size <= self.capacity
+
+    def add(self, item: Entry) -> None:
+        """Put an entry in its place."""
+        at = bisect_left(self.keys, item.key)
+        self.keys.insert(at, item.key)
+        self.entries.insert(at, item)
+        self.used += item.size
+
+    def replace(self, item: Entry) -> None:
+        """Change what an existing key and name point to."""
+        at = bisect_left(self.keys, item.key)
+        assert self.entries[at].key == item.key
+        self.entries[at] = item
+
+    def remove(self, item: Entry) -> None:
+        """Take an entry out."""
+        at = bisect_left(self.keys, item.key)
+        assert self.entries[at].key == item.key
+        del self.keys[at]
+        del self.entries[at]
+        self.used -= item.size
+
+    def split(self) -> tuple[int, EntryTable]:
+        """Cut off about half of the bytes, never between equal hashes; return (lowest key, upper part)."""
+        half, bytes_below = 1, self.entries[0].size
+        while half < len(self.entries) - 1 and bytes_below < self.used // 2:
+            bytes_below += self.entries[half].size
+            half += 1
+        right = EntryTable(self.entries[half:], BODY_BYTES)
+        key = right.keys[0] >> DISAMBIGUATION_BITS << DISAMBIGUATION_BITS
+        moved_back = bisect_left(self.keys, key)
+        if moved_back < half:  # equal hashes straddle the middle: all of them go right
+            right = EntryTable(self.entries[moved_back:], BODY_BYTES)
+            half = moved_back
+        del self.entries[half:]
+        del self.keys[half:]
+        self.used -= right.used
+        return key, right
+
+    def encode(self) -> bytes:
+        """As on disk."""
+        return pack_entries(self.entries)
+
+
+class ExtentList:
+    """Extents of one leaf, sorted by their place in the file."""
+
+    __slots__ = ("capacity", "extents", "starts")
+
+    def __init__(self, extents: list[Extent], capacity: int) -> None:
+        self.extents = extents
+        self.starts = [extent.logical for extent in extents]
+        self.capacity = capacity // EXTENT_BYTES
+
+    def __len__(self) -> int:
+        return len(self.extents)
+
+    def _merges(self, item: Extent) -> int | None:
+        """Index of the extent that ``item`` continues, in the file and on the store."""
+        at = bisect_left(self.starts, item.logical) - 1
+        if at >= 0:
+            logical, physical, length = self.extents[at]
+            if logical + length == item.logical and physical + length == item.physical and length + item.length < 1 << 31:
+                return at
+        return None
+
+    def fits(self, item: Extent) -> bool:
+        """Whether there is room for one more, or none is needed because it continues another."""
+        return len(self.extents) < self.capacity or self._merges(item) is not None
+
+    def add(self, item: Extent) -> None:
+        """Put an extent in its place, merged with the one it continues."""
+        before = self._merges(item)
+        if before is not None:
+            logical, physical, length = self.extents[before]
+            self.extents[before] = Extent(logical, physical, length + item.length)
+            return
+        at = bisect_left(self.starts, item.logical)
+        self.starts.insert(at, item.logical)
+        self.extents.insert(at, item)
+
+    def split(self) -> tuple[int, ExtentList]:
+        """Cut off the upper half, or the last extent where files grow at their end; return (lowest key, it)."""
+        half = len(self.extents) - 1
+        right = ExtentList(self.extents[half:], BODY_BYTES)
+        del self.extents[half:]
+        del self.starts[half:]
+        return right.starts[0], right
+
+    def encode(self) -> bytes:
+        """As on disk."""
+        return pack_extents(self.extents)
+
+
+class TreeBlock(Block):
+    """An index block or a leaf below an inode."""
+
+    __slots__ = ("content", "inode", "level")
+
+    def __init__(
+        self, address: int, generation: int, inode: int, level: int, content: Index | EntryTable | ExtentList
+    ) -> None:
+        super().__init__(address, generation)
+        self.inode = inode
+        self.level = level
+        self.content = content
+
+    def encode(self, owner: bytes) -> bytes:
+        """See ``Block.encode``."""
+        content = self.content
+        common: dict[str, Any] = {
+            "owner": owner,
+            "address": self.address,
+            "generation": self.generation,
+            "inode": self.inode,
+            "body": content.encode(),
+        }
+        if isinstance(content, Index):
+            return IndexRecord(level=self.level, entries=len(content.keys), **common).encode()
+        if isinstance(content, EntryTable):
+            return DirectoryLeafRecord(entries=len(content), **common).encode()
+        return ExtentLeafRecord(entries=len(content), **common).encode()
+
+
+def decode_tree_block_untrusted(
+    data: Buffer, superblock: Superblock, address: int, inode: int, level: int, directory: bool
+) -> TreeBlock:
+    """The index block (``level`` > 0) or leaf at ``address`` of a tree.  Raises CorruptRecord."""
+    kind: type[IndexRecord] | type[DirectoryLeafRecord] | type[ExtentLeafRecord]
+    if level > 0:
+        kind, name = IndexRecord, "index"
+    elif directory:
+        kind, name = DirectoryLeafRecord, "directory leaf"
+    else:
+        kind, name = ExtentLeafRecord, "extent leaf"
+    where = f"block {address} ({name} of inode {inode})"
+    found = kind.decode_untrusted(data, where, owner=superblock.owner, address=address)
+    if found.inode != inode:
+        raise CorruptRecord(where, "inode", inode, found.inode)
+    content: Index | EntryTable | ExtentList
+    if isinstance(found, IndexRecord):
+        if found.level != level:
+            raise CorruptRecord(where, "level", level, found.level)
+        content = decode_index_untrusted(found.body, found.entries, where, superblock)
+    elif isinstance(found, DirectoryLeafRecord):
+        content = EntryTable(unpack_entries_untrusted(found.body, found.entries, where), BODY_BYTES)
+    else:
+        extents = unpack_extents_untrusted(found.body, found.entries, where, superblock.blocks_total)
+        content = ExtentList(extents, BODY_BYTES)
+    return TreeBlock(address, found.generation, inode, level, content)
+
+
+def decode_index_untrusted(body: bytes, entries: int, where: str, superblock: Superblock) -> Index:
+    """The pairs of an index block or root, children checked for range.  Raises CorruptRecord."""
+    keys, children = unpack_pairs_untrusted(body, entries, where)
+    for child in children:
+        if not superblock.group_start < child < superblock.blocks_total - 1:
+            raise CorruptRecord(where, "child block", f"below {superblock.blocks_total}", child)
+    return Index(keys, children, len(body) // PAIR_BYTES)

@@ -1,0 +1,231 @@
+"""Reading and writing file contents."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING
+
+from dlm.modes import EX, PR
+from membership.label import BLOCK_BYTES
+from membership.seams import Buffer
+
+from matrixfs.fs import extents
+from matrixfs.fs.dirty import DirtyRanges
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+from matrixfs.fs.parallel import for_each
+from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
+from matrixfs.ondisk.inode import FLAG_TRUNCATING, TAIL_BYTES
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+READS_AT_ONCE = 16
+SIZE_MAX = min(LOGICAL_MAX * BLOCK_BYTES, (1 << 63) - 1)  # bytes
+
+
+async def read(volume: Volume, ino: int, offset: int, length: int) -> bytes:
+    """At most ``length`` bytes from ``offset``; fewer only at the end of the file.
+
+    Raises:
+        OSError: ESTALE, EISDIR, EINVAL.
+        CorruptionError, DeviceError, Fenced: the data can't be had.
+    """
+    lock = volume.inode_lock(ino)
+    if not lock.try_hold(PR):
+        await lock.hold(PR)
+    try:
+        inode = lock.subject or await volume.load(lock)
+        _check_regular(inode)
+        end = min(offset + length, inode.size)
+        if offset >= end:
+            return b""
+        return await content(volume, inode, offset, end)
+    finally:
+        lock.drop(PR)
+
+
+async def content(volume: Volume, inode: Inode, offset: int, end: int) -> bytes:
+    """The bytes [offset, end) of a held inode, all below its size."""
+    if inode.dirty is not None:
+        found = inode.dirty.slice(offset, end - offset)
+        if found is not None:
+            return found
+    if isinstance(inode.root, bytes):
+        inline = inode.root[offset:end]
+        if inode.dirty is None and len(inline) == end - offset:
+            return inline
+        buffer = bytearray(end - offset)
+        buffer[: len(inline)] = inline
+    else:
+        first = offset // BLOCK_BYTES
+        count = -(-end // BLOCK_BYTES) - first
+        pieces = await extents.pieces(volume, inode, first, count)
+        skip = offset - first * BLOCK_BYTES
+        if len(pieces) == 1 and inode.dirty is None:
+            if not pieces[0].physical:
+                return bytes(end - offset)
+            data = await volume.device.read(pieces[0].physical * BLOCK_BYTES, count * BLOCK_BYTES)
+            return data if len(data) == end - offset else data[skip : skip + end - offset]
+        buffer = bytearray(count * BLOCK_BYTES)
+        await _read_pieces(volume, first, pieces, buffer)
+        del buffer[skip + end - offset :]
+        del buffer[:skip]
+    if inode.dirty is not None:
+        inode.dirty.overlay(offset, buffer)
+    return bytes(buffer)
+
+
+async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer: bytearray) -> None:
+    async def one(piece: Extent) -> None:
+        at = (piece.logical - first) * BLOCK_BYTES
+        data = await volume.device.read(piece.physical * BLOCK_BYTES, piece.length * BLOCK_BYTES)
+        buffer[at : at + len(data)] = data
+
+    await for_each([piece for piece in pieces if piece.physical], one, workers=READS_AT_ONCE)
+
+
+async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False) -> int:
+    """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
+
+    Returns the number of bytes.
+
+    Raises:
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
+        CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
+    """
+    await volume.journal.admit()
+    lock = volume.inode_lock(ino)
+    if not lock.try_hold(EX, True):
+        await lock.hold(EX, True)
+    try:
+        inode: Inode = lock.subject or await volume.load(lock)
+        _check_regular(inode)
+        if append:
+            offset = inode.size
+        end = offset + len(data)
+        if end > SIZE_MAX:
+            raise OSError(errno.EFBIG, "file too large")
+        if inode.flags & FLAG_TRUNCATING:  # left by a crash: finish it before the old blocks come into reach
+            await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
+        if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
+            await volume.write_back.admit(inode, len(data))
+        put(volume, inode, offset, data)
+        if volume.write_back.pressing(inode):
+            await volume.write_back.flush(inode)
+        return len(data)
+    finally:
+        lock.drop(EX, True)
+
+
+def put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
+    """Change the bytes of an exclusively held inode in memory.  No checkpoint."""
+    end = offset + len(data)
+    if isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES:
+        old = inode.root
+        gap = bytes(max(0, offset - len(old)))
+        inode.root = b"".join((old[:offset], gap, data, old[end:]))
+        inode.size = inode.size_on_disk = len(inode.root)
+    else:
+        if inode.dirty is None:
+            inode.dirty = DirtyRanges()
+        before = inode.dirty.length
+        inode.dirty.write(offset, data)
+        inode.size = max(inode.size, end)
+        volume.write_back.noted(inode, inode.dirty.length - before)
+    volume.touch(inode, data=True)
+
+
+async def resize(volume: Volume, inode: Inode, size: int) -> None:
+    """Truncate or extend an exclusively held regular file.
+
+    Raises:
+        OSError: EFBIG.
+        CorruptionError, DeviceError, Fenced: its extents can't be read.
+    """
+    if size > SIZE_MAX:
+        raise OSError(errno.EFBIG, "file too large")
+    if inode.flags & FLAG_TRUNCATING:
+        await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
+    if size < inode.size:
+        await _shrink(volume, inode, size)
+    elif size > inode.size:
+        _extend(volume, inode, size)
+    volume.touch(inode, data=True)
+
+
+async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
+    tail_zeros = 0
+    if isinstance(inode.root, bytes):
+        inode.root = inode.root[:size]
+    elif size % BLOCK_BYTES:
+        last = await extents.pieces(volume, inode, size // BLOCK_BYTES, 1)
+        if last[0].physical:  # the rest of the last block must read as zeros if the file grows again
+            tail_zeros = BLOCK_BYTES - size % BLOCK_BYTES
+    # No checkpoint up to the first step of the truncation.
+    if inode.dirty is not None:
+        before = inode.dirty.length
+        inode.dirty.cut(size, SIZE_MAX + 1)
+        volume.write_back.shrunk(inode, before)
+        if not inode.dirty:
+            volume.write_back.drop(inode)
+    inode.size = size
+    inode.size_on_disk = min(inode.size_on_disk, size)
+    if tail_zeros:
+        if inode.dirty is None:
+            inode.dirty = DirtyRanges()
+        inode.dirty.write(size, bytes(tail_zeros))
+        volume.write_back.noted(inode, tail_zeros)
+    if not isinstance(inode.root, bytes):
+        volume.journal.add(inode)
+        await extents.truncate(volume, inode, -(-size // BLOCK_BYTES))
+        if size == 0:
+            inode.root = b""
+
+
+def _extend(volume: Volume, inode: Inode, size: int) -> None:
+    """Grow with a hole."""
+    if isinstance(inode.root, bytes):
+        if inode.dirty is None and size <= TAIL_BYTES:
+            inode.root += bytes(size - len(inode.root))
+            inode.size = inode.size_on_disk = size
+            return
+        # What lies in the inode moves out with the next write-back, and the new size with it.
+        put(volume, inode, size - 1, b"\0")
+        return
+    inode.size = size
+    if inode.dirty is None:
+        inode.size_on_disk = size
+
+
+def _check_regular(inode: Inode) -> None:
+    if not stat.S_ISREG(inode.mode):
+        raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
+
+
+async def fsync(volume: Volume, ino: int, datasync: bool) -> None:
+    """Return when the file's data and metadata are durable (R10).
+
+    Raises:
+        OSError: ENOSPC or EIO that an earlier write-back met; ESTALE.
+        DeviceError, Fenced: nothing is promised.
+    """
+    lock = volume.inode_lock(ino)
+    if lock.mode >= EX:  # else nothing of it can be dirty here: what was, was flushed on surrender
+        with Held(volume) as held:
+            inode = await held.exclusive(ino)
+            await volume.write_back.flush(inode)
+    await volume.journal.sync()
+    _report(volume, ino)
+
+
+async def flush(volume: Volume, ino: int) -> None:
+    """close(2): report what an earlier write-back met.  Durability is fsync's business."""
+    _report(volume, ino)
+
+
+def _report(volume: Volume, ino: int) -> None:
+    code = volume.write_back.errors.pop(ino, 0)
+    if code:
+        raise OSError(code, "buffered data could not be written")

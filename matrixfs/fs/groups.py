@@ -1,0 +1,159 @@
+"""An allocation group in memory: its bitmap, and its free blocks as runs.
+
+A block is in one of four states: *used* (bit set), *free* (in a run), *taken* (in no run, bit still clear:
+file data is being written to it and no metadata names it yet), *resting* (bit clear, in no run: freed, but
+not yet safe to give out again, J5).  The lock of a group is not given up while blocks are taken.
+"""
+
+from __future__ import annotations
+
+from sortedcontainers import SortedDict
+
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
+
+from matrixfs.fs.blocks import Block
+from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
+from matrixfs.ondisk.superblock import Superblock
+
+SCAN_MAX = 64  # runs looked at for a good fit before a bad one is taken
+
+
+class Group(Block):
+    """See the module."""
+
+    __slots__ = ("_runs", "available", "bitmap", "blocks", "free", "generation_floor", "index", "taken")
+
+    def __init__(self, record: GroupRecord) -> None:
+        super().__init__(record.address, record.generation)
+        self.index = record.index
+        self.blocks = record.blocks
+        self.free = record.free
+        self.generation_floor = record.generation_floor
+        self.bitmap = bytearray(record.bitmap)
+        self._runs: SortedDict[int, int] = SortedDict(free_runs(record.bitmap, record.blocks))
+        self.available = sum(self._runs.values())
+        self.taken = 0
+
+    def encode(self, owner: bytes) -> bytes:
+        """See ``Block.encode``."""
+        return GroupRecord(
+            owner=owner,
+            address=self.address,
+            generation=self.generation,
+            index=self.index,
+            blocks=self.blocks,
+            free=self.free,
+            generation_floor=self.generation_floor,
+            bitmap=bytes(self.bitmap),
+        ).encode()
+
+    # --- taking: no metadata changes yet ---------------------------------------------------------------
+
+    def take(self, count: int, near: int = 0) -> tuple[int, int]:
+        """Take a run of at most ``count`` free blocks, near or after block ``near``; (first block, length).
+
+        At least one block must be available.
+        """
+        assert self.available > 0
+        start, length = self._choose(count, near - self.address)
+        at = max(start, near - self.address) if start < near - self.address < start + length else start
+        taken = min(count, start + length - at)
+        del self._runs[start]
+        if at > start:
+            self._runs[start] = at - start
+        if at + taken < start + length:
+            self._runs[at + taken] = start + length - at - taken
+        self.available -= taken
+        self.taken += taken
+        return self.address + at, taken
+
+    def _choose(self, count: int, near: int) -> tuple[int, int]:
+        """The run to cut from: the one at ``near``, else the first long enough after it, else the longest seen."""
+        runs = self._runs
+        at = runs.bisect_right(near) - 1
+        if at >= 0:
+            start, length = runs.peekitem(at)
+            if start <= near < start + length:
+                return start, length
+        best = (0, 0)
+        for offset in range(min(SCAN_MAX, len(runs))):
+            start, length = runs.peekitem((at + 1 + offset) % len(runs))
+            if length >= count:
+                return start, length
+            if length > best[1]:
+                best = (start, length)
+        return best
+
+    def untake(self, start: int, length: int) -> None:
+        """Give back taken blocks: nothing came of it."""
+        self.taken -= length
+        self.reuse(start, length)
+
+    # --- changing the bitmap: in the same step as the metadata that names the blocks (J1) ------------------
+
+    def use(self, start: int, length: int) -> None:
+        """Taken blocks are named by metadata now."""
+        self._mark(start - self.address, length, True)
+        self.taken -= length
+        self.free -= length
+
+    def release(self, start: int, length: int) -> None:
+        """Blocks are named no more; they rest until ``reuse``."""
+        self._mark(start - self.address, length, False)
+        self.free += length
+
+    def reuse(self, start: int, length: int) -> None:
+        """Blocks may be taken again."""
+        at = start - self.address
+        runs = self._runs
+        self.available += length
+        position = runs.bisect_left(at)
+        if position < len(runs):
+            after, after_length = runs.peekitem(position)
+            if at + length == after:
+                del runs[after]
+                length += after_length
+        if position > 0:
+            before, before_length = runs.peekitem(position - 1)
+            if before + before_length == at:
+                at, length = before, before_length + length
+        runs[at] = length
+
+    def _mark(self, at: int, length: int, used: bool) -> None:
+        """Set or clear bits that must all be clear or set: anything else is a double use, our own bug."""
+        bits = int.from_bytes(self.bitmap, "little")
+        mask = ((1 << length) - 1) << at
+        assert at > 0 and bits & mask == (0 if used else mask), f"group {self.index}: blocks {at}+{length}"
+        bits = bits | mask if used else bits & ~mask
+        self.bitmap[:] = bits.to_bytes(BITMAP_BYTES, "little")
+
+
+def free_runs(bitmap: bytes, blocks: int) -> list[tuple[int, int]]:
+    """(first bit, length) of every run of clear bits below ``blocks``."""
+    runs: list[tuple[int, int]] = []
+    inverted = ~int.from_bytes(bitmap, "little") & ((1 << blocks) - 1)
+    at = 0
+    while inverted:
+        skip = (inverted & -inverted).bit_length() - 1
+        at += skip
+        inverted >>= skip
+        length = (~inverted & (inverted + 1)).bit_length() - 1
+        runs.append((at, length))
+        at += length
+        inverted >>= length
+    return runs
+
+
+def decode_group_untrusted(data: Buffer, superblock: Superblock, index: int) -> Group:
+    """The group whose bitmap block was read.  Raises CorruptRecord."""
+    address = superblock.group_block(index)
+    where = f"block {address} (group {index})"
+    found = GroupRecord.decode_untrusted(data, where, owner=superblock.owner, address=address)
+    size = superblock.group_size(index)
+    if found.index != index or found.blocks != size:
+        raise CorruptRecord(where, "group size", size, found.blocks)
+    group = Group(found)
+    if group.available != found.free or not found.bitmap[0] & 1:
+        raise CorruptRecord(where, "free count", group.available, found.free)
+    return group

@@ -1,0 +1,79 @@
+"""The locks of one operation."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from dlm.modes import EX, PR
+
+from matrixfs.fs.blocks import Block
+from matrixfs.fs.groups import Group
+from matrixfs.fs.inode import Inode
+from matrixfs.locks.lock import Lock
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+
+class Held:
+    """The locks of one operation, dropped together at its end.  Take them in the lock order."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._locks: list[tuple[Lock, int, bool]] = []
+        self._groups: list[Group] = []
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for group in self._groups:
+            self._volume.allocator.drop(group)
+        for lock, mode, exclusive in reversed(self._locks):
+            lock.drop(mode, exclusive)
+
+    async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
+        """Hold any lock."""
+        if not lock.try_hold(mode, exclusive):
+            await lock.hold(mode, exclusive)
+        self._locks.append((lock, mode, exclusive))
+
+    async def shared(self, ino: int) -> Inode:
+        """Hold an inode to read it."""
+        lock = self._volume.inode_lock(ino)
+        await self.lock(lock, PR, False)
+        inode: Inode | None = lock.subject
+        return inode if inode is not None and inode.mode else await self._volume.load(lock)
+
+    async def exclusive(self, ino: int) -> Inode:
+        """Hold an inode to change it."""
+        lock = self._volume.inode_lock(ino)
+        await self.lock(lock, EX, True)
+        inode: Inode | None = lock.subject
+        return inode if inode is not None and inode.mode else await self._volume.load(lock)
+
+    async def group(self, count: int, near: int = 0, wanted: int = 0) -> Group:
+        """Hold a group with at least ``count`` free blocks.  OSError ENOSPC."""
+        group = await self._volume.allocator.hold(count, near, wanted)
+        self._groups.append(group)
+        return group
+
+    async def groups(self, indexes: set[int]) -> dict[int, Group]:
+        """Hold these groups, to give blocks back."""
+        held = await self._volume.allocator.hold_all(indexes)
+        self._groups.extend(held)
+        return {group.index: group for group in held}
+
+
+def free_metadata(volume: Volume, group: Group, block: Block) -> None:
+    """A tree block is named no more.  Part of a change; its group is held."""
+    group.generation_floor = max(group.generation_floor, block.generation)
+    group.release(block.address, 1)
+    volume.journal.add(group)
+    address = block.address
+    volume.journal.free(block, lambda: group.reuse(address, 1))
+
+

@@ -1,0 +1,164 @@
+"""The inode in memory."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
+
+from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, decode_index_untrusted
+from matrixfs.ondisk.directory import unpack_entries_untrusted
+from matrixfs.ondisk.extent import unpack_extents_untrusted
+from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.superblock import Superblock
+
+if TYPE_CHECKING:
+    from matrixfs.fs.dirty import DirtyRanges
+    from matrixfs.locks.lock import Lock
+
+_COPIED = (
+    "mode",
+    "nlink",
+    "uid",
+    "gid",
+    "blocks",
+    "atime_ns",
+    "mtime_ns",
+    "ctime_ns",
+    "btime_ns",
+    "rdev",
+    "incarnation",
+    "data_version",
+    "flags",
+    "orphaned_by",
+    "parent",
+    "children",
+)
+
+
+class Inode(Block):
+    """Attributes as in ``ondisk.inode``, the root of the tree, and data written but not yet on the store.
+
+    ``size`` is what applications see; ``size_on_disk`` what a crash may leave: data first, size after it.
+    """
+
+    __slots__ = (*_COPIED, "depth", "dirty", "lock", "root", "size", "size_on_disk")
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    rdev: int
+    incarnation: int
+    data_version: int
+    flags: int
+    orphaned_by: int
+    parent: int
+    children: int
+
+    def __init__(self, address: int, generation: int, lock: Lock) -> None:
+        super().__init__(address, generation)
+        self.lock = lock
+        for name in _COPIED:
+            setattr(self, name, 0)
+        self.size = self.size_on_disk = 0
+        self.depth = 0
+        self.root: bytes | Index | EntryTable | ExtentList = b""  # bytes: INLINE
+        self.dirty: DirtyRanges | None = None
+
+    @property
+    def ino(self) -> int:
+        """The inode's number, which is its block's."""
+        return self.address
+
+    @property
+    def blocks512(self) -> int:
+        """Space in units of 512 bytes as stat(2) wants it."""
+        return self.blocks * 8 if self.blocks else (8 if self.size else 0)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def inline(self) -> bool:
+        """Whether its data lies in the inode block."""
+        return isinstance(self.root, bytes)
+
+    def encode(self, owner: bytes) -> bytes:
+        """See ``Block.encode``."""
+        root = self.root
+        entries = 0
+        if isinstance(root, bytes):
+            layout, tail, size = INLINE, root, len(root)
+        else:
+            layout, tail, size = TREE, root.encode(), self.size_on_disk
+            entries = len(root.keys) if isinstance(root, Index) else len(root)
+        return InodeRecord(
+            owner=owner,
+            address=self.address,
+            generation=self.generation,
+            size=size,
+            layout=layout,
+            depth=self.depth,
+            entries=entries,
+            tail=tail,
+            **{name: getattr(self, name) for name in _COPIED},
+        ).encode()
+
+
+def new_inode(address: int, generation: int, lock: Lock, mode: int) -> Inode:
+    """An empty inode of the type in ``mode``."""
+    inode = Inode(address, generation, lock)
+    inode.mode = mode
+    inode.nlink = 1
+    if stat.S_ISDIR(mode):
+        inode.root = EntryTable([], TAIL_BYTES)
+        inode.nlink = 2
+    return inode
+
+
+def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> Inode:
+    """The inode whose block was read under ``lock``.  Raises CorruptRecord."""
+    number = lock.number
+    where = f"block {number} (inode)"
+    found = InodeRecord.decode_untrusted(data, where, owner=superblock.owner, address=number)
+    inode = Inode(number, found.generation, lock)
+    for name in _COPIED:
+        setattr(inode, name, getattr(found, name))
+    inode.size = inode.size_on_disk = found.size
+    inode.depth = found.depth
+    if found.flags & ~FLAGS_KNOWN:
+        raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
+    if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
+        raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
+    inode.root = _decode_root_untrusted(found, where, superblock)
+    return inode
+
+
+def _decode_root_untrusted(
+    found: InodeRecord, where: str, superblock: Superblock
+) -> bytes | Index | EntryTable | ExtentList:
+    if found.layout == INLINE:
+        if found.size > TAIL_BYTES or found.depth:
+            raise CorruptRecord(where, "inline size", f"at most {TAIL_BYTES}", found.size)
+        return found.tail[: found.size]
+    if found.layout != TREE:
+        raise CorruptRecord(where, "layout", "INLINE or TREE", found.layout)
+    if found.depth > DEPTH_MAX:
+        raise CorruptRecord(where, "depth", f"at most {DEPTH_MAX}", found.depth)
+    if found.size >= 1 << 63:
+        raise CorruptRecord(where, "size", "below 2^63", found.size)
+    if found.depth:
+        return decode_index_untrusted(found.tail, found.entries, where, superblock)
+    if stat.S_ISDIR(found.mode):
+        return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
+    return ExtentList(unpack_extents_untrusted(found.tail, found.entries, where, superblock.blocks_total), TAIL_BYTES)

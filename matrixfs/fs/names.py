@@ -1,0 +1,59 @@
+"""Steps that operations on names share."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING
+
+from matrixfs.fs import directories
+from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.directories import Place
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+from matrixfs.fs.opens import orphan_name
+from matrixfs.ondisk.superblock import ORPHANS_START
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+
+def check_directory(inode: Inode) -> Inode:
+    """Raises OSError: ENOTDIR, ESTALE."""
+    if not inode.is_directory:
+        raise OSError(errno.ESTALE if inode.mode == 0 else errno.ENOTDIR, "no directory")
+    return inode
+
+
+def check_living(directory: Inode) -> Inode:
+    """A directory that takes new names.  Raises OSError: ENOTDIR, ENOENT when it was removed."""
+    check_directory(directory)
+    if directory.nlink == 0:
+        raise OSError(errno.ENOENT, "the directory was removed")
+    return directory
+
+
+async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
+    """Blocks for the change that follows; for 0 blocks no group is held.  OSError ENOSPC."""
+    group = await held.group(count, near) if count else None
+    return Reservation(volume.journal, group, count)
+
+
+async def add_name(
+    volume: Volume, held: Held, directory: Inode, place: Place, name: bytes, ino: int, kind: int
+) -> None:
+    """Add a name, with blocks if the tree must grow.  No checkpoint at its end.  OSError ENOSPC."""
+    entry = directories.new_entry(place, name, ino, kind)
+    with await reserve(volume, held, directories.blocks_needed(place, name), directory.ino) as spare:
+        directories.add(volume, directory, place, entry, spare)
+
+
+async def make_orphan(volume: Volume, held: Held, inode: Inode) -> None:
+    """List an inode that is about to lose its last name as this node's orphan.  No checkpoint at its end."""
+    index = volume.journal.index
+    orphans = await held.exclusive(ORPHANS_START + index)
+    place = await directories.locate(volume, orphans, orphan_name(inode.ino))
+    assert place.entry is None, f"inode {inode.ino} is an orphan twice"
+    await add_name(volume, held, orphans, place, orphan_name(inode.ino), inode.ino, stat.S_IFMT(inode.mode) >> 12)
+    inode.orphaned_by = index + 1
+

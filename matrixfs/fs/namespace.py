@@ -1,0 +1,213 @@
+"""Names: lookup, create, link, unlink.  ``rename`` has a module of its own.
+
+Each operation waits first (locks in order, lookups, free blocks) and then changes everything with no
+checkpoint in between.  Permissions were checked by the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dlm.modes import EX, PR
+
+from matrixfs.fs import data, directories
+from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode, new_inode
+from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
+from matrixfs.fs.rename import rename
+from matrixfs.ondisk.inode import TAIL_BYTES
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+__all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "unlink"]
+
+LINKS_MAX = 65_000
+SYMLINK_MAX = 4095
+
+
+async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
+    """What ``name`` in ``parent`` is; None if there is no such name.
+
+    Raises:
+        OSError: ENOTDIR, ESTALE, ENAMETOOLONG.
+        CorruptionError, DeviceError, Fenced: it can't be read.
+    """
+    directory_lock = volume.inode_lock(parent)
+    if not directory_lock.try_hold(PR):
+        await directory_lock.hold(PR)
+    try:
+        directory = check_directory(directory_lock.subject or await volume.load(directory_lock))
+        place = await directories.locate(volume, directory, name)
+        if place.entry is None:
+            return None
+        lock = volume.inode_lock(place.entry.inode)
+        if not lock.try_hold(PR):
+            await lock.hold(PR)
+        try:
+            inode: Inode | None = lock.subject
+            return inode if inode is not None and inode.mode else await volume.load(lock)
+        finally:
+            lock.drop(PR)
+    finally:
+        directory_lock.drop(PR)
+
+
+async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:
+    """Make a regular file or special file; ``mode`` includes the type.
+
+    Raises:
+        OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG.
+        CorruptionError, DeviceError, Fenced: the directory can't be read.
+    """
+
+    def fill(inode: Inode) -> None:
+        inode.rdev = rdev
+
+    return await _make(volume, parent, name, mode, uid, gid, fill)
+
+
+async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+    """Make a directory.  Raises as ``create`` does, and OSError EMLINK."""
+
+    def fill(inode: Inode) -> None:
+        inode.parent = parent
+
+    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill)
+
+
+async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
+    """Make a symbolic link.  Raises as ``create`` does."""
+    if len(target) > SYMLINK_MAX:
+        raise OSError(errno.ENAMETOOLONG, "link target too long")
+
+    def fill(inode: Inode) -> None:
+        data.put(volume, inode, 0, target)
+
+    inode = await _make(volume, parent, name, stat.S_IFLNK | 0o777, uid, gid, fill)
+    if len(target) > TAIL_BYTES:  # nobody can fsync a symlink, so its data must not wait
+        with Held(volume) as held:
+            inode = await held.exclusive(inode.ino)
+            await volume.write_back.flush(inode)
+    return inode
+
+
+async def _make(
+    volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
+) -> Inode:
+    directories.check_name(name)
+    await volume.journal.admit()
+    with Held(volume) as held:
+        directory = check_living(await held.exclusive(parent))
+        place = await directories.locate(volume, directory, name)
+        if place.entry is not None:
+            raise OSError(errno.EEXIST, "file exists")
+        is_directory = stat.S_ISDIR(mode)
+        if is_directory and directory.nlink >= LINKS_MAX:
+            raise OSError(errno.EMLINK, "too many directories in one directory")
+        count = 1 + directories.blocks_needed(place, name)
+        group = await held.group(count, near=parent)
+        with Reservation(volume.journal, group, count) as spare:
+            lock = volume.inode_lock(spare.first)
+            await held.lock(lock, EX, True)
+            entry = directories.new_entry(place, name, spare.first, stat.S_IFMT(mode) >> 12)
+            # No checkpoint from here (J1).
+            inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
+            _own(volume, inode, directory, uid, gid)
+            fill(inode)
+            lock.subject = inode
+            lock.blocks = {inode.ino: inode}
+            volume.journal.add(inode)
+            directories.add(volume, directory, place, entry, spare)
+            if is_directory:
+                directory.nlink += 1
+        return inode
+
+
+def _own(volume: Volume, inode: Inode, directory: Inode, uid: int, gid: int) -> None:
+    """Times, owner, and what a set-group-id directory hands down."""
+    now = volume.clock.wall_ns()
+    inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
+    inode.incarnation = int.from_bytes(volume.rng.randbytes(8), "little") | 1
+    inode.uid = uid
+    inode.gid = gid
+    if directory.mode & stat.S_ISGID:
+        inode.gid = directory.gid
+        if inode.is_directory:
+            inode.mode |= stat.S_ISGID
+
+
+async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
+    """Give a file one more name.
+
+    Raises:
+        OSError: EEXIST, EMLINK, ENOENT, ENOSPC, EPERM for a directory, ESTALE, ENAMETOOLONG.
+        CorruptionError, DeviceError, Fenced: something can't be read.
+    """
+    directories.check_name(name)
+    await volume.journal.admit()
+    with Held(volume) as held:
+        directory = check_living(await held.exclusive(parent))
+        if ino == parent:
+            raise OSError(errno.EPERM, "a directory has one name")
+        inode = await held.exclusive(ino)
+        if inode.is_directory:
+            raise OSError(errno.EPERM, "a directory has one name")
+        if inode.nlink == 0:
+            raise OSError(errno.ENOENT, "the file was removed")
+        if inode.nlink >= LINKS_MAX:
+            raise OSError(errno.EMLINK, "too many links")
+        place = await directories.locate(volume, directory, name)
+        if place.entry is not None:
+            raise OSError(errno.EEXIST, "file exists")
+        await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
+        inode.nlink += 1
+        volume.touch(inode, data=False)
+        return inode
+
+
+async def unlink(volume: Volume, parent: int, name: bytes) -> None:
+    """Remove a name that is no directory.
+
+    Raises:
+        OSError: ENOENT, EISDIR, ENOTDIR, ENOSPC.
+        CorruptionError, DeviceError, Fenced: something can't be read.
+    """
+    ino = await _remove(volume, parent, name, directory_wanted=False)
+    if ino:
+        volume.opens.try_delete(ino)
+
+
+async def rmdir(volume: Volume, parent: int, name: bytes) -> None:
+    """Remove an empty directory.  Raises as ``unlink`` does, and OSError ENOTEMPTY."""
+    ino = await _remove(volume, parent, name, directory_wanted=True)
+    volume.opens.try_delete(ino)
+
+
+async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bool) -> int:
+    """Remove a name; the inode's number if that was its last one, else 0."""
+    await volume.journal.admit()
+    with Held(volume) as held:
+        directory = check_directory(await held.exclusive(parent))
+        place = await directories.locate(volume, directory, name)
+        if place.entry is None:
+            raise OSError(errno.ENOENT, "no such name")
+        inode = await held.exclusive(place.entry.inode)
+        if inode.is_directory != directory_wanted:
+            raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
+        if inode.is_directory and inode.children:
+            raise OSError(errno.ENOTEMPTY, "directory not empty")
+        last = inode.is_directory or inode.nlink == 1
+        if last:
+            await make_orphan(volume, held, inode)
+        # No checkpoint since make_orphan's change (J1).
+        directories.remove(volume, directory, place)
+        if inode.is_directory:
+            directory.nlink -= 1
+        inode.nlink = 0 if last else inode.nlink - 1
+        volume.touch(inode, data=False)
+        return inode.ino if last else 0

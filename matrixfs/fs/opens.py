@@ -1,0 +1,173 @@
+"""Files open on this node, and the end of files without a name (anchors.md 7.4).
+
+While a file is open here, this node holds its OPEN lock in PR.  A file that loses its last name becomes an
+orphan: listed in the orphan directory of the node that removed the name, deleted by whichever node first
+gets the OPEN lock in EX, which nobody can while the file is open anywhere:
+
+- the node that removed the last name tries at once;
+- a node that closes an orphan for the last time tries then;
+- a node tries all orphans of its own list at mount, and a replayer those of the dead node.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from dlm.modes import EX, PR
+from dlm.names import Resource
+from membership.errors import MatrixError
+
+from matrixfs.fs import directories, extents
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+from matrixfs.locks.lock import Lock
+from matrixfs.locks.resources import OPEN
+from matrixfs.ondisk.superblock import ORPHANS_START
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+DELETE_TIMEOUT = 0.2  # seconds to wait for nodes that only cache the OPEN lock to give it up
+QUEUE_MAX = 100_000
+DELETES_AT_ONCE = 4
+
+
+class Opens:
+    """The OPEN locks of one mount, and the deletion of orphans."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._counts: dict[int, int] = {}
+        self._send, self._receive = trio.open_memory_channel[int](QUEUE_MAX)
+        self._queued: set[int] = set()
+        self.deleted = 0
+        self.left_to_others = 0
+
+    def _lock(self, ino: int) -> Lock:
+        return self._volume.locks.lock(Resource(OPEN, ino), self)
+
+    async def surrender(self, lock: Lock, mode: int) -> None:
+        """Callout: nothing is cached under an OPEN lock; it is held as long as the file is open here."""
+
+    # --- open files -----------------------------------------------------------------------------------------
+
+    async def opened(self, ino: int) -> None:
+        """Count an open; the first one takes the OPEN lock.  Raises OSError ESTALE when the file is gone."""
+        if self._counts.get(ino):
+            self._counts[ino] += 1
+            return
+        lock = self._lock(ino)
+        if not lock.try_hold(PR):
+            await lock.hold(PR)
+        if self._counts.get(ino):  # another task was as fast
+            lock.drop(PR)
+        self._counts[ino] = self._counts.get(ino, 0) + 1
+
+    def closed(self, ino: int) -> None:
+        """Count a close; the last one drops the OPEN lock, and deletes the file if it has no name."""
+        count = self._counts[ino] - 1
+        if count:
+            self._counts[ino] = count
+            return
+        del self._counts[ino]
+        self._lock(ino).drop(PR)
+        inode: Inode | None = self._volume.inode_lock(ino).subject
+        if inode is None or inode.nlink == 0:
+            self.try_delete(ino)
+
+    def is_open(self, ino: int) -> bool:
+        """Whether it is open on this node."""
+        return ino in self._counts
+
+    # --- deletion -------------------------------------------------------------------------------------------
+
+    def try_delete(self, ino: int) -> None:
+        """Have it deleted in the background if it is an orphan that nobody has open."""
+        if ino not in self._queued and not self.is_open(ino):
+            self._queued.add(ino)
+            self._send.send_nowait(ino)
+
+    async def adopt(self, journal: int) -> int:
+        """Try the orphans that the owner of ``journal`` left; return how many there are."""
+        with Held(self._volume) as held:
+            directory = await held.shared(ORPHANS_START + journal)
+            numbers = [entry.inode async for entry in directories.entries_from(self._volume, directory, 0)]
+        for number in numbers:
+            self.try_delete(number)
+        return len(numbers)
+
+    async def run(self) -> None:
+        """Delete what is queued; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(DELETES_AT_ONCE):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        async for ino in self._receive:
+            self._queued.discard(ino)
+            try:
+                await self._delete(ino)
+            except OSError as error:
+                log.debug("inode %d: not deleted: %s", ino, error)
+            except MatrixError as error:
+                log.error("inode %d can't be deleted: %s", ino, error)
+
+    async def _delete(self, ino: int) -> None:
+        """Delete an inode if it has no name and nobody has it open."""
+        if self.is_open(ino):
+            return
+        volume = self._volume
+        with Held(volume) as held:
+            inode = await held.exclusive(ino)
+            if inode.nlink or not inode.orphaned_by:
+                return
+            if not inode.is_directory and not await self._nobody_has_it_open(ino):
+                self.left_to_others += 1
+                return
+            await empty(volume, inode)
+            orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
+            place = await directories.locate(volume, orphans, orphan_name(ino))
+            await volume.journal.admit()
+            groups = await held.groups({volume.superblock.group_of(ino)})
+            # No checkpoint from here (J1).
+            if place.entry is not None:
+                directories.remove(volume, orphans, place)
+            inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0
+            volume.journal.add(inode)
+            for group in groups.values():
+                group.generation_floor = max(group.generation_floor, inode.generation)
+                volume.allocator.retire(group, inode.lock)
+        volume.locks.discard(self._lock(ino))
+        self.deleted += 1
+
+    async def _nobody_has_it_open(self, ino: int) -> bool:
+        """Whether this node got the OPEN lock alone; then no other node has the file open, nor will open it."""
+        lock = self._lock(ino)
+        if not await lock.hold(EX, exclusive=True, timeout=DELETE_TIMEOUT):
+            return False
+        lock.drop(EX, exclusive=True)
+        return True
+
+
+async def empty(volume: Volume, inode: Inode) -> None:
+    """Free all that an exclusively held orphan has."""
+    volume.write_back.drop(inode)
+    volume.write_back.errors.pop(inode.ino, None)
+    if inode.is_directory:
+        await extents.drop_tree(volume, inode)
+    elif not isinstance(inode.root, bytes):
+        await extents.truncate(volume, inode, 0)
+    if not inode.is_directory:
+        inode.root = b""
+    inode.size = inode.size_on_disk = 0
+    volume.journal.add(inode)
+
+
+def orphan_name(ino: int) -> bytes:
+    """The name of an inode in an orphan directory."""
+    return b"%016x" % ino

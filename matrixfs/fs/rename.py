@@ -1,0 +1,158 @@
+"""rename(2): the operation with the most locks.
+
+Lock order: the rename lock when a name moves to another directory, then the two directories (an ancestor
+first, else by number), then what the names mean (directories first, then by number), then this node's orphan
+directory.  Under the rename lock no directory changes its parent, so ancestry read before stays true.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from dlm.modes import EX
+
+from matrixfs.fs import directories
+from matrixfs.fs.directories import Place
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+from matrixfs.fs.names import check_directory, check_living, make_orphan, reserve
+from matrixfs.ondisk.superblock import ROOT_INODE
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+DEPTH_MAX = 4096  # directories above one another: more is a loop on a corrupt store
+
+
+class Side(NamedTuple):
+    """One of the two names."""
+
+    directory: Inode
+    place: Place
+    inode: Inode | None
+
+
+async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    """Move a name, replacing what the new name means; with RENAME_EXCHANGE swap the two.
+
+    Raises:
+        OSError: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself, unknown flags),
+            ENOSPC, ENAMETOOLONG, ESTALE.
+        CorruptionError, DeviceError, Fenced: something can't be read.
+    """
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+        raise OSError(errno.EINVAL, "unknown rename flags")
+    directories.check_name(name)
+    directories.check_name(new_name)
+    await volume.journal.admit()
+    with Held(volume) as held:
+        above_old: set[int] = set()
+        above_new: set[int] = set()
+        if parent != new_parent:
+            await held.lock(volume.rename_lock(), EX, True)
+            above_old = await _ancestors(volume, parent)
+            above_new = await _ancestors(volume, new_parent)
+        order = sorted({parent, new_parent}, key=lambda ino: (ino not in above_old | above_new, ino))
+        if parent in above_new or new_parent in above_old:
+            order = [parent, new_parent] if parent in above_new else [new_parent, parent]
+        locked = {ino: check_directory(await held.exclusive(ino)) for ino in order}
+        source, target = locked[parent], check_living(locked[new_parent])
+        old = await directories.locate(volume, source, name)
+        new = await directories.locate(volume, target, new_name)
+        if old.entry is None or (flags & RENAME_EXCHANGE and new.entry is None):
+            raise OSError(errno.ENOENT, "no such name")
+        if new.entry is not None and flags & RENAME_NOREPLACE:
+            raise OSError(errno.EEXIST, "file exists")
+        if new.entry is not None and old.entry.inode == new.entry.inode:
+            return  # two names of one file: POSIX wants nothing done
+        if old.entry.inode in above_new | {new_parent}:
+            raise OSError(errno.EINVAL, "a directory can't move into itself")
+        if new.entry is not None and new.entry.inode in above_old | {parent}:
+            raise OSError(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, "directory not empty")
+        moved, replaced = await _lock_meanings(held, old, new)
+        if flags & RENAME_EXCHANGE:
+            assert replaced is not None
+            _exchange(volume, Side(source, old, moved), Side(target, new, replaced))
+            return
+        await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
+    if replaced is not None and replaced.nlink == 0:
+        volume.opens.try_delete(replaced.ino)
+
+
+async def _ancestors(volume: Volume, ino: int) -> set[int]:
+    """The directories above ``ino``; stable under the rename lock."""
+    above: set[int] = set()
+    while ino != ROOT_INODE:
+        with Held(volume) as held:
+            ino = check_directory(await held.shared(ino)).parent
+        if ino in above or len(above) > DEPTH_MAX:
+            raise OSError(errno.ELOOP, "directories form a loop: run fsck.matrixfs")
+        above.add(ino)
+    return above
+
+
+async def _lock_meanings(held: Held, old: Place, new: Place) -> tuple[Inode, Inode | None]:
+    """Hold what the two names mean: directories first, then by number."""
+    entries = [place.entry for place in (old, new) if place.entry is not None]
+    locked = {
+        entry.inode: await held.exclusive(entry.inode)
+        for entry in sorted(entries, key=lambda entry: (entry.kind != 4, entry.inode))  # 4: DT_DIR
+    }
+    assert old.entry is not None
+    return locked[old.entry.inode], locked[new.entry.inode] if new.entry is not None else None
+
+
+def _exchange(volume: Volume, one: Side, other: Side) -> None:
+    """Swap the meanings of two names.  No checkpoint (J1)."""
+    assert one.inode is not None
+    assert other.inode is not None
+    assert one.place.entry is not None
+    assert other.place.entry is not None
+    directories.replace(volume, one.directory, one.place, other.inode.ino, other.place.entry.kind)
+    directories.replace(volume, other.directory, other.place, one.inode.ino, one.place.entry.kind)
+    for inode, source, target in ((one.inode, one, other), (other.inode, other, one)):
+        _adopt(inode, source.directory, target.directory)
+        volume.touch(inode, data=False)
+
+
+def _adopt(inode: Inode, source: Inode, target: Inode) -> None:
+    """A directory's link to its parent follows its name."""
+    if inode.is_directory and source is not target:
+        inode.parent = target.ino
+        source.nlink -= 1
+        target.nlink += 1
+
+
+async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: bytes) -> None:
+    moved, replaced = old.inode, new.inode
+    assert moved is not None
+    assert old.place.entry is not None
+    last = False
+    if replaced is not None:
+        if replaced.is_directory != moved.is_directory:
+            raise OSError(errno.EISDIR if replaced.is_directory else errno.ENOTDIR, "wrong type")
+        if replaced.is_directory and replaced.children:
+            raise OSError(errno.ENOTEMPTY, "directory not empty")
+        last = replaced.is_directory or replaced.nlink == 1
+        if last:
+            await make_orphan(volume, held, replaced)
+        # No checkpoint since make_orphan's change (J1).
+        directories.replace(volume, new.directory, new.place, moved.ino, old.place.entry.kind)
+        if replaced.is_directory:
+            new.directory.nlink -= 1
+        replaced.nlink = 0 if last else replaced.nlink - 1
+        volume.touch(replaced, data=False)
+    else:
+        entry = directories.new_entry(new.place, new_name, moved.ino, old.place.entry.kind)
+        count = directories.blocks_needed(new.place, new_name)
+        with await reserve(volume, held, count, new.directory.ino) as spare:
+            # No checkpoint from here (J1).  First out, then in: adding may split the leaf that has the old name.
+            directories.remove(volume, old.directory, old.place)
+            directories.add(volume, new.directory, new.place, entry, spare)
+    if replaced is not None:
+        directories.remove(volume, old.directory, old.place)
+    _adopt(moved, old.directory, new.directory)
+    volume.touch(moved, data=False)

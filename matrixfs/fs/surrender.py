@@ -1,0 +1,54 @@
+"""What a node does before it gives up an inode's lock (R8, 002-08, 002-35).
+
+==== ============================= ======================================================================
+step when                          what
+==== ============================= ======================================================================
+1    from EX                       write buffered file data
+2    from EX, something changed    commit the journal, then write the inode's blocks in place, then revoke (J3)
+3    below PR                      drop what the kernel caches: names, attributes, pages
+4    below PR                      drop what is cached here
+==== ============================= ======================================================================
+
+No local operation holds the lock while this runs (``locks.cache``), and none of the steps waits for one.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from dlm.modes import EX, PR
+
+from matrixfs.fs.inode import Inode
+from matrixfs.locks.lock import Lock
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+
+class InodeCallouts:
+    """Callouts of the INODE and RENAME domains; nothing is cached under the latter."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    async def surrender(self, lock: Lock, mode: int) -> None:
+        """See the module."""
+        inode: Inode | None = lock.subject
+        if lock.mode == EX and lock.blocks:
+            if inode is not None and inode.dirty is not None:
+                await self._volume.write_back.flush_or_note(inode)
+            journal = self._volume.journal
+            if any(journal.holds(block) for block in lock.blocks.values()):
+                await journal.commit()
+            await journal.release(lock.blocks)
+        if mode < PR:
+            if inode is not None:
+                await self._purge_kernel(inode)
+            lock.subject = None
+            lock.blocks.clear()
+
+    async def _purge_kernel(self, inode: Inode) -> None:
+        if stat.S_ISDIR(inode.mode):
+            await self._volume.kernel.purge_names(inode.ino)
+        await self._volume.kernel.purge_inode(inode.ino)

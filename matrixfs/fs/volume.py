@@ -1,0 +1,172 @@
+"""One mounted filesystem: its parts, and the way from an inode number to the inode under its lock."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from dlm.names import Resource
+from membership.errors import CorruptionError
+from membership.label import BLOCK_BYTES
+from membership.seams import Clock, Rng, SectorDevice
+
+from matrixfs.fs.allocation import Allocator
+from matrixfs.fs.inode import Inode, decode_inode_untrusted
+from matrixfs.fs.journal import Journal
+from matrixfs.fs.opens import Opens
+from matrixfs.fs.surrender import InodeCallouts
+from matrixfs.fs.writeback import WriteBack
+from matrixfs.locks.cache import LockCache
+from matrixfs.locks.lock import Lock
+from matrixfs.locks.resources import INODE, RENAME
+from matrixfs.ondisk.superblock import Superblock
+
+SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
+
+log = logging.getLogger(__name__)
+
+
+class KernelCaches(Protocol):
+    """Makes what the kernel caches unreachable; must never wait long for a local operation (coherence.md)."""
+
+    async def purge_inode(self, ino: int) -> None:
+        """Attributes and pages of an inode."""
+        ...
+
+    async def purge_names(self, directory_ino: int) -> None:
+        """Names of a directory, negative ones too."""
+        ...
+
+
+class NoKernelCaches:
+    """For a volume that no kernel looks at: simulation and offline tools."""
+
+    async def purge_inode(self, ino: int) -> None:
+        """Nothing is cached."""
+
+    async def purge_names(self, directory_ino: int) -> None:
+        """Nothing is cached."""
+
+
+class Volume:
+    """What the operations of ``matrixfs.fs`` work on.
+
+    Args:
+        device: the filesystem's area, behind the fencing gate.
+        superblock: already checked.
+        locks: the lock cache, attached to its DLM peer.
+        journal: this mount's, already open.
+        clock: for file times.
+        rng: for numbers that must not repeat.
+        is_local: whether this node arbitrates a resource.
+        node: node id, so that nodes begin to allocate in different groups.
+    """
+
+    def __init__(
+        self,
+        device: SectorDevice,
+        superblock: Superblock,
+        locks: LockCache,
+        journal: Journal,
+        clock: Clock,
+        rng: Rng,
+        is_local: Callable[[Resource], bool],
+        node: int,
+    ) -> None:
+        self.device = device
+        self.superblock = superblock
+        self.locks = locks
+        self.journal = journal
+        self.clock = clock
+        self.rng = rng
+        self.kernel: KernelCaches = NoKernelCaches()
+        start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
+        self.allocator = Allocator(device, superblock, locks, journal, is_local, start)
+        self.opens = Opens(self)
+        self.write_back = WriteBack(self)
+        self._inode_callouts = InodeCallouts(self)
+
+    # --- inodes under their locks ---------------------------------------------------------------------------
+
+    def inode_lock(self, ino: int) -> Lock:
+        """The lock of inode ``ino``; ESTALE for a number that no inode can have."""
+        lock = self.locks.find(Resource(INODE, ino))
+        if lock is None:
+            if not self.superblock.is_inode_number(ino):
+                raise OSError(errno.ESTALE, f"{ino} is no inode number")
+            lock = self.locks.lock(Resource(INODE, ino), self._inode_callouts)
+        return lock
+
+    async def load(self, lock: Lock) -> Inode:
+        """The inode of a held lock.
+
+        Raises:
+            OSError: ESTALE when it was deleted.
+            CorruptRecord, DeviceError, Fenced: its block can't be read.
+        """
+        inode: Inode | None = lock.subject
+        if inode is None:
+            data = await self.device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
+            if lock.subject is None:  # another reader may have been faster
+                try:
+                    lock.subject = decode_inode_untrusted(data, self.superblock, lock)
+                except CorruptionError as error:
+                    if error.check == "magic":  # the block was given to something else: an old number
+                        log.warning("%s", error)
+                    raise
+                lock.blocks[lock.number] = lock.subject
+            inode = lock.subject
+        assert inode is not None
+        if inode.mode == 0:
+            raise OSError(errno.ESTALE, "deleted")
+        return inode
+
+    def rename_lock(self) -> Lock:
+        """The one lock under which directories move."""
+        return self.locks.lock(Resource(RENAME, 0), self._inode_callouts)
+
+    # --- times -----------------------------------------------------------------------------------------------
+
+    def touch(self, inode: Inode, *, data: bool) -> None:
+        """The inode changed; with ``data``, so did its contents: mtime grows strictly (coherence.md, point 2)."""
+        now = self.clock.wall_ns()
+        inode.ctime_ns = now
+        if data:
+            inode.mtime_ns = max(now, inode.mtime_ns + 1)
+            inode.data_version += 1
+        self.journal.add(inode)
+
+    def forgotten(self, ino: int) -> None:
+        """The kernel refers to the inode no more; what we cache of it stays, under its lock."""
+
+    # --- background ------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit, check-point, write back, delete orphans, settle freed numbers; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.journal.run)
+            nursery.start_soon(self.opens.run)
+            nursery.start_soon(self.write_back.run)
+            nursery.start_soon(self._settle)
+            task_status.started()
+
+    async def _settle(self) -> None:
+        while True:
+            await self.clock.sleep(SETTLE_INTERVAL)
+            await self.allocator.settle()
+
+    async def sync(self) -> None:
+        """Everything written so far is durable on return."""
+        await self.write_back.all()
+        await self.journal.sync()
+
+    async def close(self) -> None:
+        """Flush all, give up all locks, leave a clean journal.  No operation may be running."""
+        await self.sync()
+        await self.allocator.settle()
+        await self.locks.leave()
+        await self.journal.close()

@@ -1,0 +1,234 @@
+"""Writing buffered file data to the store: delayed allocation, data before the metadata that names it (J4)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from dlm.modes import EX
+from membership.label import BLOCK_BYTES
+
+from matrixfs.fs import extents, tree
+from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.blocks import ExtentList
+from matrixfs.fs.groups import Group
+from matrixfs.fs.inode import Inode
+from matrixfs.fs.parallel import for_each
+from matrixfs.ondisk.extent import Extent
+from matrixfs.ondisk.inode import DEPTH_MAX, TAIL_BYTES
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+RUN_BLOCKS = 1024  # blocks written at once: 4 MiB
+FILE_BYTES_MAX = 4 << 20  # buffered bytes of one file beyond which its writer writes back
+TOTAL_BYTES_MAX = 128 << 20  # and of all files
+AGE_MAX = 3.0  # seconds that data stays buffered though nobody asks
+WRITES_AT_ONCE = 4
+TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
+
+
+class WriteBack:
+    """The files of a volume with buffered data."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._since: dict[int, float] = {}  # inode number -> when its oldest buffered byte was written
+        self._promised: dict[int, int] = {}  # inode number -> blocks promised by the allocator
+        self.errors: dict[int, int] = {}  # inode number -> errno to report at the next fsync or close
+        self.length = 0  # buffered bytes
+
+    async def admit(self, inode: Inode, length: int) -> None:
+        """Before ``length`` bytes are buffered: make sure they will find room.  OSError ENOSPC."""
+        blocks = length // BLOCK_BYTES + 2
+        allocator = self._volume.allocator
+        try:
+            await allocator.promise(blocks)
+        except OSError:
+            if not self._since:
+                raise
+            await self.all(but=inode)  # promises are upper bounds: the exact need may be smaller
+            await self.flush(inode)
+            await allocator.promise(blocks)
+
+    def noted(self, inode: Inode, length: int) -> None:
+        """``length`` bytes more are buffered for an exclusively held inode."""
+        assert inode.dirty is not None
+        self._since.setdefault(inode.ino, self._volume.clock.monotonic())
+        self.length += length
+        self._promise(inode, inode.dirty.blocks_bound())
+
+    def _promise(self, inode: Inode, blocks: int) -> None:
+        self._volume.allocator.promised += blocks - self._promised.pop(inode.ino, 0)
+        if blocks:
+            self._promised[inode.ino] = blocks
+
+    def drop(self, inode: Inode) -> None:
+        """Forget what is buffered: the file was emptied, deleted, or can't be written."""
+        if inode.dirty is not None:
+            self.length -= inode.dirty.length
+            inode.dirty = None
+            self._promise(inode, 0)
+            self._since.pop(inode.ino, None)
+
+    def shrunk(self, inode: Inode, before: int) -> None:
+        """The buffered bytes of a file changed from ``before``, for example by a truncation."""
+        assert inode.dirty is not None
+        self.length += inode.dirty.length - before
+        self._promise(inode, inode.dirty.blocks_bound())
+
+    def pressing(self, inode: Inode) -> bool:
+        """Whether the writer should write back now."""
+        return inode.dirty is not None and (
+            inode.dirty.length >= FILE_BYTES_MAX or self.length >= TOTAL_BYTES_MAX
+        )
+
+    # --- rounds --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write back what is old; until cancelled."""
+        while True:
+            await self._volume.clock.sleep(1.0)
+            now = self._volume.clock.monotonic()
+            await self._some([ino for ino, since in self._since.items() if now - since >= AGE_MAX])
+
+    async def all(self, but: Inode | None = None) -> None:
+        """Write back everything buffered at the time of the call."""
+        await self._some([ino for ino in self._since if but is None or ino != but.ino])
+
+    async def _some(self, numbers: list[int]) -> None:
+
+        async def one(ino: int) -> None:
+            lock = self._volume.inode_lock(ino)
+            if lock.mode < EX:
+                return  # surrendered meanwhile, and flushed with that
+            await lock.hold(EX, exclusive=True)
+            try:
+                if lock.subject is not None:
+                    await self.flush_or_note(lock.subject)
+            finally:
+                lock.drop(EX, exclusive=True)
+
+        await for_each(numbers, one, workers=WRITES_AT_ONCE)
+
+    # --- one file --------------------------------------------------------------------------------------------
+
+    async def flush_or_note(self, inode: Inode) -> None:
+        """Flush where nobody can be told of a lack of space: it is reported at the next fsync or close."""
+        try:
+            await self.flush(inode)
+        except OSError as error:
+            log.error("inode %d: buffered data is lost: %s", inode.ino, error)
+            self.errors[inode.ino] = error.errno or errno.EIO
+            self.drop(inode)
+            inode.size = inode.size_on_disk if not inode.inline else len(inode.root)  # type: ignore[arg-type]
+
+    async def flush(self, inode: Inode) -> None:
+        """Write all buffered data of an inode that nobody else can change now.
+
+        Raises:
+            OSError: ENOSPC; what is not written stays buffered.
+            DeviceError, Fenced: the mount withdraws.
+        """
+        dirty = inode.dirty
+        if dirty is None:
+            return
+        base = inode.root if isinstance(inode.root, bytes) else None
+        if base is not None:  # the file outgrows its inode: its old bytes are written with the new ones
+            merged = bytearray(base)
+            dirty.overlay(0, merged)
+            before = dirty.length
+            dirty.write(0, merged)
+            self.length += dirty.length - before
+        for first, count in list(dirty.block_runs(RUN_BLOCKS)):
+            await self._flush_run(inode, first, count)
+        # No checkpoint from here: the size follows the data (J4).
+        if inode.inline:
+            inode.root = ExtentList([], TAIL_BYTES)
+        inode.size_on_disk = inode.size
+        self._volume.journal.add(inode)
+        self.drop(inode)
+
+    async def _flush_run(self, inode: Inode, first: int, count: int) -> None:
+        """Write ``count`` blocks from ``first``, all touched by buffered data."""
+        volume = self._volume
+        if inode.inline:
+            pieces = [Extent(first, 0, count)]
+        else:
+            pieces = await extents.pieces(volume, inode, first, count)
+        buffer = await self._content(inode, first, count, pieces)
+        view = memoryview(buffer)
+        near = 0
+        for logical, physical, length in pieces:
+            data = view[(logical - first) * BLOCK_BYTES : (logical - first + length) * BLOCK_BYTES]
+            if physical:
+                await volume.device.write(physical * BLOCK_BYTES, data)
+                volume.journal.data_written()
+                near = physical + length
+            else:
+                near = await self._write_new(inode, logical, data, near)
+
+    async def _content(self, inode: Inode, first: int, count: int, pieces: list[Extent]) -> bytearray:
+        """The blocks' bytes: buffered ones over those of the store where a block is only partly buffered."""
+        assert inode.dirty is not None
+        buffer = bytearray(count * BLOCK_BYTES)
+        for logical, physical, length in pieces:
+            if not physical:
+                continue
+            edges = {logical, logical + length - 1} if length > 2 else set(range(logical, logical + length))
+            inner = not inode.dirty.covers((logical + 1) * BLOCK_BYTES, (logical + length - 1) * BLOCK_BYTES)
+            for block in range(logical, logical + length) if inner else sorted(edges):
+                if not inode.dirty.covers(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES):
+                    at = (block - first) * BLOCK_BYTES
+                    place = (physical + block - logical) * BLOCK_BYTES
+                    buffer[at : at + BLOCK_BYTES] = await self._volume.device.read(place, BLOCK_BYTES)
+        inode.dirty.overlay(first * BLOCK_BYTES, buffer)
+        return buffer
+
+    async def _write_new(self, inode: Inode, logical: int, data: memoryview, near: int) -> int:
+        """Allocate, write, then name the blocks; return where the next ones would best lie."""
+        volume = self._volume
+        left = len(data) // BLOCK_BYTES
+        while left:
+            await volume.journal.admit()
+            near = near or await self._after(inode, logical)
+            group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
+            try:
+                start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near)
+                try:
+                    await self._write_taken(inode, group, Extent(logical, start, length), data[: length * BLOCK_BYTES])
+                except BaseException:
+                    group.untake(start, length)
+                    raise
+            finally:
+                volume.allocator.drop(group)
+            near = start + length
+            logical += length
+            left -= length
+            data = data[length * BLOCK_BYTES :]
+        return near
+
+    async def _after(self, inode: Inode, logical: int) -> int:
+        """Where the block before ``logical`` ends on the store; 0 if there is none."""
+        if inode.inline or logical == 0:
+            return 0
+        before = await extents.pieces(self._volume, inode, logical - 1, 1)
+        return before[0].physical + 1 if before[0].physical else 0
+
+    async def _write_taken(self, inode: Inode, group: Group, extent: Extent, data: memoryview) -> None:
+        volume = self._volume
+        await volume.device.write(extent.physical * BLOCK_BYTES, data)
+        volume.journal.data_written()
+        if inode.inline:
+            inode.root = ExtentList([], TAIL_BYTES)
+        path = await tree.descend(volume, inode, extent.logical)
+        with Reservation(volume.journal, group, tree.blocks_needed(path, extent)) as spare:
+            # No checkpoint from here (J1): the blocks are used and named together.
+            group.use(extent.physical, extent.length)
+            volume.journal.add(group)
+            tree.insert(volume, inode, path, extent, spare)
+            inode.blocks += extent.length
+            volume.journal.add(inode)

@@ -1,0 +1,304 @@
+"""The cache of locks: asks the DLM, keeps what it got, gives it up when a peer asks.
+
+Each lock moves through these states (``mode`` is what the DLM granted):
+
+============ =============================================== ===================================
+state        meaning                                         leaves by
+============ =============================================== ===================================
+idle         cached, nobody waits                            a local waiter, a revoke, reclaim
+requested    a greater mode was asked of the DLM             grant (or denial after a time-out)
+revoking     a peer waits; no new local holder gets in       last local holder drops
+demoting     the surrender callout flushes and purges        its end: RELEASE to the DLM
+============ =============================================== ===================================
+
+A revoke of a lock that is being used over and over is put off until ``MIN_HOLD`` after the grant, so
+that its holder makes progress instead of passing the lock back and forth for single operations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import trio
+
+from dlm.client import Grant
+from dlm.messages import NEVER
+from dlm.modes import EX, NL, PR
+from dlm.names import Resource
+from membership.seams import Clock
+
+from matrixfs.locks.lock import Callouts, Lock, Waiter
+from matrixfs.locks.resources import describe
+
+log = logging.getLogger(__name__)
+
+MIN_HOLD = 0.008  # seconds from the grant; anchors.md 7.5
+MIN_HOLD_USES = 3  # fewer uses since the grant: lookup then write, or one write, need no protection
+LOCKS_MAX = 200_000  # cached locks beyond this are reclaimed, least recently used first
+RECLAIM_INTERVAL = 1.0  # seconds
+LEAVE_PARALLEL = 64
+
+
+class LockManager(Protocol):
+    """What the cache asks of the DLM peer (``dlm.service.LockService``)."""
+
+    def request(self, resource: Resource, mode: int) -> Grant | None:
+        """Ask for ``mode``; the grant at once when this node arbitrates, else None and a callback later."""
+        ...
+
+    def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
+        """Keep only ``mode``."""
+        ...
+
+    def cancel(self, resource: Resource) -> None:
+        """Withdraw the outstanding request; no callback will answer it."""
+        ...
+
+
+class LockCache:
+    """All locks of one mount.
+
+    Args:
+        clock: for ages and the minimum hold.
+        on_fatal: told when a surrender failed: the mount must withdraw, its locks stay as they are (R9).
+    """
+
+    def __init__(self, clock: Clock, on_fatal: Callable[[BaseException], None]) -> None:
+        self._clock = clock
+        self._on_fatal = on_fatal
+        self._locks: dict[Resource, Lock] = {}  # cached or in use
+        # All that anybody still refers to: an operation may keep a Lock while it leaves and re-enters the cache.
+        self._known: WeakValueDictionary[Resource, Lock] = WeakValueDictionary()
+        self._manager: LockManager | None = None
+        self._nursery: trio.Nursery | None = None
+        self._failed = False
+        self.hits = 0
+        self.requests = 0
+        self.demotions = 0
+        self.deferred = 0
+        self.reclaimed = 0
+
+    def attach(self, manager: LockManager) -> None:
+        """Set the DLM peer."""
+        self._manager = manager
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the demotions and the reclaim until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await self._clock.sleep(RECLAIM_INTERVAL)
+                self._reclaim()
+
+    def lock(self, resource: Resource, callouts: Callouts) -> Lock:
+        """The cache's lock of ``resource``, made if need be (at NL, without a message)."""
+        lock = self._locks.get(resource) or self._known.get(resource)
+        if lock is None:
+            lock = self._known[resource] = Lock(self, resource, callouts)
+        return lock
+
+    def find(self, resource: Resource) -> Lock | None:
+        """The lock if it is in the cache."""
+        return self._locks.get(resource)
+
+    # --- local users -----------------------------------------------------------------------
+
+    async def wait_for(self, lock: Lock, mode: int, exclusive: bool, timeout: float | None) -> bool:
+        """Queue behind the lock's other local waiters; see ``Lock.hold``."""
+        waiter = Waiter(mode, exclusive, self._clock.monotonic())
+        lock.waiters.append(waiter)
+        self.advance(lock)
+        if waiter.admitted:  # granted by this node's own share of the lock manager: no checkpoint
+            return True
+        waiter.task = trio.lowlevel.current_task()
+        if timeout is None:
+            await trio.lowlevel.wait_task_rescheduled(lambda _: self._abandon(lock, waiter))
+            return True
+        with trio.move_on_after(timeout):
+            await trio.lowlevel.wait_task_rescheduled(lambda _: self._abandon(lock, waiter))
+            return True
+        if lock.requested and not lock.waiters and self._manager is not None:
+            self._manager.cancel(lock.resource)
+            lock.requested = NL
+        return False
+
+    def _abandon(self, lock: Lock, waiter: Waiter) -> trio.lowlevel.Abort:
+        if waiter.admitted:  # the wake-up is on its way
+            return trio.lowlevel.Abort.FAILED
+        lock.waiters.remove(waiter)
+        self.advance(lock)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def advance(self, lock: Lock) -> None:
+        """Do what the lock's state allows now: admit, request, or begin the demotion.  No checkpoint."""
+        if not lock.revoking:
+            lock.admit()
+            if lock.waiters and not lock.requested and lock.mode < lock.waiters[0].mode:
+                self._request(lock, lock.waiters[0].mode)
+            return
+        assert lock.revoke_to is not None
+        if not lock.demoting and lock.drained(lock.revoke_to):
+            lock.demoting = True
+            assert self._nursery is not None
+            self._nursery.start_soon(self._demote, lock)
+
+    def _request(self, lock: Lock, mode: int) -> None:
+        assert self._manager is not None
+        lock.requested = mode
+        self._locks[lock.resource] = lock
+        self.requests += 1
+        grant = self._manager.request(lock.resource, mode)
+        if grant is not None:
+            self.granted(lock.resource, grant)
+
+    # --- callbacks of the DLM ----------------------------------------------------------------
+
+    def granted(self, resource: Resource, grant: Grant) -> None:
+        """The DLM granted a request.  No checkpoint until the first local waiter holds the lock."""
+        lock = self._locks[resource]
+        lock.mode = grant.mode
+        lock.requested = NL
+        lock.granted_at = self._clock.monotonic()
+        lock.uses = 0
+        if not lock.revoking:
+            lock.admit()
+        if grant.finish != NEVER:
+            self.revoke(resource, grant.finish)
+        self.advance(lock)
+
+    def denied(self, resource: Resource) -> None:
+        """A try failed: the cache makes none."""
+        raise AssertionError(f"{describe(resource)}: denied without a try")
+
+    def revoke(self, resource: Resource, mode: int) -> None:
+        """A peer waits for this node to hold no more than ``mode``."""
+        lock = self._locks.get(resource)
+        if lock is None or lock.mode <= mode:
+            return  # crossed with our release
+        lock.revoke_to = mode if lock.revoke_to is None else min(mode, lock.revoke_to)
+        if lock.revoking:
+            return
+        delay = lock.granted_at + MIN_HOLD - self._clock.monotonic()
+        if delay > 0 and lock.uses >= MIN_HOLD_USES and self._nursery is not None:
+            self.deferred += 1
+            self._nursery.start_soon(self._revoke_later, lock, delay)
+            return
+        lock.revoking = True
+        self.advance(lock)
+
+    async def _revoke_later(self, lock: Lock, delay: float) -> None:
+        await self._clock.sleep(delay)
+        if lock.revoke_to is not None and not lock.revoking:
+            lock.revoking = True
+            self.advance(lock)
+
+    async def _demote(self, lock: Lock) -> None:
+        """Surrender down to ``revoke_to``, again if a peer asked for less meanwhile, then tell the DLM."""
+        assert self._manager is not None
+        try:
+            while True:
+                mode = lock.revoke_to
+                assert mode is not None
+                await lock.callouts.surrender(lock, mode)
+                if lock.revoke_to == mode:
+                    break
+        except Exception as error:  # whatever it was: what is dirty is not safe, so the lock must not move
+            if not self._failed:
+                self._failed = True
+                log.exception("surrender of %s failed", describe(lock.resource))
+                self._on_fatal(error)
+            return
+        # No checkpoint from here: the DLM's view and ours change together.
+        self.demotions += 1
+        lock.mode = mode
+        lock.revoke_to = None
+        lock.revoking = lock.demoting = False
+        self._manager.release(lock.resource, mode, None)
+        self.advance(lock)
+        if mode == NL and lock.idle:
+            self._locks.pop(lock.resource, None)
+
+    # --- giving up on our own account ------------------------------------------------------------
+
+    def discard(self, lock: Lock) -> None:
+        """Give up an idle lock whose object is gone for good, or that is not needed any more."""
+        if lock.mode > NL and lock.idle:
+            lock.revoke_to = NL
+            lock.revoking = True
+            self.advance(lock)
+
+    def _reclaim(self) -> None:
+        """Give up idle locks beyond ``LOCKS_MAX``: those not used since the last round, oldest first."""
+        excess = len(self._locks) - LOCKS_MAX
+        if excess <= 0:
+            return
+        for lock in list(self._locks.values()):
+            if excess <= 0:
+                return
+            if lock.idle and lock.uses == 0:
+                excess -= 1
+                self.reclaimed += 1
+                self.discard(lock)
+            lock.uses = 0
+
+    async def leave(self) -> None:
+        """Give up every lock, flushing all: the end of a clean unmount.  No local operation may be running."""
+        limit = trio.CapacityLimiter(LEAVE_PARALLEL)
+
+        async def give_up(lock: Lock) -> None:
+            async with limit:
+                while lock.mode > NL and not self._failed:
+                    if lock.revoke_to is None or not lock.revoking:
+                        lock.revoke_to = NL
+                        lock.revoking = True
+                        self.advance(lock)
+                    await self._clock.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            for lock in sorted(self._locks.values(), key=lambda each: each.resource):
+                if lock.mode > NL:
+                    nursery.start_soon(give_up, lock)
+
+    # --- what an administrator sees -----------------------------------------------------------------
+
+    def waits(self) -> list[dict[str, object]]:
+        """Every wait: resource, wanted and held mode, seconds, and why (R14)."""
+        now = self._clock.monotonic()
+        return [
+            {
+                "resource": describe(lock.resource),
+                "wanted": waiter.mode,
+                "held": lock.mode,
+                "seconds": round(now - waiter.since, 3),
+                "reason": _reason(lock),
+            }
+            for lock in self._locks.values()
+            for waiter in lock.waiters
+        ]
+
+    def statistics(self) -> dict[str, int]:
+        """Counters: requests to the DLM, demotions, revokes put off, locks reclaimed and cached."""
+        modes = [lock.mode for lock in self._locks.values()]
+        return {
+            "cached": len(modes),
+            "cached_shared": modes.count(PR),
+            "cached_exclusive": modes.count(EX),
+            "requests": self.requests,
+            "demotions": self.demotions,
+            "revokes_deferred": self.deferred,
+            "reclaimed": self.reclaimed,
+        }
+
+
+def _reason(lock: Lock) -> str:
+    if lock.demoting:
+        return "flushing and purging for a peer"
+    if lock.revoking:
+        return "local holders, then a peer"
+    if lock.requested:
+        return "a peer or recovery"
+    return "local holders"

@@ -1,0 +1,17 @@
+"""What the filesystem locks: the resource domains of a lockspace."""
+
+from __future__ import annotations
+
+from dlm.names import Resource
+
+RENAME = 1
+INODE = 2
+OPEN = 3
+GROUP = 4
+
+DOMAIN_NAMES = {RENAME: "rename", INODE: "inode", OPEN: "open", GROUP: "group"}
+
+
+def describe(resource: Resource) -> str:
+    """The resource as ``matrixctl`` prints it, for example ``inode 4711``."""
+    return f"{DOMAIN_NAMES.get(resource[0], resource[0])} {resource[1]}"

@@ -1,0 +1,211 @@
+"""One mount as a member of its filesystem's lockspace: lock manager, lock cache, journal, volume, and the orders
+of recovery that drive them (R5; the contract O1 to O5 is in ``membership.orders``).
+
+This is the whole data path without FUSE: a mount process and the simulation run the same object.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from dlm.service import LockService
+from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
+from membership.orders import (
+    GhostsReleased,
+    Order,
+    Rebuild,
+    Rebuilt,
+    ReleaseGhosts,
+    Replay,
+    Replayed,
+    Reply,
+    Resume,
+    Resumed,
+    Suspend,
+    Suspended,
+)
+from membership.seams import Clock, Rng, SectorDevice, Transport
+from membership.views import Instance
+
+from matrixfs.fs.journal import Journal
+from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
+from matrixfs.fs.volume import Volume
+from matrixfs.locks.cache import LockCache
+from matrixfs.ondisk.superblock import Superblock
+
+log = logging.getLogger(__name__)
+
+ORDERS_MAX = 1000  # orders under way; an administrator has at most a handful outstanding
+
+
+class Member:
+    """See the module.
+
+    Args:
+        device: the filesystem's area, behind the fencing gate.
+        superblock: already checked.
+        transport: to the other members; read only by the lock manager.
+        clock: time.
+        rng: journal salts and inode incarnations.
+        node: this node's id.
+        incarnation: of this mount.
+        reply: sends a reply to the administrator.
+        on_fatal: told why the mount must withdraw (R9).
+    """
+
+    def __init__(
+        self,
+        device: SectorDevice,
+        superblock: Superblock,
+        transport: Transport,
+        clock: Clock,
+        rng: Rng,
+        node: int,
+        incarnation: int,
+        reply: Callable[[Reply], Awaitable[None]],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._device = device
+        self._superblock = superblock
+        self._clock = clock
+        self._rng = rng
+        self._instance = Instance(node, incarnation)
+        self._reply = reply
+        self._on_fatal = on_fatal
+        self.locks = LockCache(clock, on_fatal)
+        self.manager = LockService(node, incarnation, transport, superblock.group_shift, self.locks)
+        self.locks.attach(self.manager)
+        self._volume: Volume | None = None
+        self._ready = trio.Event()
+        self._attempt = 0
+        self._send, self._receive = trio.open_memory_channel[Order](ORDERS_MAX)
+        self._nursery: trio.Nursery | None = None
+        self.replays: list[dict[str, int]] = []
+
+    async def wait_ready(self) -> Volume:
+        """The volume, once this mount was let in and may use it."""
+        await self._ready.wait()
+        assert self._volume is not None
+        return self._volume
+
+    def order(self, order: Order) -> None:
+        """Take an order; it is carried out in turn, but granting stops at once."""
+        if isinstance(order, Suspend):
+            self._attempt = max(self._attempt, order.attempt)
+            self.manager.suspend(order.attempt)
+        self._send.send_nowait(order)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out orders, and run the parts below; until cancelled.  A fatal error goes to ``on_fatal``."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.manager.run)
+            await nursery.start(self.locks.run)
+            task_status.started()
+            async for order in self._receive:
+                try:
+                    await self._carry_out(order)
+                except (DeviceError, Fenced, CorruptionError) as error:
+                    self._on_fatal(error)
+
+    async def _carry_out(self, order: Order) -> None:
+        if isinstance(order, Suspend):
+            await self._reply(Suspended(order.attempt))  # no replay runs: this task would be in it (O2)
+        elif isinstance(order, Replay):
+            await self._reply(await self._replay(order))
+        elif isinstance(order, Rebuild | Resume | ReleaseGhosts) and order.attempt >= self._attempt:
+            if isinstance(order, Rebuild):
+                if await self.manager.rebuild(order.view):
+                    await self._reply(Rebuilt(order.attempt))
+            elif isinstance(order, Resume):
+                if self._volume is None:
+                    await self._open(order.journal)
+                self.manager.resume(order.attempt)
+                await self._reply(Resumed(order.attempt))
+                self._ready.set()
+            else:
+                self.manager.release_ghosts(Instance(order.node, order.incarnation))
+                await self._reply(GhostsReleased(order.attempt, order.node, order.incarnation))
+
+    async def _open(self, index: int) -> None:
+        """Take our journal and make the volume."""
+        header = await read_journal_header(self._device, self._superblock, index)
+        journal = Journal(self._device, self._superblock, index, self._clock)
+        node, incarnation = self._instance
+        await journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
+        self._volume = Volume(
+            self._device,
+            self._superblock,
+            self.locks,
+            journal,
+            self._clock,
+            self._rng,
+            self.manager.master_is_local,
+            node,
+        )
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_volume, self._volume)
+
+    async def _run_volume(self, volume: Volume) -> None:
+        try:
+            await volume.run()
+        except* (MatrixError, AssertionError) as group:
+            self._on_fatal(group.exceptions[0])
+
+    async def _replay(self, order: Replay) -> Replayed:
+        """Replay a dead member's journal; a failure is the filesystem's, not this mount's (002-30)."""
+        dead = order.dead
+        expect = (dead.node, dead.incarnation)
+        try:
+            report = await replay(self._device, self._superblock, dead.journal, expect=expect)
+        except CorruptionError as error:
+            log.error("journal %d of node %d can't be replayed: %s", dead.journal, dead.node, error)
+            return Replayed(order.attempt, dead.node, dead.incarnation, False, str(error)[:200])
+        detail = _describe(report)
+        log.info("journal %d of node %d: %s", dead.journal, dead.node, detail)
+        self.replays.append({"journal": dead.journal, "node": dead.node, "written": report.written})
+        assert self._nursery is not None
+        self._nursery.start_soon(self._adopt, dead.journal)
+        return Replayed(order.attempt, dead.node, dead.incarnation, True, detail)
+
+    async def _adopt(self, journal: int) -> None:
+        """Delete the orphans that a replayed journal's owner left, once this mount may."""
+        volume = await self.wait_ready()
+        try:
+            count = await volume.opens.adopt(journal)
+            if count:
+                log.info("%d orphans of journal %d to delete", count, journal)
+        except (MatrixError, OSError) as error:
+            log.error("orphans of journal %d stay: %s", journal, error)
+
+    async def leave(self) -> None:
+        """Flush all, release all locks, leave a clean journal: after this a death needs no recovery."""
+        volume = await self.wait_ready()
+        await volume.close()
+        self.manager.leave()
+
+    def counters(self) -> dict[str, object]:
+        """What ``matrixctl status`` shows of this mount."""
+        found: dict[str, object] = {
+            "locks": self.locks.statistics(),
+            "waits": self.locks.waits(),
+            "dlm": self.manager.statistics(),
+            "replays": list(self.replays),
+        }
+        if self._volume is not None:
+            found |= {
+                "journal": self._volume.journal.statistics,
+                "deleted": self._volume.opens.deleted,
+                "buffered_bytes": self._volume.write_back.length,
+            }
+        return found
+
+
+def _describe(report: ReplayReport) -> str:
+    return (
+        f"{report.transactions} transactions, {report.written} blocks written, "
+        f"{report.skipped} newer in place, {report.revoked} revoked"
+    )

@@ -1,0 +1,50 @@
+"""The inode block: attributes in the first 256 bytes, and the root of the file's tree in the rest.
+
+``layout`` says what the 3,840-byte tail holds:
+
+- ``INLINE``: the file's bytes or the symlink's target, ``size`` of them;
+- ``TREE`` with ``depth`` 0: directory entries (``directory.py``) or extents (``extent.py``) themselves;
+- ``TREE`` with ``depth`` d > 0: an index of (key, child) pairs (``index.py``), d levels above the leaves.
+"""
+
+from __future__ import annotations
+
+from membership.label import BLOCK_BYTES
+from membership.records import Record, i64, raw, record, u8, u16, u32, u64
+
+TAIL_AT = 256
+TAIL_BYTES = BLOCK_BYTES - TAIL_AT
+
+INLINE = 0
+TREE = 1
+DEPTH_MAX = 6
+
+FLAG_TRUNCATING = 1  # extents past the end of file are being freed: finish that before the file may grow
+FLAGS_KNOWN = FLAG_TRUNCATING
+
+
+@record(magic=b"MXFSINOD", size=BLOCK_BYTES)
+class InodeRecord(Record):
+    """``address`` is the inode's number."""
+
+    mode: int = u32(48, "type and permissions as in stat(2)")
+    nlink: int = u32(52, "names; 0 = orphan, to be freed when nobody has it open")
+    uid: int = u32(56, "owner")
+    gid: int = u32(60, "group")
+    size: int = u64(64, "bytes; of a directory: bytes of its entries")
+    blocks: int = u64(72, "blocks of data and of the tree, this block not counted")
+    atime_ns: int = i64(80, "last access, ns since the epoch")
+    mtime_ns: int = i64(88, "last change of data; grows with every change under the lock (coherence.md 2)")
+    ctime_ns: int = i64(96, "last change of the inode")
+    btime_ns: int = i64(104, "creation")
+    rdev: int = u64(112, "device number of a device node")
+    incarnation: int = u64(120, "tells apart successive files that had this number (NFS generation)")
+    data_version: int = u64(128, "counts changes of data: whether the kernel's pages are still good")
+    flags: int = u32(136, "FLAG_ bits")
+    layout: int = u8(140, "INLINE or TREE")
+    depth: int = u8(141, "levels of index above the leaves")
+    entries: int = u16(142, "entries in the root (TREE)")
+    orphaned_by: int = u32(144, "journal whose orphan directory lists this inode, plus 1; 0 = not an orphan")
+    parent: int = u64(152, "of a directory: the directory that holds it")
+    children: int = u64(160, "of a directory: names in it")
+    tail: bytes = raw(TAIL_AT, TAIL_BYTES, "see above")
