@@ -44,7 +44,7 @@ class Inode(Block):
     ``size`` is what applications see; ``size_on_disk`` what a crash may leave: data first, size after it.
     """
 
-    __slots__ = (*_COPIED, "depth", "dirty", "lock", "root", "size", "size_on_disk")
+    __slots__ = (*_COPIED, "depth", "dirty", "lock", "readable", "root", "size", "size_on_disk")
 
     mode: int
     nlink: int
@@ -72,6 +72,7 @@ class Inode(Block):
         self.depth = 0
         self.root: bytes | Index | EntryTable | ExtentList = b""  # bytes: INLINE
         self.dirty: DirtyRanges | None = None
+        self.readable = True  # False: a stand-in, in listings, for an inode whose block is damaged
 
     @property
     def ino(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import TYPE_CHECKING
 
 from dlm.modes import PR
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 LOADS_AT_ONCE = 32
 
+log = logging.getLogger(__name__)
+
 
 async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
     """At most ``limit`` names after ``cookie`` (0: from the start), "." and ".." not among them.
 
-    A name whose inode can't be read, or went away meanwhile, is left out.
+    An inode that can't be read is listed without attributes (``readable`` is False): the name must stay visible.
 
     Raises:
         OSError: ESTALE, ENOTDIR.
@@ -38,30 +41,50 @@ async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tup
             found.append(entry)
             if len(found) >= limit:
                 break
-        inodes = await _load(volume, [entry.inode for entry in found])
-        return [
-            (COOKIE_BASE + entry.key, entry.name, inodes[entry.inode]) for entry in found if entry.inode in inodes
-        ]
+        unreadable: dict[int, Inode] = {}
+        await _load(volume, found, unreadable)
+        listed = _covered(volume, found, unreadable)
+        while found and not listed:  # a peer took the first one's lock back at once
+            await _load(volume, found[:1], unreadable)
+            listed = _covered(volume, found, unreadable)
+        return listed
 
 
-async def _load(volume: Volume, numbers: list[int]) -> dict[int, Inode]:
-    """The inodes of these numbers, those not cached in parallel; all locks are dropped again."""
-    loaded: dict[int, Inode] = {}
+def _covered(volume: Volume, found: list[Entry], unreadable: dict[int, Inode]) -> list[tuple[int, bytes, Inode]]:
+    """The entries up to the first whose inode is not covered by a lock now.  No checkpoint up to the reply."""
+    listed: list[tuple[int, bytes, Inode]] = []
+    for entry in found:
+        inode = unreadable.get(entry.inode) or _cached(volume, entry.inode)
+        if inode is None:
+            break
+        listed.append((COOKIE_BASE + entry.key, entry.name, inode))
+    return listed
 
-    async def one(number: int) -> None:
+
+def _cached(volume: Volume, number: int) -> Inode | None:
+    lock = volume.inode_lock(number)
+    inode: Inode | None = lock.subject
+    return inode if lock.mode >= PR and inode is not None and inode.mode else None
+
+
+async def _load(volume: Volume, entries_wanted: list[Entry], unreadable: dict[int, Inode]) -> None:
+    """Cache the inodes, in parallel; those that can't be read get a placeholder without rights or content."""
+
+    async def one(entry: Entry) -> None:
         try:
             with Held(volume) as held:
-                loaded[number] = await held.shared(number)
-        except (OSError, CorruptionError):
-            return
+                await held.shared(entry.inode)
+        except (OSError, CorruptionError) as error:
+            log.warning("inode %d can't be listed: %s", entry.inode, error)
+            unreadable[entry.inode] = _placeholder(volume, entry)
 
-    missing: list[int] = []
-    for number in numbers:
-        lock = volume.inode_lock(number)
-        if lock.mode >= PR and not lock.revoking and lock.subject is not None and lock.subject.mode:
-            loaded[number] = lock.subject
-        else:
-            missing.append(number)
+    missing = [entry for entry in entries_wanted if _cached(volume, entry.inode) is None]
     if missing:
         await for_each(missing, one, workers=LOADS_AT_ONCE)
-    return loaded
+
+
+def _placeholder(volume: Volume, entry: Entry) -> Inode:
+    inode = Inode(entry.inode, 0, volume.inode_lock(entry.inode))
+    inode.mode = entry.kind << 12
+    inode.readable = False
+    return inode

@@ -1,0 +1,277 @@
+"""The client side of a lockspace (pure): what this node holds and has asked for.
+
+One client per node (the lock cache), so a lock is a resource.  One request at a time per resource; each gets
+one answer.  A cancelled request stays until its answer comes, and a grant that crossed the cancellation is given
+back.  While suspended nothing is sent: calls change the lock, the rebuild or RESUME tells the master.
+
+Values: the holder stamps what it writes with (view it last resumed, sequence after the one it was granted with),
+so stamps of a resource only grow, over views and masters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from dlm.messages import (
+    NEVER,
+    NO_VALUE,
+    VALUE_BYTES_MAX,
+    AboutResource,
+    Cancel,
+    Denied,
+    Granted,
+    LockReport,
+    Release,
+    Request,
+    Revoke,
+    Value,
+)
+from dlm.modes import MODES, VALUE_WRITE_MASK, covers
+from dlm.names import Resource
+
+
+class Grant(NamedTuple):
+    """What a client is told with a lock.
+
+    ``value`` is None when no valid value block exists: read the disk.  ``finish`` other than NEVER: go down to
+    that mode when done, as if ``revoke(resource, finish)`` had been called; no such call follows (003-39).
+    """
+
+    mode: int
+    value: bytes | None
+    finish: int
+
+
+PLAIN_GRANTS = tuple(Grant(mode, None, NEVER) for mode in MODES)
+
+
+class GrantedEvent(NamedTuple):
+    """A request that had to wait is granted."""
+
+    resource: Resource
+    grant: Grant
+
+
+class DeniedEvent(NamedTuple):
+    """A try failed."""
+
+    resource: Resource
+
+
+class RevokeEvent(NamedTuple):
+    """Someone waits: go down to ``mode``."""
+
+    resource: Resource
+    mode: int
+
+
+ClientEvent: TypeAlias = GrantedEvent | DeniedEvent | RevokeEvent
+
+
+class Lock:
+    """State of one resource at its client."""
+
+    __slots__ = (
+        "cancelled", "crossing", "held", "next_mode", "next_try", "release_untold", "revoked", "serial", "try_",
+        "value", "wanted", "wanted_serial", "wanted_told", "written",
+    )  # fmt: skip
+
+    def __init__(self, held: int = 0) -> None:
+        self.held = held
+        self.serial = 0  # of the last grant seen
+        self.value: Value = NO_VALUE
+        self.revoked = NEVER  # mode we were told to go down to, and did not yet
+        self.wanted = NEVER  # mode requested and not answered
+        self.wanted_serial = 0
+        self.try_ = False
+        self.cancelled = False  # ``wanted`` is of no interest any more
+        self.crossing = False  # we wrote ``value`` while ``wanted`` was under way: its grant may not know
+        self.next_mode = NEVER  # what was asked for after cancelling
+        self.next_try = False
+        # While suspended only:
+        self.wanted_told = False  # the master (or the rebuild) knows of ``wanted``
+        self.release_untold = False  # the master does not know how low ``held`` is
+        self.written = False  # ``value`` was written; kept until RESUME, for the next attempt's sake
+
+
+class ClientSide:
+    """All locks of this node.
+
+    Args:
+        post: sends a message to the resource's master; never called while suspended.
+    """
+
+    def __init__(self, post: Callable[[AboutResource], None]) -> None:
+        self._post = post
+        self.locks: dict[Resource, Lock] = {}
+        self.events: list[ClientEvent] = []
+        self.suspended = True
+        self.attempt = 0  # last one resumed
+        self._serial = 0
+        self._touched: dict[Resource, None] = {}  # locks that RESUME must look at, in order
+
+    def request(self, resource: Resource, mode: int, *, try_: bool) -> None:
+        """Ask for ``mode``, which must cover what is held; an event answers."""
+        lock = self.locks.get(resource)
+        if lock is None:
+            lock = self.locks[resource] = Lock()
+        assert mode != lock.held, f"{resource}: {mode} is held"
+        assert covers(mode, lock.held), f"{resource}: {lock.held} to {mode} is no up-conversion"
+        if lock.wanted != NEVER:
+            assert lock.cancelled, f"{resource}: a second request"
+            assert lock.next_mode == NEVER, f"{resource}: a third request"
+            lock.next_mode, lock.next_try = mode, try_
+            return
+        self._ask(resource, lock, mode, try_)
+
+    def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
+        """Go down to ``mode``; ``value`` is a new value block, allowed to who held PW or EX."""
+        lock = self.locks[resource]
+        assert mode != lock.held, f"{resource}: {mode} is held"
+        assert covers(lock.held, mode), f"{resource}: {lock.held} to {mode} is no down-conversion"
+        if value is not None:
+            assert VALUE_WRITE_MASK >> lock.held & 1, f"{resource}: value written under {lock.held}"
+            assert len(value) <= VALUE_BYTES_MAX, f"{resource}: value of {len(value)} bytes"
+            sequence = lock.value.sequence + 1 if lock.value.attempt == self.attempt else 1
+            lock.value = Value(value, True, self.attempt, sequence)
+            lock.crossing = lock.wanted_told
+        elif not mode and not lock.crossing and not lock.written:
+            lock.value = NO_VALUE  # may be overwritten by others from now on
+        lock.held = mode
+        if lock.revoked != NEVER and covers(lock.revoked, mode):
+            lock.revoked = NEVER
+        if self.suspended:
+            lock.release_untold = True
+            lock.written = lock.written or value is not None
+            self._touched[resource] = None
+            return
+        self._post(Release(resource, mode, lock.serial, lock.value if value is not None else None))
+        self._drop_if_idle(resource, lock)
+
+    def cancel(self, resource: Resource) -> None:
+        """Forget the outstanding request, if any: no event will answer it."""
+        lock = self.locks.get(resource)
+        if lock is None or lock.wanted == NEVER:
+            return
+        lock.next_mode = NEVER
+        if lock.cancelled:
+            return
+        if not lock.wanted_told:
+            lock.wanted = NEVER
+            self._drop_if_idle(resource, lock)
+            return
+        lock.cancelled = True
+        if self.suspended:
+            self._touched[resource] = None
+        else:
+            self._post(Cancel(resource, lock.wanted_serial))
+
+    def receive(self, message: Granted | Denied | Revoke) -> None:
+        """A master's message.  One that answers nothing we asked is dropped."""
+        lock = self.locks.get(message.resource)
+        if lock is None:
+            return
+        if isinstance(message, Revoke):
+            self._revoke(message.resource, lock, message.mode)
+        elif lock.wanted != NEVER and message.serial == lock.wanted_serial:
+            if isinstance(message, Granted):
+                self._granted(message, lock)
+            else:
+                self._answered(message.resource, lock, DeniedEvent(message.resource))
+
+    def in_use(self) -> list[Resource]:
+        """What is held, or asked for and not cancelled."""
+        return [
+            resource
+            for resource, lock in self.locks.items()
+            if lock.held or (lock.wanted != NEVER and not lock.cancelled) or lock.next_mode != NEVER
+        ]
+
+    def reports(self) -> Iterator[LockReport]:
+        """Everything a new master must know; requests count as told from here on.  Only while suspended."""
+        assert self.suspended
+        for resource, lock in list(self.locks.items()):
+            if lock.cancelled:  # answers of older views will not come
+                lock.wanted, lock.cancelled = NEVER, False
+                if lock.next_mode != NEVER:
+                    self._ask(resource, lock, lock.next_mode, lock.next_try)
+                    lock.next_mode = NEVER
+            lock.release_untold = lock.crossing = False
+            lock.wanted_told = lock.wanted != NEVER
+            if lock.held or lock.wanted_told or lock.written:
+                self._touched[resource] = None
+                value = lock.value if lock.held or lock.written else NO_VALUE
+                yield LockReport(
+                    resource, lock.held, lock.serial, value, lock.written, lock.wanted, lock.wanted_serial, lock.try_
+                )
+            else:
+                self._drop_if_idle(resource, lock)
+
+    def resume(self, attempt: int) -> None:
+        """Grants flow again: tell the masters what changed since the reports."""
+        self.suspended = False
+        self.attempt = attempt
+        touched, self._touched = self._touched, {}
+        for resource in touched:
+            lock = self.locks.get(resource)
+            if lock is None:
+                continue
+            lock.revoked = NEVER  # the new master asks again where somebody still waits
+            if lock.release_untold:
+                self._post(Release(resource, lock.held, lock.serial, lock.value if lock.written else None))
+            lock.release_untold = lock.written = False
+            if lock.cancelled:
+                self._post(Cancel(resource, lock.wanted_serial))
+            elif lock.wanted != NEVER and not lock.wanted_told:
+                self._send_request(resource, lock)
+            self._drop_if_idle(resource, lock)
+
+    def _ask(self, resource: Resource, lock: Lock, mode: int, try_: bool) -> None:
+        self._serial += 1
+        lock.wanted, lock.wanted_serial, lock.try_ = mode, self._serial, try_
+        lock.wanted_told = lock.cancelled = False
+        if self.suspended:
+            self._touched[resource] = None
+        else:
+            self._send_request(resource, lock)
+
+    def _send_request(self, resource: Resource, lock: Lock) -> None:
+        lock.wanted_told = True
+        self._post(Request(resource, lock.wanted, lock.wanted_serial, lock.try_))
+
+    def _granted(self, message: Granted, lock: Lock) -> None:
+        resource = message.resource
+        lock.serial = message.serial
+        if not lock.crossing or message.value.stamp >= lock.value.stamp:
+            lock.value = message.value
+        if lock.cancelled:
+            self._post(Release(resource, lock.held, lock.serial, None))
+            if message.finish != NEVER:
+                self._revoke(resource, lock, message.finish)
+            self._answered(resource, lock, None)
+            return
+        lock.held = message.mode
+        lock.revoked = message.finish
+        value = lock.value.data if lock.value.valid else None
+        self._answered(resource, lock, GrantedEvent(resource, Grant(message.mode, value, message.finish)))
+
+    def _answered(self, resource: Resource, lock: Lock, event: ClientEvent | None) -> None:
+        """The outstanding request is over; go on with the one made after cancelling it."""
+        if event is not None and not lock.cancelled:
+            self.events.append(event)
+        lock.wanted = NEVER
+        lock.wanted_told = lock.cancelled = lock.crossing = False
+        if lock.next_mode != NEVER:
+            mode, lock.next_mode = lock.next_mode, NEVER
+            self._ask(resource, lock, mode, lock.next_try)
+        self._drop_if_idle(resource, lock)
+
+    def _revoke(self, resource: Resource, lock: Lock, mode: int) -> None:
+        if not covers(mode, lock.held) and (lock.revoked == NEVER or mode < lock.revoked):
+            lock.revoked = mode
+            self.events.append(RevokeEvent(resource, mode))
+
+    def _drop_if_idle(self, resource: Resource, lock: Lock) -> None:
+        if not (lock.held or lock.written) and lock.wanted == NEVER and not lock.release_untold:
+            del self.locks[resource]

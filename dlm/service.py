@@ -1,0 +1,211 @@
+"""The lock service: a trio shell around ``LockspaceCore`` over a Transport (002-04).
+
+Calls act at once and send at once; what they cause comes back through ``LockClient``: at the end of the call
+that caused it, or from ``run``; for ``request`` only from ``run``, so who gets None can register its waiter
+afterwards.  No grant is ever under way between the core and the client while the client runs: what the client
+believes it holds is what this node holds.
+
+Losing a link is only counted here: a message may be gone with it, and membership answers with a new attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import trio
+
+from dlm.client import ClientEvent, DeniedEvent, Grant, GrantedEvent, RevokeEvent
+from dlm.lockspace import LockspaceCore, RebuiltEvent
+from dlm.messages import decode_untrusted, encode
+from dlm.names import Resource
+from membership.errors import BadMessage
+from membership.seams import Delivery, LinkDown, Transport
+from membership.views import Instance, LockspaceView
+
+
+class LockClient(Protocol):
+    """Who uses the locks: the lock cache.  All calls are synchronous and must not raise."""
+
+    def granted(self, resource: Resource, grant: Grant) -> None:
+        """A request that returned None is granted."""
+        ...
+
+    def denied(self, resource: Resource) -> None:
+        """A try that returned None failed."""
+        ...
+
+    def revoke(self, resource: Resource, mode: int) -> None:
+        """Release down to ``mode`` as soon as it is safe, also while a request of yours waits.  May be repeated."""
+        ...
+
+
+class LockService:
+    """One node's peer of one lockspace.
+
+    Args:
+        node: this node's id.
+        incarnation: of this process.
+        transport: links to the other mounts of the filesystem; the service reads all its events.
+        placement_shift: objects that agree above this bit share a master.
+        client: gets the callbacks.
+    """
+
+    def __init__(
+        self, node: int, incarnation: int, transport: Transport, placement_shift: int, client: LockClient
+    ) -> None:
+        self._core = LockspaceCore(node, incarnation, placement_shift)
+        self._transport = transport
+        self._client = client
+        self._events: list[ClientEvent | RebuiltEvent] = []
+        self._kick = trio.Event()
+        self._waiting: dict[int, trio.Event] = {}  # attempt being rebuilt -> set when rebuilt or overtaken
+        self._rebuilt = 0
+
+    # --- locks ---
+
+    def request(self, resource: Resource, mode: int, *, try_: bool = False) -> Grant | None:
+        """Ask for ``mode``, which must cover the mode held.  One request per resource at a time.
+
+        Returns:
+            The grant, if this node is the master and nobody stands against it; else None, and one of
+            ``granted`` and ``denied`` (tries only) follows.
+        """
+        grant = self._core.request(resource, mode, try_=try_)
+        if grant is None:
+            self._flush()
+            if self._events:  # a try that our own share of the masters denied
+                self._kick.set()
+        return grant
+
+    def release(self, resource: Resource, mode: int, value: bytes | None = None) -> None:
+        """Go down to ``mode`` (0: give up); ``value``, if not None, replaces the value block (under PW or EX)."""
+        self._core.release(resource, mode, value)
+        self._act()
+
+    def cancel(self, resource: Resource) -> None:
+        """Withdraw the outstanding request: no callback will answer it, and a new one may be made at once."""
+        self._events = [e for e in self._events if not (isinstance(e, DeniedEvent) and e.resource == resource)]
+        self._core.cancel(resource)
+        self._act()
+
+    def held(self, resource: Resource) -> int:
+        """Mode this node holds, 0 for none."""
+        return self._core.held(resource)
+
+    def master_is_local(self, resource: Resource) -> bool:
+        """Whether a request costs no message, if nobody stands against it."""
+        return self._core.master_is_local(resource)
+
+    # --- views, called for matrixd ---
+
+    def suspend(self, attempt: int) -> None:
+        """SUSPEND: on return no lock is granted any more.  Stale attempts are ignored."""
+        self._core.suspend(attempt)
+        self._overtake(attempt)
+
+    async def rebuild(self, view: LockspaceView) -> bool:
+        """REBUILD: connect to the members and exchange what everybody holds.
+
+        Returns:
+            True when this node is rebuilt (acknowledge), False when a newer attempt came in between.
+        """
+        self._overtake(view.attempt)
+        self._core.rebuild(view)
+        if self._core.attempt != view.attempt:
+            return False
+        self._transport.set_peers([member for member in view.members if member.node != self._core.node])
+        if self._rebuilt < view.attempt:
+            event = self._waiting.setdefault(view.attempt, trio.Event())
+            self._act()
+            await event.wait()
+        return self._rebuilt == view.attempt
+
+    def resume(self, attempt: int) -> None:
+        """RESUME: grants flow again.  Stale attempts are ignored."""
+        self._core.resume(attempt)
+        self._act()
+
+    def release_ghosts(self, instance: Instance) -> None:
+        """RELEASE_GHOSTS: the journal of a dead instance is replayed."""
+        self._core.release_ghosts(instance)
+        self._act()
+
+    def leave(self) -> None:
+        """Before a clean unmount, when all locks are released: take no further part."""
+        self._core.leave()
+
+    # --- looking in ---
+
+    def statistics(self) -> dict[str, int]:
+        """Messages by type and direction, ``local_grants`` (no message), locks and resources."""
+        return {**self._core.statistics, **self._core.sizes()}
+
+    def dump(self) -> list[dict[str, Any]]:
+        """Every resource this node masters or uses, as plain data."""
+        return self._core.dump()
+
+    # --- the task ---
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Pump messages and callbacks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_forever)
+            task_status.started()
+            while True:
+                event = await self._transport.receive()
+                if isinstance(event, Delivery):
+                    self._deliver(event)
+                elif isinstance(event, LinkDown):
+                    self._core.statistics["links_lost"] += 1
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            attempt, message = decode_untrusted(delivery.payload)
+        except BadMessage:
+            self._core.statistics["bad_messages"] += 1
+            return
+        self._core.receive(delivery.node, attempt, message)
+        self._act()
+
+    async def _tell_forever(self) -> None:
+        """Call back for ``request``, outside of it."""
+        while True:
+            await self._kick.wait()
+            self._kick = trio.Event()
+            self._tell()
+
+    def _flush(self) -> None:
+        """Send what the core wants sent; collect what the client must be told."""
+        if not self._core.pending:
+            return
+        effects = self._core.take_effects()
+        for node, attempt, message in effects.send:
+            self._transport.send(node, encode(attempt, message))
+        self._events += effects.events
+
+    def _act(self) -> None:
+        self._flush()
+        self._tell()
+
+    def _tell(self) -> None:
+        # No checkpoint until all are told.  A callback may call us; what that causes comes after what is left here.
+        while self._events:
+            event = self._events.pop(0)
+            if isinstance(event, GrantedEvent):
+                self._client.granted(event.resource, event.grant)
+            elif isinstance(event, RevokeEvent):
+                self._client.revoke(event.resource, event.mode)
+            elif isinstance(event, DeniedEvent):
+                self._client.denied(event.resource)
+            else:
+                self._rebuilt = event.attempt
+                self._finish(event.attempt)
+
+    def _overtake(self, attempt: int) -> None:
+        for older in [waiting for waiting in self._waiting if waiting < attempt]:
+            self._finish(older)
+
+    def _finish(self, attempt: int) -> None:
+        event = self._waiting.pop(attempt, None)
+        if event is not None:
+            event.set()

@@ -1,0 +1,136 @@
+"""``fsck.matrixfs``: check a store that no node uses, and repair what is safe to repair (``matrixfs/fsck``).
+
+Exit codes are fsck(8)'s, not those of our other commands: 0 clean, 1 corrected, 4 errors left, 8 operational
+error, 16 usage, 32 cancelled.  Source: issue 2 (commands and bad input); ecosystem 6 (fsck -t TYPE runs fsck.TYPE).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from matrixfs import __version__
+from matrixfs.cli.common import printable, worst_of
+from membership.errors import MatrixError
+
+if TYPE_CHECKING:
+    from matrixfs.fsck.run import Mode, Outcome, Reporter
+
+PROGRAM: Final = "fsck.matrixfs"
+EXIT_OPERATIONAL: Final = 8
+EXIT_USAGE: Final = 16
+EXIT_CANCELLED: Final = 32
+
+
+@click.command(PROGRAM, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("store")
+@click.option("-n", "look", is_flag=True, help="Write nothing: open STORE read-only, replay journals in memory.")
+@click.option("-y", "yes", is_flag=True, help="Repair what can be repaired without asking.")
+@click.option("-p", "-a", "preen", is_flag=True, help="The same, as fsck(8) asks at boot.")
+@click.option("-f", is_flag=True, expose_value=False, help="Ignored: STORE is always checked.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every problem and what the replay did.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_context
+def command(
+    context: click.Context, *, store: str, look: bool, yes: bool, preen: bool, verbose: bool, as_json: bool
+) -> None:
+    """Check the filesystem on STORE, the block device or file that mkfs.matrixfs made.
+
+    No node may be using it.  Without an option it asks before it repairs, or on no terminal repairs nothing.
+    """
+    from matrixfs.fsck.run import Mode
+
+    if look and (yes or preen):
+        raise click.UsageError("choose one of -n, -y and -p")
+    if yes or preen:
+        mode = Mode.REPAIR
+    elif look or as_json or not sys.stdin.isatty():
+        mode = Mode.LOOK
+    else:
+        mode = Mode.ASK
+    context.exit(_check_as_json(store, mode) if as_json else _check(store, mode, verbose=verbose))
+
+
+def main() -> None:
+    """Entry point: ``command``, with the exit codes of fsck(8)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C: 32
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        result: Any = command.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except MatrixError as error:
+        return _operational(error)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            return _cancelled()
+        return _operational(worst_of(group))
+    except (click.Abort, KeyboardInterrupt):
+        return _cancelled()
+    return int(result or 0)
+
+
+def _operational(error: MatrixError) -> int:
+    click.echo(f"{PROGRAM}: {printable(str(error))}", err=True)
+    return EXIT_OPERATIONAL
+
+
+def _cancelled() -> int:
+    click.echo(f"{PROGRAM}: cancelled; run it again to finish", err=True)
+    return EXIT_CANCELLED
+
+
+def _check(store: str, mode: Mode, *, verbose: bool) -> int:
+    """Check and print for people."""
+    from matrixfs.fsck.report import TextReporter, summary
+    from membership.clock import SystemClock
+
+    terminal = sys.stderr if sys.stderr.isatty() else None
+    reporter = TextReporter(sys.stdout, terminal, SystemClock(), click.confirm, verbose=verbose)
+    try:
+        outcome = _run(store, mode, reporter)
+    finally:
+        reporter.close()
+    reporter.say(summary(outcome))
+    return outcome.exit_code
+
+
+def _check_as_json(store: str, mode: Mode) -> int:
+    """Check and print one document."""
+    from matrixfs.fsck.report import SilentReporter, document
+
+    reporter = SilentReporter()
+    outcome = _run(store, mode, reporter)
+    click.echo(json.dumps(document(os.path.abspath(store), outcome, reporter), indent=2))
+    return outcome.exit_code
+
+
+def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
+    """Open the store and check it.  Raises MatrixError."""
+    import trio
+
+    from matrixfs.blockstore import open_store
+    from matrixfs.fsck.run import Mode, run_fsck
+    from membership.clock import SystemClock, SystemRng
+
+    device = open_store(store, read_only=mode is Mode.LOOK)
+
+    async def check() -> Outcome:
+        try:
+            return await run_fsck(device, mode, SystemClock(), SystemRng(), reporter)
+        finally:
+            with trio.CancelScope(shield=True):
+                await device.aclose()
+
+    return trio.run(check)

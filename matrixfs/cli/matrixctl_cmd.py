@@ -1,0 +1,90 @@
+"""``matrixctl``: ask and stop the matrixd of this machine.
+
+Everything comes over the control socket with one blocking request (membership/control_ask.py), so the
+command starts without trio.  Exit codes: those of membership/errors.py; 2 also for wrong options.
+
+Source: issue 2 (matrixctl status for people and --json for programs), 002-26, R14.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from matrixfs import __version__
+from matrixfs.cli.common import MatrixCommand, local_time, printable, state_option
+from membership.errors import PeerError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="matrixctl")
+@state_option
+@click.pass_context
+def main(context: click.Context, state: str) -> None:
+    """Look at, and stop, the MatrixFS node that runs on this machine."""
+    context.obj = state
+
+
+def _own_state_or_groups(context: click.Context, _: click.Parameter, value: str | None) -> str:
+    return value if value is not None else str(context.obj)
+
+
+_state_option = click.option(  # people type it on either side of the command
+    "--state",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    callback=_own_state_or_groups,
+    help="The same as before the command.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the whole answer as JSON.")
+
+
+@main.command(cls=MatrixCommand)
+@_state_option
+@_json_option
+def status(state: str, as_json: bool) -> None:
+    """Nodes, memberships, filesystems, mounts, journals, recoveries."""
+    from membership.control_ask import ask
+
+    answer = ask(state, {"kind": "status"})
+    if as_json:
+        click.echo(_to_json(answer))
+        return
+    from matrixfs.cli.status_format import format_status
+
+    try:
+        text = format_status(answer)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise PeerError(f"matrixd answers in another version's format ({error!r}): restart it, or use --json") from None
+    click.echo(text, nl=False)
+
+
+@main.command(cls=MatrixCommand)
+@_state_option
+@_json_option
+def events(state: str, as_json: bool) -> None:
+    """What happened in the cluster: joins, evictions, fencing, recoveries; newest last."""
+    from membership.control_ask import ask
+
+    answer = ask(state, {"kind": "events"})
+    if as_json:
+        click.echo(_to_json(answer))
+        return
+    for event in answer:
+        click.echo(f"{local_time(event['wall_ns'])}  {printable(event['kind']):<10}  {printable(event['text'])}")
+
+
+@main.command(cls=MatrixCommand)
+@_state_option
+def stop(state: str) -> None:
+    """Leave the cluster cleanly and end matrixd; refused while trees are mounted here."""
+    from membership.control_ask import stop_matrixd
+
+    stop_matrixd(state)
+    click.echo("matrixd has stopped")
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=bytes.hex)

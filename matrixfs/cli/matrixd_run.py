@@ -1,0 +1,148 @@
+"""The running matrixd: its pieces put together, its signals, its end.
+
+Invariants:
+- D1. The control socket answers before the node is a member, so ``matrixctl status`` can show why it is not yet.
+- D2. A stop is the node's decision: with trees mounted here SIGTERM is refused with a line in the log and matrixd
+  runs on, for ending it would fence them.  (A service manager that then kills it fences them: safe, not clean.)
+- D3. Whatever else ends the node (its right lost, a fault of our own) ends this process, and its end closes the
+  control connections, which fences the mounts.  Nothing here catches and goes on.
+
+Source: architecture 2 and 5; R3; issue 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from matrixfs.blockstore import open_store
+from matrixfs.cli.common import worst_of
+from matrixfs.cli.host import notify
+from membership.clock import SystemClock, SystemRng
+from membership.control import serve_control
+from membership.control_inflight import mark_inflight
+from membership.errors import MatrixError, OperatorError
+from membership.fence.lease import LeaseFence
+from membership.fence.process import ProcessFence, this_host
+from membership.label import Label, read_label, timing_of
+from membership.service import Node, NodeConfig
+from membership.transport.links import LinkMesh
+
+if TYPE_CHECKING:
+    from matrixfs.blockstore.device.direct import DirectDevice
+    from matrixfs.cli.host import Readiness
+    from membership.seams import PeerAddress, SectorDevice
+
+log = logging.getLogger(__name__)
+
+_NOT_YET: Final = ("starting", "joining")
+
+@dataclass(frozen=True, slots=True)
+class MatrixdOptions:
+    """What the command line said, checked."""
+
+    store: str  # absolute path
+    name: str
+    host: str  # IP address
+    port: int  # 0: any
+    state_dir: str  # absolute path
+
+
+def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
+    """Be a node until stopped.
+
+    Args:
+        options: what to run.
+        readiness: told when the node is a member, or the error that it never became one.
+
+    Raises:
+        MatrixError: with its exit code, also what came out of a nursery.
+    """
+    try:
+        trio.run(_main, options, readiness)
+    except MatrixError as error:
+        _tell_failure(error, readiness)
+    except BaseExceptionGroup as group:
+        log.debug("the whole failure", exc_info=True)
+        _tell_failure(worst_of(group), readiness)
+    log.info("stopped")
+
+
+def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
+    if readiness.is_background:  # in the foreground stderr is the log, and the command prints its one line there
+        log.error("%s", error)
+    readiness.failed(error)
+    raise error
+
+
+async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
+    device = open_store(options.store)
+    try:
+        label = await read_label(device)
+        log.info("cluster %s on %s: node %s at %s", label.cluster_name, device.name, options.name, options.host)
+        await _serve(options, readiness, device, label)
+    finally:
+        await device.aclose()
+
+
+async def _serve(options: MatrixdOptions, readiness: Readiness, device: DirectDevice, label: Label) -> None:
+    clock = SystemClock()
+    node = _make_node(options, device, label, clock)
+    mark_inflight(device.fileno(), node.incarnation)  # a header or slot still under way must not outlive our fencing
+    stopped = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, node, stopped, nursery.cancel_scope)
+        await nursery.start(serve_control, node, label, options.state_dir, clock, stopped)
+        await nursery.start(node.run)
+        log.info("member of cluster %s as node %d", label.cluster_name, node.node_id)
+        readiness.ready()
+        await stopped.wait()
+        notify("STOPPING=1")
+        nursery.cancel_scope.cancel()
+
+
+def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, clock: SystemClock) -> Node:
+    rng = SystemRng()
+    host = this_host()
+
+    def make_mesh(identity: PeerAddress) -> LinkMesh:
+        return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
+
+    return Node(
+        device,
+        label,
+        NodeConfig(options.name, options.host, options.port),
+        host,
+        make_mesh,
+        clock,
+        rng,
+        (ProcessFence(host, clock), LeaseFence(timing_of(label), clock)),
+    )
+
+
+async def _stop_on_signal(
+    node: Node,
+    stopped: trio.Event,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """SIGTERM and SIGINT: stop cleanly, or say why not (D2).  Before the node is a member: give up joining."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: stopping", signal.Signals(number).name)
+            if node.status()["state"] in _NOT_YET:
+                scope.cancel()
+                return
+            try:
+                await node.stop()
+            except OperatorError as error:
+                log.warning("not stopped, running on: %s", error)
+                continue
+            stopped.set()
+            return

@@ -1,0 +1,85 @@
+"""The data area as fsck reads it: whole blocks, many at once, neighbours together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from matrixfs.fs.parallel import for_each
+from matrixfs.ondisk.superblock import Superblock
+from membership.label import BLOCK_BYTES
+from membership.seams import SectorDevice
+
+READERS = 32  # reads in flight
+RUN_MAX = 64  # blocks of one read
+GAP_MAX = 4  # blocks read for nothing to save a read
+
+READ_AT_ONCE = 256  # blocks that a pass should ask for at once: 1 MiB of memory
+
+
+class Area:
+    """A filesystem's area.  All reads may raise DeviceError."""
+
+    def __init__(self, device: SectorDevice, superblock: Superblock) -> None:
+        self.device = device
+        self.superblock = superblock
+
+    async def read(self, block: int) -> bytes:
+        """One block."""
+        return await self.device.read(block * BLOCK_BYTES, BLOCK_BYTES)
+
+    async def read_many(self, blocks: Collection[int]) -> dict[int, bytes]:
+        """Blocks by number."""
+        wanted = set(blocks)
+        if len(wanted) == 1:
+            (block,) = wanted
+            return {block: await self.read(block)}
+        found: dict[int, bytes] = {}
+
+        async def read(run: tuple[int, int]) -> None:
+            start, count = run
+            data = await self.device.read(start * BLOCK_BYTES, count * BLOCK_BYTES)
+            for at in range(count):
+                if start + at in wanted:
+                    found[start + at] = data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
+
+        reads = list(neighbours(wanted))
+        await for_each(reads, read, workers=min(READERS, len(reads)))
+        return found
+
+    def is_data_range(self, start: int, length: int) -> bool:
+        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
+        superblock = self.superblock
+        first, last = start - superblock.group_start, start + length - 1 - superblock.group_start
+        return (
+            first > 0
+            and last < superblock.blocks_total - 1 - superblock.group_start
+            and first >> superblock.group_shift == last >> superblock.group_shift < superblock.groups
+            and first & (1 << superblock.group_shift) - 1 != 0
+        )
+
+
+def neighbours(blocks: Collection[int]) -> Iterator[tuple[int, int]]:
+    """(first, count) of the reads that cover ``blocks``."""
+    start = end = -1
+    for block in sorted(blocks):
+        if start >= 0 and block - end <= GAP_MAX and block - start < RUN_MAX:
+            end = block + 1
+            continue
+        if start >= 0:
+            yield start, end - start
+        start, end = block, block + 1
+    if start >= 0:
+        yield start, end - start
+
+
+def bit_runs(bits: int) -> Iterator[tuple[int, int]]:
+    """(first, length) of every run of set bits."""
+    at = 0
+    while bits:
+        skip = (bits & -bits).bit_length() - 1
+        at += skip
+        bits >>= skip
+        length = (~bits & (bits + 1)).bit_length() - 1
+        yield at, length
+        at += length
+        bits >>= length

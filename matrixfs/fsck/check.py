@@ -1,0 +1,55 @@
+"""One check of a whole filesystem: the passes in their order."""
+
+from __future__ import annotations
+
+from matrixfs.fsck.area import READ_AT_ONCE, Area
+from matrixfs.fsck.blockmap import BlockMap
+from matrixfs.fsck.context import Context, Progress
+from matrixfs.fsck.groups import check_groups
+from matrixfs.fsck.lost import find_lost
+from matrixfs.fsck.orphans import check_orphans
+from matrixfs.fsck.problems import Findings
+from matrixfs.fsck.walk import NamespaceWalk, check_link_counts
+from matrixfs.ondisk.group import GroupRecord
+from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
+from membership.errors import CorruptRecord
+
+
+async def check_filesystem(area: Area, findings: Findings, progress: Progress) -> Context:
+    """Check everything behind the superblock; the journals must be clean.  Raises DeviceError."""
+    context = Context(area, BlockMap(area.superblock.blocks_total), progress, findings)
+    _claim_system(context)
+    context.expected_blocks = await _expected_blocks(area)
+    await NamespaceWalk(context).run_root()
+    await check_orphans(context)
+    await find_lost(context)
+    check_link_counts(context)
+    await check_groups(context)
+    context.counts.blocks_used += area.superblock.group_start + 1
+    return context
+
+
+def _claim_system(context: Context) -> None:
+    """What belongs to no file: everything before the groups, their bitmaps, and the superblock's copy."""
+    superblock = context.area.superblock
+    context.map.claim(0, superblock.group_start)
+    for index in range(superblock.groups):
+        context.map.claim(superblock.group_block(index))
+    context.map.claim(superblock.blocks_total - 1)
+    for number in (ROOT_INODE, *range(ORPHANS_START, ORPHANS_START + superblock.journals)):
+        context.map.mark_inode(number)
+
+
+async def _expected_blocks(area: Area) -> int:
+    """How many blocks the groups say are in use: for progress only, so damage doesn't matter."""
+    superblock = area.superblock
+    used = superblock.group_start + 1
+    for at in range(0, superblock.groups, READ_AT_ONCE):
+        blocks = [superblock.group_block(index) for index in range(at, min(at + READ_AT_ONCE, superblock.groups))]
+        for block, data in (await area.read_many(blocks)).items():
+            try:
+                group = GroupRecord.decode_untrusted(data, "", owner=superblock.owner, address=block)
+            except CorruptRecord:
+                continue
+            used += max(0, group.blocks - group.free)
+    return used

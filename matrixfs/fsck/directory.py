@@ -1,0 +1,146 @@
+"""One directory: its names in order, and what it counts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from matrixfs.fsck.area import READ_AT_ONCE
+from matrixfs.fsck.context import Context, printable
+from matrixfs.fsck.fixes import LowerLinks, RemoveEntry, SetInode
+from matrixfs.fsck.inodes import check_blocks
+from matrixfs.fsck.problems import (
+    DIRECTORY_CHILDREN,
+    DIRECTORY_NLINK,
+    DIRECTORY_SIZE,
+    ENTRY_KEY,
+    ENTRY_TWICE,
+    Problem,
+)
+from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.ondisk.directory import DISAMBIGUATION_BITS, Entry, first_key, unpack_entries_untrusted
+from matrixfs.ondisk.inode import InodeRecord
+
+
+class Place(NamedTuple):
+    """Where an entry is."""
+
+    directory: int
+    block: int
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        """The entry's name for people."""
+        return printable(self.entry.name)
+
+    @property
+    def removal(self) -> RemoveEntry:
+        """The repair that takes it out."""
+        return RemoveEntry(self.directory, self.block, self.entry.key)
+
+
+class Verdict(NamedTuple):
+    """What an entry turned out to be."""
+
+    is_subdirectory: bool = False
+    is_removed: bool = False  # a repair takes it out
+
+
+EnterEntry = Callable[[Place, bytes | None], Awaitable[Verdict]]
+"""Judges an entry; gets the inode's block unless it was checked before or its number is impossible."""
+
+
+class DirectoryCheck:
+    """The check of one directory.
+
+    Args:
+        context: the check.
+        inode: the directory, with sound fields.
+        enter: judges its entries.
+        counts_links: whether nlink is 2 + subdirectories: not so for orphan directories.
+    """
+
+    def __init__(self, context: Context, inode: InodeRecord, enter: EnterEntry, *, counts_links: bool = True) -> None:
+        self._context = context
+        self._inode = inode
+        self._enter = enter
+        self._counts_links = counts_links
+        self._seed = context.area.superblock.hash_seed
+        self._hash = -1  # of the last entry, and the names that have it
+        self._names: set[bytes] = set()
+        self._size = self._children = self._subdirectories = 0
+        self._size_removed = self._children_removed = 0
+        self.walk = TreeWalk(context, inode, self._leaf)
+
+    @property
+    def children(self) -> int:
+        """Names seen."""
+        return self._children
+
+    async def run(self) -> None:
+        """Check everything.  Raises DeviceError."""
+        await self.walk.run()
+        if self.walk.is_whole:
+            self._check_totals()
+
+    async def _leaf(self, leaf: Leaf) -> None:
+        """See ``TreeWalk``."""
+        context = self._context
+        context.progress.report("names", context.map.claimed, context.expected_blocks)
+        entries = unpack_entries_untrusted(leaf.body, leaf.entries, "entries")
+        sound = [self._check_key(leaf, entry) for entry in entries]
+        for at in range(0, len(entries), READ_AT_ONCE):
+            chunk = entries[at : at + READ_AT_ONCE]
+            wanted = {entry.inode for entry in chunk if self._is_new_inode(entry.inode)}
+            read = await context.area.read_many(wanted)
+            for entry, is_sound in zip(chunk, sound[at : at + READ_AT_ONCE], strict=True):
+                if is_sound:
+                    await self._judge(Place(self._inode.address, leaf.block, entry), read.get(entry.inode))
+
+    def _is_new_inode(self, number: int) -> bool:
+        context = self._context
+        return context.area.superblock.is_inode_number(number) and not context.map.is_inode(number)
+
+    def _check_key(self, leaf: Leaf, entry: Entry) -> bool:
+        """Whether the entry can be found by its name; False, with a finding, when it lies outside its leaf."""
+        self._size += entry.size
+        self._children += 1
+        if not leaf.low <= entry.key < leaf.high:
+            self.walk.out_of_order(leaf.block, entry.key)
+            return False
+        if entry.key >> DISAMBIGUATION_BITS != self._hash:
+            self._hash = entry.key >> DISAMBIGUATION_BITS
+            self._names.clear()
+        if entry.name in self._names:
+            self._add(ENTRY_TWICE, entry)
+        elif entry.key - first_key(entry.name, self._seed) not in range(1 << DISAMBIGUATION_BITS):
+            self._add(ENTRY_KEY, entry)
+        self._names.add(entry.name)
+        return True
+
+    def _add(self, problem: Problem, entry: Entry) -> None:
+        self._context.findings.add(problem, directory=self._inode.address, name=printable(entry.name))
+
+    async def _judge(self, place: Place, data: bytes | None) -> None:
+        verdict = await self._enter(place, data)
+        self._subdirectories += verdict.is_subdirectory
+        if verdict.is_removed:
+            self._size_removed += place.entry.size
+            self._children_removed += 1
+
+    def _check_totals(self) -> None:
+        """Compare what the directory says with what was seen; repairs say what is true after the removals."""
+        findings, inode = self._context.findings, self._inode
+        number = inode.address
+        check_blocks(findings, inode, self.walk.blocks)
+        if inode.size != self._size:
+            fix = SetInode(number, (("size", self._size - self._size_removed),))
+            findings.add(DIRECTORY_SIZE, fix, inode=number, found=inode.size, expected=self._size)
+        if inode.children != self._children:
+            fix = SetInode(number, (("children", self._children - self._children_removed),))
+            findings.add(DIRECTORY_CHILDREN, fix, inode=number, found=inode.children, expected=self._children)
+        links = 2 + self._subdirectories
+        if self._counts_links and inode.nlink != links:
+            set_links = LowerLinks(number, links) if links < inode.nlink else SetInode(number, (("nlink", links),))
+            findings.add(DIRECTORY_NLINK, set_links, inode=number, found=inode.nlink, expected=links)

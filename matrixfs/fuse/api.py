@@ -1,0 +1,146 @@
+"""The filesystem as the FUSE layer sees it: four modules of functions over one volume, declared as protocols.
+
+``matrixfs.fs`` provides them; tests provide a small one in memory.  Contract for every function here: when it returns,
+what it returned is covered by locks this node holds, and the handler replies before the next checkpoint, so a
+demotion that comes later finds the answer already in the kernel and invalidates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from membership.seams import Buffer
+
+
+class Inode(Protocol):
+    """Attributes of one object, as integers."""
+
+    ino: int
+    incarnation: int  # tells apart successive files of one number
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    blocks512: int
+    rdev: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    parent: int  # of a directory: the one that holds it
+    data_version: int  # changes whenever the file's data does
+
+
+class StatFs(Protocol):
+    """Space: blocks of 4096 bytes, and inodes."""
+
+    blocks: int
+    free: int
+    files: int
+    files_free: int
+
+
+class Opens(Protocol):
+    """The cluster-wide open locks, which keep an unlinked file alive."""
+
+    async def opened(self, ino: int) -> None:
+        """Take it (counted).  Raises an error with errno ESTALE or ENOENT when the inode is gone."""
+        ...
+
+    def closed(self, ino: int) -> None:
+        """Drop one count."""
+        ...
+
+
+class Volume(Protocol):
+    """The mounted filesystem."""
+
+    @property
+    def opens(self) -> Opens:
+        """Open locks."""
+        ...
+
+    def forgotten(self, ino: int) -> None:
+        """The kernel holds no reference to this inode any more."""
+        ...
+
+
+class Namespace(Protocol):
+    """Names.  All take (volume, directory, name, …); modes include the file type."""
+
+    async def lookup(self, volume: Any, parent: int, name: bytes, /) -> Any:  # noqa: D102
+        ...
+
+    async def create(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Any:  # noqa: D102
+        ...
+
+    async def mkdir(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, /) -> Any:  # noqa: D102
+        ...
+
+    async def symlink(self, volume: Any, parent: int, name: bytes, target: bytes, uid: int, gid: int, /) -> Any:  # noqa: D102
+        ...
+
+    async def link(self, volume: Any, ino: int, parent: int, name: bytes, /) -> Any:  # noqa: D102
+        ...
+
+    async def unlink(self, volume: Any, parent: int, name: bytes, /) -> None:  # noqa: D102
+        ...
+
+    async def rmdir(self, volume: Any, parent: int, name: bytes, /) -> None:  # noqa: D102
+        ...
+
+    async def rename(self, volume: Any, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, /) -> None:  # noqa: D102, E501
+        ...
+
+
+class Attributes(Protocol):
+    """Attributes.  ``Changes`` holds mode, uid, gid, size, atime_ns, mtime_ns, None where unchanged."""
+
+    Changes: Any
+
+    async def getattr(self, volume: Any, ino: int, /) -> Any:  # noqa: D102
+        ...
+
+    async def setattr(self, volume: Any, ino: int, changes: Any, /) -> Any:  # noqa: D102
+        ...
+
+    async def readlink(self, volume: Any, ino: int, /) -> bytes:  # noqa: D102
+        ...
+
+    async def statfs(self, volume: Any, /) -> Any:  # noqa: D102
+        ...
+
+
+class Data(Protocol):
+    """File contents; offsets and lengths in bytes."""
+
+    async def read(self, volume: Any, ino: int, offset: int, length: int, /) -> Buffer:  # noqa: D102
+        ...
+
+    async def write(self, volume: Any, ino: int, offset: int, buf: bytes, append: bool = False) -> int:  # noqa: D102
+        ...
+
+    async def fsync(self, volume: Any, ino: int, datasync: bool, /) -> None:  # noqa: D102
+        ...
+
+    async def flush(self, volume: Any, ino: int, /) -> None:  # noqa: D102
+        ...
+
+
+class Readdir(Protocol):
+    """Directory listings: (cookie, name, inode) after ``cookie`` (0, or 3 and more), without "." and ".."."""
+
+    async def entries(self, volume: Any, ino: int, cookie: int, limit: int, /) -> Sequence[tuple[int, bytes, Any]]:  # noqa: D102
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """The four modules together."""
+
+    namespace: Namespace
+    attributes: Attributes
+    data: Data
+    readdir: Readdir

@@ -1,0 +1,105 @@
+"""The one edge between pyfuse3 and our code (coherence.md 10).
+
+An exception other than FUSEError that leaves a pyfuse3 handler ends the whole mount.  So every handler is wrapped by
+``upcall``: expected errors become errno, unexpected ones are logged with what is needed to reproduce them and become
+EIO, broken invariants and a lost right withdraw the mount on purpose (R9).  The edge also turns node ids into inode
+numbers, counts, and marks the inodes concerned as busy, which purges look at (kernel_caches K1).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from matrixfs.fuse.errnos import judge
+from matrixfs.fuse.libfuse import pyfuse3
+
+if TYPE_CHECKING:
+    from matrixfs.fuse.handles import HandleTable, NodeTable, Pending
+
+log = logging.getLogger(__name__)
+
+_ARGUMENT_CHARACTERS_MAX = 200  # a 1 MiB write is not repeated in the log
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
+
+
+class Edge:
+    """State of the edge: counters and what to do when the mount must stop.
+
+    Args:
+        nodes: node ids to inode numbers.
+        handles: file handles to inode numbers.
+        pending: where operations under way are marked.
+        withdraw: called once, with the reason, when the mount must stop (R9); must not raise.
+    """
+
+    def __init__(
+        self, nodes: NodeTable, handles: HandleTable, pending: Pending, withdraw: Callable[[BaseException], None]
+    ) -> None:
+        self.nodes = nodes
+        self.handles = handles
+        self.pending = pending
+        self.calls: dict[str, int] = {}
+        self.failures = 0  # unexpected errors: each one is a bug or a broken store
+        self._withdraw = withdraw
+        self._withdrawn = False
+
+    def translate(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> BaseException:
+        """The FUSEError for an exception; logs and withdraws as ``errnos.judge`` says."""
+        verdict = judge(error)
+        if verdict.log:
+            self.failures += 1
+            if verdict.trace:
+                shown = ", ".join(repr(argument)[:_ARGUMENT_CHARACTERS_MAX] for argument in arguments)
+                log.error("%s(%s) failed unexpectedly", operation, shown, exc_info=error)
+            else:
+                log.error("%s: %s", operation, error)
+        if verdict.withdraw and not self._withdrawn:
+            self._withdrawn = True
+            self._withdraw(error)
+        fuse_error: BaseException = pyfuse3.FUSEError(verdict.code)
+        return fuse_error
+
+
+def upcall(*nodes: int, handle: bool = False) -> Callable[[_Handler], _Handler]:
+    """Put a handler behind the edge.
+
+    Args:
+        nodes: positions of the arguments that are node ids (0 is the first after ``self``); the handler gets inode
+            numbers instead.
+        handle: the first argument is a file handle; the handler gets its ``Handle`` instead.
+    """
+
+    def decorate(method: _Handler) -> _Handler:
+        operation = method.__name__
+
+        @functools.wraps(method)
+        async def behind_the_edge(self: Any, *arguments: Any) -> Any:
+            edge: Edge = self.edge
+            edge.calls[operation] = edge.calls.get(operation, 0) + 1
+            marked: list[int] = []
+            try:
+                given = list(arguments)
+                if handle:
+                    given[0] = opened = edge.handles[arguments[0]]
+                    marked.append(opened.ino)
+                for position in nodes:
+                    given[position] = edge.nodes.ino(arguments[position])
+                    marked.append(given[position])
+                for ino in marked:
+                    edge.pending.enter(ino)
+                try:
+                    return await method(self, *given)
+                finally:
+                    for ino in marked:
+                        edge.pending.leave(ino)
+            except pyfuse3.FUSEError:
+                raise
+            except Exception as error:
+                raise edge.translate(operation, arguments, error) from error
+
+        return behind_the_edge  # type: ignore[return-value]
+
+    return decorate

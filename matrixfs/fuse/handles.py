@@ -1,0 +1,161 @@
+"""What the kernel holds of us: inodes it knows (lookup counts) and files it has open (pure, no trio).
+
+Invariants:
+    H1  A node is here exactly while its lookup count is above 0; the kernel's FORGETs bring it down, counted by
+        entry replies and read-directory replies ("." and ".." are not counted by the kernel, nor here).
+    H2  The kernel's node id is the inode number, except for the root, whose node id is 1 by protocol.
+    H3  A node remembers the incarnation last handed out (the kernel calls it generation).  The block of a freed inode
+        is used again under another incarnation: what the kernel then still asks under the old one is stale (ESTALE).
+    H4  File handle numbers are never used twice in one session.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+ROOT_NODE = 1
+
+
+@dataclass(slots=True)
+class Node:
+    """One inode that the kernel knows."""
+
+    incarnation: int
+    lookups: int = 0
+    opens: int = 0  # files the kernel has open on it
+    pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
+    data_version: int | None = None  # the version of the data that the kernel's pages had at the last open
+
+
+class NodeTable:
+    """All inodes that the kernel knows."""
+
+    def __init__(self, root: int = ROOT_NODE) -> None:
+        self.root = root
+        self._nodes: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def ino(self, node_id: int) -> int:
+        """The kernel's node id as inode number (H2)."""
+        return self.root if node_id == ROOT_NODE else node_id
+
+    def node_id(self, ino: int) -> int:
+        """The inode number as the kernel's node id (H2)."""
+        return ROOT_NODE if ino == self.root else ino
+
+    def get(self, ino: int) -> Node | None:
+        """The node, or None when the kernel doesn't know it."""
+        return self._nodes.get(ino)
+
+    def known(self, ino: int) -> bool:
+        """Whether the kernel may hold anything of this inode."""
+        return ino == self.root or ino in self._nodes
+
+    def incarnation(self, ino: int) -> int | None:
+        """The incarnation the kernel knows it under; None when it doesn't, or for the root."""
+        node = self._nodes.get(ino)
+        return None if node is None else node.incarnation
+
+    def looked_up(self, ino: int, incarnation: int) -> Node:
+        """Count one reply that gives the kernel a reference (H1)."""
+        node = self._nodes.get(ino)
+        if node is None:
+            assert ino != ROOT_NODE or self.root == ROOT_NODE, "inode 1 would be taken for the root"
+            node = self._nodes[ino] = Node(incarnation)
+        elif node.incarnation != incarnation:
+            node.incarnation = incarnation  # the block was used again: what was known is about another file (H3)
+            node.data_version = None
+        node.lookups += 1
+        return node
+
+    def check(self, ino: int, incarnation: int) -> None:
+        """Raise OSError(ESTALE) when the kernel asked about another file than the one found (H3)."""
+        node = self._nodes.get(ino)
+        if node is not None and node.incarnation != incarnation:
+            raise OSError(errno.ESTALE, f"inode {ino}: incarnation {node.incarnation} is gone")
+
+    def forget(self, ino: int, count: int) -> bool:
+        """Take back ``count`` lookups; True when the kernel now holds none."""
+        node = self._nodes.get(ino)
+        if node is None:
+            return False  # the root: never looked up, forgotten at unmount
+        node.lookups -= count
+        if node.lookups > 0:
+            return False
+        del self._nodes[ino]
+        return True
+
+
+@dataclass(slots=True)
+class Handle:
+    """One open file or directory."""
+
+    ino: int
+    flags: int
+    entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
+
+    @property
+    def append(self) -> bool:
+        """Writes go to the true end of the file, whatever offset the kernel believes in (coherence.md 7)."""
+        return bool(self.flags & os.O_APPEND)
+
+
+class HandleTable:
+    """All open files and directories, by file handle number."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, Handle] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(self, ino: int, flags: int) -> int:
+        """A new handle's number (H4)."""
+        number = self._next
+        self._next += 1
+        self._handles[number] = Handle(ino, flags)
+        return number
+
+    def __getitem__(self, number: int) -> Handle:
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise OSError(errno.EBADF, f"file handle {number} is not open") from None
+
+    def remove(self, number: int) -> Handle:
+        """Forget a handle and return it."""
+        handle = self[number]
+        del self._handles[number]
+        return handle
+
+
+class Pending:
+    """How many local operations wait or run on each inode: an invalidation that blocks may wait for one of them."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def enter(self, ino: int) -> None:
+        """An operation on this inode or directory begins."""
+        self._counts[ino] = self._counts.get(ino, 0) + 1
+
+    def leave(self, ino: int) -> None:
+        """It has ended."""
+        left = self._counts[ino] - 1
+        if left:
+            self._counts[ino] = left
+        else:
+            del self._counts[ino]
+
+    def busy(self, ino: int) -> bool:
+        """Whether any is under way."""
+        return ino in self._counts
+
+    def total(self) -> int:
+        """Operations under way on all inodes; one on two inodes counts twice."""
+        return sum(self._counts.values())

@@ -1,0 +1,242 @@
+"""Makes what the kernel caches unreachable before a lock is given up (R8, coherence.md).
+
+Called by the filesystem's demote callouts.  Invariants:
+    K1  A purge never waits without bound for anything local: the local operation may be waiting for the very lock that
+        is being demoted.  Calls that may block run in worker threads; the wait for them is cut short as soon as the
+        bound has passed and something local is pending on the object.
+    K2  Attributes are unreachable when ``purge_inode`` returns.  The kernel numbers its attribute versions, so a reply
+        that is still on its way to an inode it knows can't bring old ones back; for an inode it is just being
+        introduced to, the invalidation is repeated until it lands (``_repeat``).
+    K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
+        out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
+        by the kernel before it asks, so a late reply is born expired.
+    K4  A directory's own name is only marked as expired, not dropped: dropping unhashes it, and ``getcwd`` of processes
+        in it fails until somebody has walked there again (the epoch does the same on the next walk, so it is the second
+        choice).  Marking doesn't wait for a revalidation under way, whose reply would bring the name back: so it is
+        done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then.
+    K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then at most ``PAGES_BOUND``
+        later than without, and until then only mappings and splices can see them (read(2) asks for the mtime first).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from matrixfs.fuse.handles import NodeTable, Pending
+from matrixfs.fuse.workers import Job, Workers
+
+if TYPE_CHECKING:
+    from matrixfs.fuse.notifier import Notifier
+    from membership.seams import Clock
+
+log = logging.getLogger(__name__)
+
+FOREVER = 10 * 365 * 86400.0  # seconds: until invalidated
+SHORT = 0.1  # seconds a name is trusted by kernels without the epoch: a purge waits this out
+SHORT_SLACK = 0.05  # seconds more: the kernel counts in ticks, and from when it has taken the reply in
+PAGES_BOUND = 0.05  # seconds a purge waits for pages while something local is pending
+NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
+NAMES_MAX = 64  # more names than this are not dropped one by one
+SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
+REPEAT_SECONDS = 0.001
+REPEAT_MAX = 20
+_COUNTERS = (
+    "inodes",
+    "pages",
+    "pages_left_behind",
+    "names",
+    "names_dropped",
+    "epochs",
+    "waited_out",
+    "settled",
+    "repeats",
+)
+_DONE = (0, errno.ENOENT, errno.ENOTCONN, errno.EBADF)  # the kernel doesn't know it, or there is no mount any more
+
+
+class _Directory:
+    """Names handed to the kernel under one directory; ``names`` maps to "is a directory", None when too many."""
+
+    __slots__ = ("given_at", "names")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, bool] | None = {}
+        self.given_at = 0.0
+
+
+class KernelCaches:
+    """What the kernel was told, and how to make it forget.
+
+    Usable before the mount exists: then the kernel knows nothing and purges return at once.
+
+    Args:
+        clock: for the waits.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.nodes = NodeTable()
+        self.pending = Pending()
+        self.stamp = 0  # grows with every purge: a reply prepared before one must not be cached by the kernel
+        self._clock = clock
+        self._workers = Workers()
+        self._notifier: Notifier | None = None
+        self._epoch = False
+        self._directories: dict[int, _Directory] = {}
+        self._page_jobs: dict[int, Job] = {}
+        self._counters = dict.fromkeys(_COUNTERS, 0)
+
+    def attach(self, notifier: Notifier, *, root_ino: int) -> None:
+        """Begin with a mounted session; finds out whether the kernel has the epoch notification."""
+        self._notifier = notifier
+        self.nodes.root = root_ino
+        self._epoch = notifier.epoch() == 0
+
+    @property
+    def has_epoch(self) -> bool:
+        """Whether names are trusted until invalidated, rather than for ``SHORT`` seconds."""
+        return self._epoch
+
+    @property
+    def entry_timeout(self) -> float:
+        """Seconds for which the kernel may trust a name it is given now."""
+        return FOREVER if self._epoch else SHORT
+
+    def handed_out(self, directory: int, name: bytes, *, is_directory: bool = False) -> None:
+        """The reply about to be written gives the kernel this name, or its absence."""
+        record = self._directories.get(directory)
+        if record is None:
+            record = self._directories[directory] = _Directory()
+        record.given_at = self._clock.monotonic()
+        if record.names is not None:
+            record.names[name] = is_directory
+            if len(record.names) > NAMES_MAX:
+                record.names = None
+
+    def forgotten(self, ino: int) -> None:
+        """The kernel dropped the inode, so nothing of it is cached."""
+        self._directories.pop(ino, None)
+
+    async def purge_inode(self, ino: int) -> None:
+        """Make the inode's attributes and pages unreachable (K1, K2, K5).  Never raises for the kernel's sake."""
+        self.stamp += 1
+        if self._notifier is None or not self.nodes.known(ino):
+            return
+        self._counters["inodes"] += 1
+        code = self._notifier.attributes(self.nodes.node_id(ino))
+        if code == errno.ENOENT:
+            await self._repeat(ino)
+        elif code not in _DONE:
+            log.warning("inode %d: attributes not invalidated (errno %d)", ino, code)
+        node = self.nodes.get(ino)
+        if node is not None and node.pages:
+            node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
+            await self._drop_pages(ino)
+
+    async def _repeat(self, ino: int) -> None:
+        """We gave the kernel a reference that it hasn't taken in yet, or one whose FORGET we haven't read yet (K2)."""
+        assert self._notifier is not None
+        for _ in range(REPEAT_MAX):
+            await self._clock.sleep(REPEAT_SECONDS)
+            self._counters["repeats"] += 1
+            known = self.nodes.known(ino)
+            if not known or self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
+                return
+        self._bump()  # whoever finds it by name asks again
+        log.warning("inode %d: the kernel neither knows nor forgets it", ino)
+
+    async def _drop_pages(self, ino: int) -> None:
+        job = self._page_jobs.get(ino)
+        if job is None or job.started:  # one that has begun may already be past pages filled since
+            notifier, node_id = self._notifier, self.nodes.node_id(ino)
+            assert notifier is not None
+
+            def drop(_job: Job) -> None:
+                code = notifier.pages(node_id)
+                if code not in _DONE:
+                    log.warning("inode %d: pages not dropped (errno %d)", ino, code)
+
+            job = self._page_jobs[ino] = self._workers.submit(drop)
+            self._counters["pages"] += 1
+        while not await job.wait(PAGES_BOUND):
+            if self.pending.busy(ino):  # it may wait for the lock that our caller is giving up (K1)
+                self._counters["pages_left_behind"] += 1
+                return
+        if self._page_jobs.get(ino) is job:
+            del self._page_jobs[ino]
+
+    async def purge_names(self, directory: int) -> None:
+        """Make every name under the directory unreachable, absent ones too (K1, K3, K4)."""
+        self.stamp += 1
+        record = self._directories.pop(directory, None)
+        if self._notifier is None or record is None:
+            return
+        self._counters["names"] += 1
+        if not self._epoch:
+            left = record.given_at + SHORT + SHORT_SLACK - self._clock.monotonic()
+            if left > 0:
+                self._counters["waited_out"] += 1
+                await self._clock.sleep(left)
+            return
+        if record.names is not None and not self.pending.busy(directory):
+            if any(record.names.values()):
+                await self._settle(record)
+            job = self._workers.submit(self._dropper(self.nodes.node_id(directory), record.names))
+            if await job.wait(NAMES_BOUND):
+                return
+            job.cancelled = True
+        self._bump()
+
+    async def _settle(self, record: _Directory) -> None:
+        left = record.given_at + SETTLED - self._clock.monotonic()
+        if left > 0:
+            self._counters["settled"] += 1
+            await self._clock.sleep(left)
+
+    def _dropper(self, node_id: int, names: dict[bytes, bool]) -> _Dropper:
+        assert self._notifier is not None
+        self._counters["names_dropped"] += len(names)
+        return _Dropper(self._notifier, node_id, names)
+
+    def _bump(self) -> None:
+        """One step of the epoch: no name of the mount is trusted any more, so none need be remembered."""
+        assert self._notifier is not None
+        self._counters["epochs"] += 1
+        code = self._notifier.epoch()
+        if code in _DONE:
+            self._directories.clear()
+        elif self._epoch:
+            log.error("the kernel refused an epoch step (errno %d)", code)
+
+    def counters(self) -> dict[str, int]:
+        """What was done since the mount; also ``tracked_directories`` and ``pending`` now."""
+        return {
+            **self._counters,
+            "tracked_directories": len(self._directories),
+            "known_inodes": len(self.nodes),
+            "pending": self.pending.total(),
+        }
+
+    def stop(self, seconds: float) -> bool:
+        """Begin no further notification, wait for running ones; whether all have ended.  Before the session's end."""
+        self._notifier = None
+        return self._workers.stop(seconds)
+
+
+class _Dropper:
+    """Drops names one by one in a worker thread, until done or cancelled."""
+
+    def __init__(self, notifier: Notifier, node_id: int, names: dict[bytes, bool]) -> None:
+        self._notifier = notifier
+        self._node_id = node_id
+        self._names = names
+
+    def __call__(self, job: Job) -> None:
+        for name, is_directory in self._names.items():
+            if job.cancelled:
+                return
+            call = self._notifier.name_expired if is_directory else self._notifier.name
+            code = call(self._node_id, name)
+            if code not in _DONE:
+                log.warning("name %r under node %d: not invalidated (errno %d)", name, self._node_id, code)

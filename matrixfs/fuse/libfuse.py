@@ -1,0 +1,111 @@
+"""Loads the C extension, then pyfuse3, in this order; says what is missing when the extension is.
+
+The extension defines ``fuse_session_new`` in front of libfuse's (coherence.md 5).  That works only when it is in the
+process's global symbol scope before pyfuse3 is bound, hence the import with ``RTLD_GLOBAL`` here and nowhere else.
+Without it a mount works with the request sizes and capabilities of libfuse's defaults, and with names that the kernel
+trusts for a tenth of a second instead of for ever: slower, never wrong.  Such a mount is ``nosuid``, because libfuse's
+defaults leave the clearing of set-id bits to the filesystem.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+def _load_extension() -> tuple[Any, str]:
+    """The extension and "", or None and what is wrong with it."""
+    if "pyfuse3" in sys.modules:
+        return None, "pyfuse3 was imported before matrixfs.fuse: import matrixfs.fuse first"
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        from matrixfs.fuse import _libfuse  # type: ignore[attr-defined,unused-ignore]
+    except ImportError as error:
+        return None, f"the C extension is not built ({error}): run scripts/install with gcc and libfuse3-dev present"
+    finally:
+        sys.setdlopenflags(flags)
+    if not _libfuse.usable():
+        return None, "this libfuse3 has no fuse_session_new@FUSE_3.0: its version is not one MatrixFS knows"
+    return _libfuse, ""
+
+
+_extension, _problem = _load_extension()
+
+import pyfuse3 as _pyfuse3  # noqa: E402  (after the extension, see above)
+
+pyfuse3: Any = _pyfuse3  # Any: its stubs type handlers by NewTypes that would have to be spread over our code
+
+__all__ = [
+    "KernelFeatures",
+    "available",
+    "expire_entry",
+    "inc_epoch",
+    "kernel_features",
+    "missing",
+    "pyfuse3",
+    "session_fd",
+]
+
+_CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
+    "async_read": 0,
+    "atomic_o_trunc": 3,
+    "splice_read": 9,
+    "auto_inval_data": 12,
+    "readdirplus": 13,
+    "async_dio": 15,
+    "writeback_cache": 16,
+    "parallel_dirops": 18,
+    "handle_killpriv": 20,
+    "cache_symlinks": 23,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFeatures:
+    """What kernel and libfuse agreed on; sizes in bytes, zero before the first request."""
+
+    protocol_minor: int
+    max_write: int
+    max_readahead: int
+    capabilities: frozenset[str]
+
+
+def available() -> bool:
+    """Whether the extension was loaded in front of libfuse; known before the session is made."""
+    return _extension is not None
+
+
+def missing() -> str:
+    """Why this session runs without the extension; "" when it has it.  Ask after the session was made."""
+    if _problem or _extension is None:
+        return _problem
+    if _extension.session_fd() < 0:
+        return "the session was made without the C extension: another library stands in front of it"
+    return ""
+
+
+def session_fd() -> int:
+    """Descriptor of the session's /dev/fuse, -1 without a session or extension."""
+    return -1 if _extension is None else int(_extension.session_fd())
+
+
+def inc_epoch() -> int:
+    """Have every name of the mount looked up again on next use; never blocks.  Returns 0 or an errno."""
+    return errno.ENOSYS if _extension is None else int(_extension.notify_inc_epoch())
+
+
+def expire_entry(parent: int, name: bytes) -> int:
+    """Have one name looked up again without unhashing it; may block: worker threads only.  Returns 0 or an errno."""
+    return errno.ENOSYS if _extension is None else int(_extension.notify_expire_entry(parent, name))
+
+
+def kernel_features() -> KernelFeatures:
+    """What kernel and libfuse agreed on; all zero without the extension."""
+    raw = {} if _extension is None else _extension.kernel_features()
+    wanted = raw.get("want", 0)
+    names = frozenset(name for name, bit in _CAPABILITIES.items() if wanted >> bit & 1)
+    return KernelFeatures(raw.get("minor", 0), raw.get("max_write", 0), raw.get("max_readahead", 0), names)

@@ -1,0 +1,405 @@
+"""FUSE requests to filesystem calls: translation only, thin (style.md 19).
+
+Rules that every handler holds:
+    O1  No checkpoint between the return of the last filesystem call and our return: pyfuse3 then writes the reply at
+        once, so a demotion can't come between the answer and the kernel's knowledge of it.  Where an earlier call's
+        result is used after a later call's checkpoint, ``KernelCaches.stamp`` tells whether a purge came between; the
+        name is then given with no validity.
+    O2  What the kernel is told is valid until invalidated: names are recorded with ``handed_out``, inodes with their
+        lookup count.
+    O3  The kernel checks permissions (``default_permissions``) and applies the umask; the one exception is in
+        ``create``, where the name turns out to exist.
+
+``FUSE_CAP_ATOMIC_O_TRUNC`` is on, so ``open`` truncates; ``create`` never needs to, but for the same exception.
+Extended attributes answer ENOSYS: the kernel then says "not supported" itself and saves us a call for every write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from matrixfs.fuse.edge import Edge, upcall
+from matrixfs.fuse.kernel_caches import FOREVER
+from matrixfs.fuse.libfuse import pyfuse3
+from membership.errors import MatrixError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from matrixfs.fuse.api import Filesystem, Inode, Volume
+    from matrixfs.fuse.handles import Handle, HandleTable
+    from matrixfs.fuse.kernel_caches import KernelCaches
+
+NAME_BYTES_MAX = 255
+BLOCK_BYTES = 4096
+ENTRIES_LIMIT_MAX = 256
+DOT_COOKIE, DOT_DOT_COOKIE = 1, 2  # the filesystem's cookies begin above (ondisk/directory.py: COOKIE_BASE)
+
+
+def _checked(name: bytes) -> bytes:
+    if len(name) > NAME_BYTES_MAX:
+        raise OSError(errno.ENAMETOOLONG, "name too long")
+    return name
+
+
+def may_open(inode: Inode, flags: int, uid: int, gid: int, groups: Callable[[], set[int]]) -> bool:
+    """Whether the mode bits let a caller open the file with ``flags``; ``groups`` gives its further groups."""
+    if uid == 0:
+        return True
+    access = flags & os.O_ACCMODE
+    wanted = (4 if access != os.O_WRONLY else 0) | (2 if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
+    if uid == inode.uid:
+        granted = inode.mode >> 6
+    elif gid == inode.gid or inode.gid in groups():
+        granted = inode.mode >> 3
+    else:
+        granted = inode.mode
+    return granted & wanted == wanted
+
+
+def _further_groups(pid: int) -> set[int]:
+    try:
+        return set(pyfuse3.get_sup_groups(pid))
+    except (OSError, RuntimeError):  # it has ended, or lives in another process namespace: grant nothing by them
+        return set()
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, see libfuse
+    """The handlers; each is called by pyfuse3 with the kernel's node ids, see ``edge.upcall``.
+
+    Args:
+        volume: the mounted filesystem, passed on to every call.
+        filesystem: the modules that work on it.
+        caches: told what the kernel learns.
+        handles: open files.
+        withdraw: see ``Edge``.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False  # coherence.md 3
+    enable_acl = False
+
+    def __init__(
+        self,
+        volume: Volume,
+        filesystem: Filesystem,
+        caches: KernelCaches,
+        handles: HandleTable,
+        withdraw: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__()
+        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
+        self._volume = volume
+        self._names = filesystem.namespace
+        self._attributes = filesystem.attributes
+        self._data = filesystem.data
+        self._readdir = filesystem.readdir
+        self._caches = caches
+        self._nodes = caches.nodes
+        self._handles = handles
+
+    # ---- replies ----
+
+    def _fill(self, inode: Inode) -> Any:
+        reply = pyfuse3.EntryAttributes()
+        reply.st_ino = self._nodes.node_id(inode.ino)
+        reply.generation = inode.incarnation
+        reply.attr_timeout = FOREVER
+        reply.st_mode = inode.mode
+        reply.st_nlink = inode.nlink
+        reply.st_uid = inode.uid
+        reply.st_gid = inode.gid
+        reply.st_rdev = inode.rdev
+        reply.st_size = inode.size
+        reply.st_blocks = inode.blocks512
+        reply.st_blksize = BLOCK_BYTES
+        reply.st_atime_ns = inode.atime_ns
+        reply.st_mtime_ns = inode.mtime_ns
+        reply.st_ctime_ns = inode.ctime_ns
+        return reply
+
+    def _entry(self, parent: int, name: bytes, inode: Inode, stamp: int | None = None) -> Any:
+        """An entry reply: counts the lookup, records the name.  ``stamp``: taken when the name was found (O1)."""
+        overtaken = stamp is not None and stamp != self._caches.stamp
+        is_directory = stat.S_ISDIR(inode.mode)
+        reply = self._fill(inode)
+        reply.entry_timeout = 0.0 if overtaken else self._caches.entry_timeout
+        self._nodes.looked_up(inode.ino, inode.incarnation)
+        if not overtaken:
+            self._caches.handed_out(parent, name, is_directory=is_directory)
+        return reply
+
+    def _checked_inode(self, ino: int, inode: Inode) -> Inode:
+        self._nodes.check(ino, inode.incarnation)
+        return inode
+
+    # ---- names ----
+
+    @upcall(0)
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
+        """Find a name; an absent one is told as such, for the kernel to cache."""
+        inode = await self._names.lookup(self._volume, parent, _checked(name))
+        if inode is not None:
+            return self._entry(parent, name, inode)
+        reply = pyfuse3.EntryAttributes()
+        reply.st_ino = 0
+        reply.entry_timeout = self._caches.entry_timeout
+        self._caches.handed_out(parent, name)
+        return reply
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel drops references; no reply, so errors can only be logged."""
+        for node_id, count in inode_list:
+            try:
+                self._forget(self._nodes.ino(node_id), count)
+            except Exception as error:
+                self.edge.translate("forget", (node_id, count), error)
+
+    def _forget(self, ino: int, count: int) -> None:
+        if self._nodes.forget(ino, count):
+            self._caches.forgotten(ino)
+            self._volume.forgotten(ino)
+
+    @upcall(0)
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        """Create a fifo, device, socket or (rarely) a regular file."""
+        inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, rdev)
+        return self._entry(parent, name, inode)
+
+    @upcall(0)
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
+        """Create a directory."""
+        inode = await self._names.mkdir(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid)
+        return self._entry(parent, name, inode)
+
+    @upcall(0)
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
+        """Create a symbolic link."""
+        inode = await self._names.symlink(self._volume, parent, _checked(name), target, ctx.uid, ctx.gid)
+        return self._entry(parent, name, inode)
+
+    @upcall(0, 1)
+    async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> Any:
+        """Give an inode a further name."""
+        inode = await self._names.link(self._volume, ino, parent, _checked(name))
+        return self._entry(parent, name, self._checked_inode(ino, inode))
+
+    @upcall(0)
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Remove a name; the kernel forgets it by itself."""
+        await self._names.unlink(self._volume, parent, _checked(name))
+
+    @upcall(0)
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Remove an empty directory."""
+        await self._names.rmdir(self._volume, parent, _checked(name))
+
+    @upcall(0, 2)
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
+        """Rename; ``flags`` may be RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+        The kernel moves its cached entry with its old validity, so the new name counts as handed out (and, exchanged,
+        the old one too); as it may be a directory's, it is recorded as one.
+        """
+        await self._names.rename(self._volume, parent, _checked(name), new_parent, _checked(new_name), flags)
+        self._caches.handed_out(new_parent, new_name, is_directory=True)
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            self._caches.handed_out(parent, name, is_directory=True)
+
+    # ---- attributes ----
+
+    @upcall(0)
+    async def getattr(self, ino: int, ctx: Any) -> Any:
+        """Attributes, valid until invalidated."""
+        return self._fill(self._checked_inode(ino, await self._attributes.getattr(self._volume, ino)))
+
+    @upcall(0)
+    async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
+        """Change mode, owner, size or times; pyfuse3 has put the present time where "now" was asked for."""
+        changes = self._attributes.Changes(
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._fill(self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes)))
+
+    @upcall(0)
+    async def readlink(self, ino: int, ctx: Any) -> bytes:
+        """Target of a symbolic link; the kernel keeps it like a page."""
+        target = bytes(await self._attributes.readlink(self._volume, ino))  # pyfuse3 dies of anything else
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.pages = True
+        return target
+
+    @upcall()
+    async def statfs(self, ctx: Any) -> Any:
+        """Space and the longest name (coherence.md 12)."""
+        found = await self._attributes.statfs(self._volume)
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = reply.f_frsize = BLOCK_BYTES
+        reply.f_blocks = found.blocks
+        reply.f_bfree = reply.f_bavail = found.free
+        reply.f_files = found.files
+        reply.f_ffree = reply.f_favail = found.files_free
+        reply.f_namemax = NAME_BYTES_MAX
+        return reply
+
+    # ---- files ----
+
+    @upcall(0)
+    async def open(self, ino: int, flags: int, ctx: Any) -> Any:
+        """Open a file, truncating it where asked."""
+        return self._file(await self._open(ino, flags), flags)
+
+    async def _open(self, ino: int, flags: int) -> Inode:
+        """Take the open lock, truncate where asked, and read the inode last (O1)."""
+        await self._volume.opens.opened(ino)
+        try:
+            if flags & os.O_TRUNC:
+                inode = await self._attributes.setattr(self._volume, ino, self._attributes.Changes(size=0))
+            else:
+                inode = await self._attributes.getattr(self._volume, ino)
+            return self._checked_inode(ino, inode)
+        except BaseException:
+            self._volume.opens.closed(ino)
+            raise
+
+    def _file(self, inode: Inode, flags: int) -> Any:
+        """The reply to an open; the open lock is held.
+
+        The kernel's pages are kept when they are of the version of the data that it has now.  Descriptors opened with
+        O_APPEND read and write around the page cache: the kernel sends its own idea of the end (coherence.md 7).
+        """
+        keep = False
+        node = self._nodes.get(inode.ino)
+        if node is not None:
+            keep = node.data_version == inode.data_version
+            node.data_version = inode.data_version
+            node.opens += 1
+            node.pages = True
+        append = bool(flags & os.O_APPEND)
+        return pyfuse3.FileInfo(fh=self._handles.add(inode.ino, flags), keep_cache=keep, direct_io=append)
+
+    @upcall(0)
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+        """Create and open in one.  The name may exist after all: another node was quicker."""
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        try:
+            inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid)
+            flags &= ~os.O_TRUNC  # it is empty
+        except (OSError, MatrixError) as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            inode = await self._existing(parent, name, flags, ctx)
+        stamp = self._caches.stamp
+        inode = await self._open(inode.ino, flags)
+        entry = self._entry(parent, name, inode, stamp)
+        return self._file(inode, flags), entry
+
+    async def _existing(self, parent: int, name: bytes, flags: int, ctx: Any) -> Inode:
+        """The regular file of that name, if the caller may open it so (O3).
+
+        For anything else ESTALE makes the kernel walk the path again, now with the name known.
+        """
+        inode = await self._names.lookup(self._volume, parent, name)
+        if inode is None or not stat.S_ISREG(inode.mode):
+            raise OSError(errno.ESTALE, "the name has just changed")
+        if not may_open(inode, flags, ctx.uid, ctx.gid, lambda: _further_groups(ctx.pid)):
+            raise OSError(errno.EACCES, "permission denied")
+        found: Inode = inode
+        return found
+
+    @upcall(handle=True)
+    async def read(self, handle: Handle, offset: int, length: int) -> Any:
+        """Read up to ``length`` bytes."""
+        return await self._data.read(self._volume, handle.ino, offset, length)
+
+    @upcall(handle=True)
+    async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
+        """Write, at the true end where the file was opened so."""
+        return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+
+    @upcall(handle=True)
+    async def flush(self, handle: Handle) -> None:
+        """A descriptor was closed: the last chance to report an error to the application."""
+        await self._data.flush(self._volume, handle.ino)
+
+    @upcall(handle=True)
+    async def fsync(self, handle: Handle, datasync: bool) -> None:
+        """Return when the file survives any crash (R10)."""
+        await self._data.fsync(self._volume, handle.ino, datasync)
+
+    @upcall()
+    async def release(self, fh: int) -> None:
+        """The last descriptor of an open file was closed."""
+        ino = self._handles.remove(fh).ino
+        node = self._nodes.get(ino)
+        if node is not None and node.opens:
+            node.opens -= 1
+        self._volume.opens.closed(ino)
+
+    # ---- directories ----
+
+    @upcall(0)
+    async def opendir(self, ino: int, ctx: Any) -> int:
+        """Open a directory."""
+        return self._handles.add(ino, os.O_DIRECTORY)
+
+    @upcall()
+    async def releasedir(self, fh: int) -> None:
+        """The last descriptor of an open directory was closed."""
+        self._handles.remove(fh)
+
+    @upcall(handle=True)
+    async def readdir(self, handle: Handle, cookie: int, token: Any) -> None:
+        """List entries with their attributes.  One filesystem call per reply (O1); how many fit is learnt."""
+        if cookie < DOT_DOT_COOKIE:
+            directory = await self._attributes.getattr(self._volume, handle.ino)
+            self._nodes.check(handle.ino, directory.incarnation)
+            if not self._dots(directory, cookie, token):
+                return
+        after = cookie if cookie > DOT_DOT_COOKIE else 0
+        entries = await self._readdir.entries(self._volume, handle.ino, after, handle.entries_limit)
+        fitted = 0
+        for position, name, inode in entries:
+            if not self._add(token, handle.ino, name, inode, position):
+                break
+            fitted += 1
+        if fitted == handle.entries_limit:
+            handle.entries_limit = min(fitted * 2, ENTRIES_LIMIT_MAX)
+        elif fitted < len(entries):
+            handle.entries_limit = max(fitted, 1)
+
+    def _add(self, token: Any, parent: int, name: bytes, inode: Inode, next_cookie: int) -> bool:
+        reply = self._fill(inode)
+        reply.entry_timeout = self._caches.entry_timeout
+        if not pyfuse3.readdir_reply(token, name, reply, next_cookie):
+            return False
+        is_directory = stat.S_ISDIR(inode.mode)
+        self._nodes.looked_up(inode.ino, inode.incarnation)
+        self._caches.handed_out(parent, name, is_directory=is_directory)
+        return True
+
+    def _dots(self, directory: Inode, cookie: int, token: Any) -> bool:
+        """Add "." and ".."; the kernel takes only their numbers and types, and counts no lookup (H1)."""
+        parent = directory.parent or directory.ino
+        for name, ino, position in ((b".", directory.ino, DOT_COOKIE), (b"..", parent, DOT_DOT_COOKIE)):
+            if cookie < position:
+                reply = pyfuse3.EntryAttributes()
+                reply.st_ino = self._nodes.node_id(ino)
+                reply.st_mode = stat.S_IFDIR
+                if not pyfuse3.readdir_reply(token, name, reply, position):
+                    return False
+        return True
+
+    @upcall(handle=True)
+    async def fsyncdir(self, handle: Handle, datasync: bool) -> None:
+        """Return when the directory's names survive any crash (R10)."""
+        await self._data.fsync(self._volume, handle.ino, datasync)

@@ -1,0 +1,108 @@
+"""Which process serves which mount: one small file per mount under /run, by the mount's device number.
+
+umount(8) gives its helper a directory and nothing else, and it doesn't wait for us (ecosystem.md finding 4).  The
+directory's device number is in mountinfo, which can be read without asking the mount itself; this file leads from there
+to the process that has to finish its last flush.  /run is empty after a reboot, as the mounts are.
+
+The file disappears when the process has flushed everything; one whose process is gone tells of a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+
+RUN_DIRECTORY = "/run/matrixfs/mounts"
+MOUNTINFO = "/proc/self/mountinfo"
+_RECORD_BYTES_MAX = 65536
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo."""
+
+    device: str  # "major:minor"
+    path: str
+    fs_type: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The process behind a mount."""
+
+    pid: int
+    start_ticks: int  # with the pid: who it is, also after the pid is used again
+    mountpoint: str
+    source: str
+    error: str = ""  # what went wrong with the last flush
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def mounts() -> list[Mount]:
+    """All mounts of this mount namespace, in the order they were made."""
+    found = []
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            fields, rest = left.split(" "), right.split(" ")
+            found.append(Mount(fields[2], _unescape(fields[4]), rest[0], _unescape(rest[1])))
+    return found
+
+
+def mount_at(path: str) -> Mount | None:
+    """The topmost mount at exactly this (absolute) path; never touches the path itself."""
+    at = [mount for mount in mounts() if mount.path == path]
+    return at[-1] if at else None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is none (a zombie counts as none)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+# ``directory`` below is where the records are; RUN_DIRECTORY when empty.
+
+
+def _path(device: str, directory: str) -> str:
+    return os.path.join(directory or RUN_DIRECTORY, device.replace(":", "_") + ".json")
+
+
+def write(device: str, server: Server, *, directory: str = "") -> None:
+    """Record who serves the mount.  Raises OSError."""
+    path = _path(device, directory)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(server), file)
+    os.replace(temporary, path)
+
+
+def read(device: str, *, directory: str = "") -> Server | None:
+    """Who serves the mount; None when no record, or none that makes sense, is there."""
+    try:
+        with open(_path(device, directory), "rb") as file:
+            fields = json.loads(file.read(_RECORD_BYTES_MAX))
+        server = Server(**fields)
+    except (OSError, ValueError, TypeError):
+        return None
+    numbers = isinstance(server.pid, int) and isinstance(server.start_ticks, int) and server.pid > 0
+    return server if numbers else None
+
+
+def remove(device: str, *, directory: str = "") -> None:
+    """Drop the record."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_path(device, directory))

@@ -1,0 +1,210 @@
+"""A mount process: the composition root, where every layer meets the next.
+
+Order of its life: connect to matrixd, look at the filesystem (read only), listen for peers, be admitted, be
+let in by the first RESUME, mount, serve, unmount, flush, leave.  Losing the right to write at any point means:
+fence the gate, cut the tree off, end (R3, R9); the others then recover us like a dead node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from matrixfs.blockstore import FencingGate, Window, open_store
+from matrixfs.fs import attributes, data, namespace, readdir
+from matrixfs.fs.opening import read_superblock
+from matrixfs.fs.replay import read_journal_header
+from matrixfs.fuse.api import Filesystem
+from matrixfs.fuse.kernel_caches import KernelCaches
+from matrixfs.fuse.session import Session, SessionConfig
+from matrixfs.member import Member
+from matrixfs.ondisk.journal import DIRTY
+from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
+from matrixfs.options import MountOptions
+from membership.clock import SystemClock, SystemRng
+from membership.control_client import MountSession
+from membership.errors import Fenced, MatrixError, OperatorError
+from membership.orders import JournalState, Lease, MountRequest, Withdraw
+from membership.seams import PeerAddress
+from membership.transport.links import LinkMesh
+
+if TYPE_CHECKING:
+    from matrixfs.blockstore.device.direct import DirectDevice
+
+log = logging.getLogger(__name__)
+
+
+def run_mount(options: MountOptions, ready: Callable[[str | None], None]) -> None:
+    """Mount, serve until unmounted, leave.
+
+    Args:
+        options: what and where.
+        ready: called with None once the tree is mounted.
+
+    Raises:
+        MatrixError: it could not be mounted, or had to withdraw.
+    """
+    trio.run(_Mount(options, ready).run)
+
+
+class _Mount:
+    """One mount process, from admission to leaving."""
+
+    def __init__(self, options: MountOptions, ready: Callable[[str | None], None]) -> None:
+        self._options = options
+        self._ready = ready
+        self._clock = SystemClock()
+        self._rng = SystemRng()
+        self._incarnation = int.from_bytes(self._rng.randbytes(8), "little") | 1
+        self._caches = KernelCaches(self._clock)
+        self._fuse: Session | None = None
+        self._failure: BaseException | None = None
+        self._scope = trio.CancelScope()
+        self._session: MountSession
+        self._store: DirectDevice
+        self._gate: FencingGate
+        self._member: Member
+        self._mesh: LinkMesh
+
+    async def run(self) -> None:
+        """See ``run_mount``."""
+        self._session = await MountSession.connect(self._options.state_dir)
+        cluster = self._session.cluster
+        self._store = open_store(cluster.store_path)
+        try:
+            raw = Window(self._store, cluster.data_offset, cluster.data_length)
+            superblock = await read_superblock(raw)
+            if superblock.name != self._options.source:
+                raise OperatorError(
+                    f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
+                    f"serves {superblock.name!r}"
+                )
+            self._mesh = LinkMesh(
+                PeerAddress(cluster.node_id, self._incarnation, cluster.node_address, 0),
+                f"lockspace:{superblock.owner.hex()}",
+                cluster.cluster_uuid,
+                cluster.cluster_key,
+                self._clock,
+                self._rng,
+            )
+            port = await self._mesh.listen(cluster.node_address)
+            request = await self._request(raw, superblock, port)
+            admission = await self._session.join(request, self._counters, self._store.fileno())
+            self._gate = FencingGate(self._store, self._clock)
+            self._gate.extend(admission.lease_deadline, admission.generation)
+            area = Window(self._gate, cluster.data_offset, cluster.data_length)
+            self._member = Member(
+                area,
+                superblock,
+                self._mesh,
+                self._clock,
+                self._rng,
+                cluster.node_id,
+                self._incarnation,
+                self._session.reply,
+                self._fail,
+            )
+            await self._live()
+        finally:
+            self._session.close()
+            with trio.CancelScope(shield=True):
+                await self._store.aclose()
+        if self._failure is not None:
+            raise self._failure if isinstance(self._failure, MatrixError) else Fenced(repr(self._failure))
+
+    async def _request(self, raw: Window, superblock: Superblock, port: int) -> MountRequest:
+        states: list[JournalState] = []
+        for index in range(superblock.journals):
+            header = await read_journal_header(raw, superblock, index)
+            states.append(JournalState(index, header.node, header.incarnation, header.state == DIRTY))
+        return MountRequest(
+            fs_uuid=superblock.owner,
+            fs_name=superblock.name,
+            pid=os.getpid(),
+            start_time=0,  # matrixd takes both from the kernel
+            incarnation=self._incarnation,
+            host=self._session.cluster.node_address,
+            port=port,
+            mountpoint=self._options.mountpoint,
+            journals=tuple(states),
+        )
+
+    async def _live(self) -> None:
+        """Everything after admission."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._mesh.run)
+                await nursery.start(self._member.run)
+                nursery.start_soon(self._take_orders)
+                nursery.start_soon(self._take_signals)
+                await self._serve()
+                nursery.cancel_scope.cancel()
+        if self._failure is not None and self._fuse is not None:
+            self._fuse.close(str(self._failure))
+
+    async def _serve(self) -> None:
+        volume = await self._member.wait_ready()
+        volume.kernel = self._caches
+        await volume.opens.adopt(volume.journal.index)
+        config = SessionConfig(
+            self._options.mountpoint,
+            self._options.source,
+            ROOT_INODE,
+            self._options.read_only,
+            self._options.kernel_options,
+        )
+        filesystem = Filesystem(namespace, attributes, data, readdir)
+        self._fuse = Session(config, volume, filesystem, self._caches, self._fail)
+        self._fuse.start()
+        self._ready(None)
+        log.info("%s mounted on %s", self._options.source, self._options.mountpoint)
+        await self._fuse.run()
+        log.info("unmounted; flushing")
+        await self._member.leave()
+        await self._session.left()
+        self._fuse.close()
+
+    async def _take_orders(self) -> None:
+        try:
+            async for order in self._session:
+                if isinstance(order, Lease):
+                    self._gate.extend(order.deadline, order.generation)
+                elif isinstance(order, Withdraw):
+                    self._fail(Fenced(order.reason))
+                else:
+                    self._member.order(order)
+        except Fenced as error:
+            self._fail(error)
+
+    async def _take_signals(self) -> None:
+        """SIGTERM and SIGINT: unmount as umount(8) would."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if self._fuse is not None:
+                    self._fuse.stop()
+
+    def _fail(self, error: BaseException) -> None:
+        """Write nothing more, cut the tree off, end (R9).  Idempotent."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        log.error("withdrawing: %s", error)
+        self._gate.fence(str(error) or type(error).__name__)
+        if self._fuse is not None:
+            self._fuse.withdraw(str(error))
+        self._scope.cancel()
+
+    def _counters(self) -> dict[str, object]:
+        """For ``matrixctl status``."""
+        found: dict[str, object] = {"store": self._store.statistics(), "links": self._mesh.statistics()}
+        if hasattr(self, "_member"):
+            found |= self._member.counters()
+            found["gate"] = self._gate.statistics()
+        if self._fuse is not None:
+            found["fuse"] = self._fuse.counters()
+        return found

@@ -1,0 +1,278 @@
+"""matrixd's side of the control socket STATE/matrixd.sock: who may talk, what may be asked, one task each.
+
+``matrixctl`` asks one question per connection (status, events, stop).  A mount process says hello, learns
+where the store is, joins, and keeps its connection for as long as it is mounted (control_mounts.py).
+
+Invariants:
+- C1. Only root and matrixd's own user get further than the accept: the socket is 0600 before it has its
+  name, and SO_PEERCRED is checked too.
+- C2. Nonsense from a client (BadMessage), its death, or a bug in answering it ends that connection only.
+- C3. A mount's pid and start time are the kernel's word, not the client's, and the pid can't be reused
+  while it is mounted (a pidfd is held).
+
+Source: architecture 2, 5; 002-10, 002-26; R11, R14.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from membership.control_ask import socket_path
+from membership.control_inflight import InflightWatch
+from membership.control_mounts import LocalMount
+from membership.control_stream import FrameStream, PeerProcess, peer_of
+from membership.control_wire import (
+    PROTOCOL_VERSION,
+    ClusterInfo,
+    Message,
+    cluster_to_map,
+    error_message,
+    take_natural,
+)
+from membership.errors import BadMessage, MatrixError, OperatorError
+from membership.label import BLOCK_BYTES, Label, timing_of
+from membership.orders import request_from_dict_untrusted
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from membership.mounts import MountChannel
+    from membership.orders import MountRequest
+    from membership.seams import Clock
+    from membership.status import Status
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 64
+
+
+class ControlledNode(Protocol):
+    """What the control socket needs of ``membership.service.Node``."""
+
+    def status(self) -> Status:
+        """A snapshot, CBOR-safe."""
+        ...
+
+    async def admit_mount(self, request: MountRequest) -> MountChannel:
+        """Raises OperatorError, PeerError, Fenced."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave cleanly.  Raises OperatorError while mounts exist."""
+        ...
+
+
+async def serve_control(
+    node: ControlledNode,
+    label: Label,
+    state_dir: str,
+    clock: Clock,
+    stopped: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve STATE/matrixd.sock until cancelled; started when it can be connected to.
+
+    The caller makes sure that no other matrixd uses ``state_dir``: an old socket there is replaced.
+
+    Args:
+        node: whom to ask.
+        label: of the cluster disk.
+        state_dir: directory of the socket.
+        clock: for the waits for mount processes.
+        stopped: set when a ``stop`` request has been carried out and answered.
+        task_status: of trio's ``nursery.start``.
+
+    Raises:
+        OperatorError: the socket can't be made.
+    """
+    path = socket_path(state_dir)
+    listener = await _listen(path)
+    server = _Server(node, label, clock, stopped)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, server.serve, [listener])
+            task_status.started()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+async def _listen(path: str) -> trio.SocketListener:
+    """A listener that has its name only when it is private and ready (C1)."""
+    unnamed = f"{path[: -len('.sock')]}.new"  # no longer than ``path``, so short enough too
+    listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unnamed)
+        await listening.bind(unnamed)
+        os.chmod(unnamed, 0o600)
+        listening.listen(_BACKLOG)
+        os.rename(unnamed, path)
+    except OSError as error:
+        listening.close()
+        raise OperatorError(f"can't make the control socket {path}: {error.strerror or error}") from None
+    return trio.SocketListener(listening)
+
+
+class _Server:
+    """The connections of one matrixd."""
+
+    def __init__(self, node: ControlledNode, label: Label, clock: Clock, stopped: trio.Event) -> None:
+        self._node = node
+        self._label = label
+        self._clock = clock
+        self._stopped = stopped
+        self._mounts: set[LocalMount] = set()
+        self._questions: dict[str, Callable[[], Awaitable[Any]]] = {
+            "status": self._status,
+            "events": self._events,
+            "stop": self._stop,
+        }
+
+    async def serve(self, connected: trio.SocketStream) -> None:
+        """One connection, to its end (C2)."""
+        connection = connected.socket
+        stream = FrameStream(connection)
+        try:
+            peer = peer_of(connection)
+            if peer.uid not in (0, os.geteuid()):
+                raise OperatorError("only root may talk to matrixd")
+            await self._converse(stream, connection)
+        except BadMessage as error:
+            log.warning("control socket: %s: connection closed", error)
+        except MatrixError as error:
+            await _send_last(stream, error)
+        except trio.BrokenResourceError:
+            log.debug("control socket: the other end hung up before its answer")
+        except Exception:
+            log.exception("control socket: request failed")
+            await _send_last(stream, MatrixError("matrixd could not answer because of a fault of its own: see its log"))
+        finally:
+            stream.close()
+
+    async def _converse(self, stream: FrameStream, connection: trio.socket.SocketType) -> None:
+        message = await stream.receive()
+        if message is None:
+            return
+        kind = message["kind"]
+        if kind == "hello":
+            await self._serve_mount(stream, connection, message)
+        elif kind in self._questions:
+            value = await self._questions[kind]()
+            try:
+                await stream.send({"kind": "result", "value": value})
+            finally:
+                if kind == "stop":
+                    self._stopped.set()  # only now: it ends this task too
+        else:
+            raise OperatorError(f"matrixd does not know the request {kind[:32]!r}: are both of one version?")
+
+    async def _status(self) -> Message:
+        """The node's status plus ``local_mounts``: the mounts of this node with their own counters."""
+        mounts = sorted(self._mounts, key=str)
+        found: dict[LocalMount, Message] = {}
+
+        async def ask(mount: LocalMount) -> None:
+            found[mount] = await mount.status()
+
+        async with trio.open_nursery() as nursery:
+            for mount in mounts:
+                nursery.start_soon(ask, mount)
+        return {**self._node.status(), "local_mounts": [found[mount] for mount in mounts]}
+
+    async def _events(self) -> list[Any]:
+        return list(self._node.status()["events"])
+
+    async def _stop(self) -> None:
+        log.info("asked to stop")
+        await self._node.stop()
+
+    async def _serve_mount(self, stream: FrameStream, connection: trio.socket.SocketType, hello: Message) -> None:
+        """Hello, welcome, join, admitted, and then as long as the mount lives."""
+        try:
+            process = PeerProcess(connection)
+        except OSError as error:
+            raise OperatorError(
+                f"matrixd can't watch the mount process ({error.strerror}): both must run in one pid namespace"
+            ) from None
+        try:
+            _check_hello(hello, process)
+            await stream.send({"kind": "welcome", "cluster": cluster_to_map(self._cluster_info())})
+            message = await stream.receive()
+            if message is None:
+                return
+            if message["kind"] != "join":
+                raise BadMessage(f"a mount process sent {message['kind']!r} instead of joining")
+            request = request_from_dict_untrusted(message.get("request"))
+            request = dataclasses.replace(request, pid=process.pid, start_time=process.started)
+            await self._carry_mount(stream, process, await self._node.admit_mount(request))
+        finally:
+            process.close()
+
+    async def _carry_mount(self, stream: FrameStream, process: PeerProcess, channel: MountChannel) -> None:
+        watch = self._watch(channel)
+        mount = LocalMount(stream, process, channel, watch, self._clock)
+        admission = {
+            "fs_name": channel.request.fs_name,
+            "journal": channel.journal,
+            "generation": channel.generation,
+            "lease_deadline": channel.deadline,
+        }
+        with contextlib.suppress(trio.BrokenResourceError):  # run() notices, and it must run (L1)
+            await stream.send({"kind": "admitted", "admission": admission})
+        log.info("%s: admitted with journal %d", mount, channel.journal)
+        self._mounts.add(mount)
+        try:
+            await mount.run()
+        finally:
+            self._mounts.discard(mount)
+            watch.close()
+
+    def _watch(self, channel: MountChannel) -> InflightWatch:
+        timing = timing_of(self._label)
+        incarnation = channel.request.incarnation
+        watch = InflightWatch(self._node.status()["store"], incarnation, timing.io_bound, self._clock)
+        if not watch.is_marked:
+            log.warning("a mount did not mark its store: after its death recovery will wait %g s", timing.io_bound)
+        return watch
+
+    def _cluster_info(self) -> ClusterInfo:
+        status, label = self._node.status(), self._label
+        if status["state"] != "member":
+            raise OperatorError(f"matrixd is not a member of the cluster ({status['state']}): see matrixctl status")
+        return ClusterInfo(
+            node_id=status["node"],
+            node_name=status["name"],
+            node_address=status["host"],
+            cluster_name=label.cluster_name,
+            cluster_uuid=label.owner,
+            cluster_key=label.cluster_key,
+            store_path=os.path.abspath(status["store"]),
+            data_offset=label.data_block * BLOCK_BYTES,
+            data_length=label.data_blocks * BLOCK_BYTES,
+            timing=timing_of(label),
+        )
+
+
+def _check_hello(hello: Message, process: PeerProcess) -> None:
+    """Refuse another protocol, and a process that is not the one that connected (C3).  Raises OperatorError."""
+    if (version := take_natural(hello, "version")) != PROTOCOL_VERSION:
+        raise OperatorError(
+            f"mount helper and matrixd are of different versions (protocol {version}, {PROTOCOL_VERSION}): "
+            "restart matrixd after an upgrade"
+        )
+    if (take_natural(hello, "pid"), take_natural(hello, "start_ticks")) != (process.pid, process.started):
+        raise OperatorError(f"the mount process must connect by itself: process {process.pid} did it for another")
+
+
+async def _send_last(stream: FrameStream, error: MatrixError) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        await stream.send(error_message(error))

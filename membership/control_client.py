@@ -1,0 +1,213 @@
+"""The mount process's line to its matrixd: admission, orders, replies, counters, leaving.
+
+How a mount process uses it::
+
+    session = await MountSession.connect(state_dir)     # after daemonizing: the kernel vouches for this pid
+    ... open session.cluster.store_path, read the superblock and the journals ...
+    admission = await session.join(request, counters, store_fd)
+    async for order in session:                         # raises Fenced when matrixd is gone
+        ...
+    await session.left()                                # from another task: ends the loop above
+
+Invariants:
+- M1. The loop is the only reader.  It must come back for the next order at once (start a task for what
+  takes time): while it does not, lease orders wait, and the loss of matrixd goes unnoticed.
+- M2. Losing matrixd without having left is ``Fenced``, at once and for good: a session never reconnects.
+- M3. After ``left`` was sent nothing may be written to the store; ``left`` returns when matrixd knows.
+
+Source: architecture 2 (processes), R3, R9; BRIEF "losing the matrixd socket = fence self at once".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from membership import control_stream
+from membership.control_ask import explain_connect_error, socket_path
+from membership.control_inflight import mark_inflight
+from membership.control_wire import (
+    PROTOCOL_VERSION,
+    Admission,
+    ClusterInfo,
+    Message,
+    admission_of_untrusted,
+    cluster_of_untrusted,
+    error_of_untrusted,
+    take,
+    take_natural,
+)
+from membership.errors import BadMessage, Fenced, PeerError
+from membership.fence.process import process_start
+from membership.orders import order_from_dict_untrusted, reply_to_dict, request_to_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from membership.orders import MountRequest, Order, Reply
+
+log = logging.getLogger(__name__)
+
+_LOST: Final = "lost matrixd, so lost the right to write"
+
+
+class MountSession:
+    """One mount's connection to the local matrixd; made by ``connect``."""
+
+    def __init__(self, stream: control_stream.FrameStream, cluster: ClusterInfo) -> None:
+        self.cluster = cluster
+        self._stream = stream
+        self._reading = trio.Lock()  # M1, except that ``left`` may have to read what the loop no longer does
+        self._counters: Callable[[], Message] | None = None
+        self._leaving = False
+        self._gone = False
+
+    @classmethod
+    async def connect(cls, state_dir: str) -> MountSession:
+        """Connect to the matrixd of ``state_dir`` and learn where the store is.
+
+        Raises:
+            OperatorError: matrixd is not running there, or not yet a member, or this is not root.
+            PeerError: it broke the protocol or ended.
+        """
+        path = socket_path(state_dir)
+        try:
+            stream = await control_stream.connect(path)
+        except OSError as error:
+            raise explain_connect_error(path, error) from None
+        try:
+            pid = os.getpid()
+            hello = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
+            welcome = await _request(stream, {"kind": "hello"} | hello, "welcome")
+            return cls(stream, cluster_of_untrusted(take(welcome, "cluster", dict)))
+        except BaseException:
+            stream.close()
+            raise
+
+    async def join(
+        self, request: MountRequest, counters: Callable[[], Message], store_fd: int | None = None
+    ) -> Admission:
+        """Ask for the mount; orders may come as soon as this returns.
+
+        Args:
+            request: what to mount.  Its ``pid`` and ``start_time`` are replaced by what the kernel tells matrixd.
+            counters: called for every ``matrixctl status``; returns plain values (W1), must not block.
+            store_fd: the descriptor all writes of this mount go through.  It is marked, so that after a crash
+                matrixd knows when the last of them has landed (control_inflight.py); None: it waits ``io_bound``.
+
+        Raises:
+            MatrixError: refused (for example OperatorError: already mounted on this node), or matrixd ended or
+                broke the protocol (PeerError).  Nothing was mounted, and the session is closed.
+        """
+        self._counters = counters
+        fields = {"kind": "join", "request": request_to_dict(request)}
+        try:
+            if store_fd is not None:
+                mark_inflight(store_fd, request.incarnation)
+            admitted = await _request(self._stream, fields, "admitted")
+            return admission_of_untrusted(self.cluster, take(admitted, "admission", dict))
+        except BaseException:
+            self.close()
+            raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Order:
+        """The next order; ends after ``left``.  Raises Fenced when matrixd is gone or talks nonsense (M2)."""
+        async with self._reading:
+            while not self._gone:
+                message = await self._receive()
+                if message is not None and message["kind"] == "order":
+                    return self._decode_order(message)
+        if self._leaving:
+            raise StopAsyncIteration
+        raise Fenced(f"{_LOST}: the session had ended before")
+
+    async def reply(self, reply: Reply) -> None:
+        """Answer an order.  Raises Fenced."""
+        await self._send({"kind": "reply", "reply": reply_to_dict(reply)})
+
+    async def left(self) -> None:
+        """Tell that this mount is cleanly out: journal clean, locks released, nothing will be written (M3).
+
+        Returns when matrixd has taken it over, or is gone: either way nothing is left to do.  Idempotent.
+        """
+        self._leaving = True
+        with contextlib.suppress(Fenced):
+            await self._send({"kind": "left"})
+            while not self._gone:
+                async with self._reading:  # whoever has the lock sees the goodbye
+                    if not self._gone:
+                        await self._receive()
+        self.close()
+
+    def close(self) -> None:
+        """Hang up.  Without ``left`` before, matrixd kills this process and has its journal replayed.  Idempotent."""
+        self._stream.close()
+
+    async def _receive(self) -> Message | None:
+        """Take in one message; None when there is nothing for the caller in it.  Raises Fenced."""
+        try:
+            message = await self._stream.receive()
+        except BadMessage as error:
+            raise self._fenced(str(error)) from None
+        if message is None or message["kind"] == "goodbye":
+            self._gone = True
+            if self._leaving:
+                return None
+            raise self._fenced("matrixd closed the control socket")
+        if message["kind"] == "query":
+            await self._answer(message)
+            return None
+        return message
+
+    async def _answer(self, query: Message) -> None:
+        """Send the counters ``matrixctl status`` asks for; its serial tells answers of an earlier status apart."""
+        try:
+            value = self._counters() if self._counters is not None else {}
+        except Exception as error:
+            log.exception("counting for matrixctl status failed")  # no reason to lose a mount
+            value = {"error": repr(error)}
+        try:
+            await self._send({"kind": "counters", "serial": take_natural(query, "serial"), "value": value})
+        except BadMessage as error:
+            raise self._fenced(str(error)) from None
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._stream.send(message)
+        except trio.BrokenResourceError:
+            raise self._fenced("matrixd closed the control socket") from None
+
+    def _decode_order(self, message: Message) -> Order:
+        try:
+            return order_from_dict_untrusted(message.get("order"))
+        except BadMessage as error:
+            raise self._fenced(str(error)) from None
+
+    def _fenced(self, reason: str) -> Fenced:
+        """M2: from here on every call fails, and matrixd sees the end of the stream too."""
+        self._gone = True
+        self._stream.close()
+        return Fenced(f"{_LOST}: {reason}")
+
+
+async def _request(stream: control_stream.FrameStream, message: Message, wanted: str) -> Message:
+    """Send ``message`` and return its answer of kind ``wanted``.  Raises what matrixd refused it with, or PeerError."""
+    try:
+        await stream.send(message)
+    except trio.BrokenResourceError:
+        raise PeerError("matrixd hung up; see its log") from None
+    answer = await stream.receive()
+    if answer is None:
+        raise PeerError("matrixd hung up; see its log")
+    if answer["kind"] == "error":
+        raise error_of_untrusted(answer)
+    if answer["kind"] != wanted:
+        raise BadMessage(f"matrixd answered {answer['kind']!r}, not {wanted!r}")
+    return answer

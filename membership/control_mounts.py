@@ -1,0 +1,165 @@
+"""One mounted tree as its matrixd sees it: the mount process at the other end, and its place in the node.
+
+Invariants:
+- L1. Dead means dead: ``MountChannel.left(clean=False)`` is called only when the kernel has said that the
+  process and all its threads are gone, and its last write has landed (control_inflight.py).  When the
+  connection ends without ``left``, or carries nonsense, the process has ``EXIT_SECONDS_MAX`` to fence itself
+  and exit, then it is killed; one that can't die (stuck in the kernel) keeps its mount unrecovered, for it
+  might still write.
+- L2. The node never waits for a mount process: orders are taken off the channel until ``left`` has
+  returned, whether anybody still reads them or not.
+- L3. The pid and start time in the node's request are the kernel's, not the process's.
+
+Source: architecture 2 ("a dead mount process is reported by its own matrixd, it holds its pidfd, and needs
+no fencing"), R5, R9; 002-10.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from membership.control_wire import Message, take, take_natural
+from membership.errors import BadMessage
+from membership.orders import order_to_dict, reply_from_dict_untrusted
+
+if TYPE_CHECKING:
+    from membership.control_inflight import InflightWatch
+    from membership.control_stream import FrameStream, PeerProcess
+    from membership.mounts import MountChannel
+    from membership.seams import Clock
+
+log = logging.getLogger(__name__)
+
+COUNTERS_SECONDS_MAX: Final = 1.0  # how long matrixctl status waits for a mount process that hangs
+EXIT_SECONDS_MAX: Final = 2.0  # from the end of the connection to SIGKILL: time to detach the mount point
+
+
+class LocalMount:
+    """An admitted mount of this node."""
+
+    def __init__(
+        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, inflight: InflightWatch, clock: Clock
+    ) -> None:
+        self._stream = stream
+        self._process = process
+        self._channel = channel
+        self._inflight = inflight
+        self._clock = clock
+        self._ending = False
+        self._serial = 0
+        self._asked: dict[int, trio.MemorySendChannel[Message]] = {}
+
+    def __str__(self) -> str:
+        request = self._channel.request
+        return f"{request.fs_name} on {request.mountpoint} (pid {self._process.pid})"
+
+    async def run(self) -> None:
+        """Carry orders and replies until the mount has left or its process is dead, and tell the node (L1, L2)."""
+        clean = False
+        try:
+            clean = await self._carry()
+        except Exception:
+            log.exception("%s: serving it failed", self)  # our own bug, but the node must still learn of its end
+        self._ending = True
+        if clean:
+            self._channel.left(clean=True)
+            await self._send({"kind": "goodbye"})
+            log.info("%s: left", self)
+            return
+        self._stream.close()
+        await self._wait_dead()
+        await self._inflight.wait_landed()
+        self._channel.left(clean=False)
+        log.warning("%s: ended without leaving; its process is gone, its journal needs replay", self)
+
+    async def _carry(self) -> bool:
+        """True when the mount said that it has left; False when it, its connection or its orders ended."""
+        clean = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump_orders, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_at_exit, nursery.cancel_scope)
+            clean = await self._read()
+            nursery.cancel_scope.cancel()
+        return clean
+
+    async def _pump_orders(self, scope: trio.CancelScope) -> None:
+        async for order in self._channel.orders:
+            await self._send({"kind": "order", "order": order_to_dict(order)})
+        scope.cancel()
+
+    async def _cancel_at_exit(self, scope: trio.CancelScope) -> None:
+        """A child of the process may hold its socket open: the end of the stream alone would miss the death."""
+        await self._process.wait_exit()
+        scope.cancel()
+
+    async def _wait_dead(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._kill_late)
+            await self._process.wait_exit()
+            nursery.cancel_scope.cancel()
+
+    async def _kill_late(self) -> None:
+        await self._clock.sleep(EXIT_SECONDS_MAX)
+        log.warning("%s: still alive %g s after its connection ended: killing it", self, EXIT_SECONDS_MAX)
+        self._process.kill()
+
+    async def _send(self, message: Message) -> None:
+        """Send, or don't: that the other end is gone is noticed where we read."""
+        try:
+            await self._stream.send(message)
+        except trio.BrokenResourceError:
+            return
+
+    async def _read(self) -> bool:
+        try:
+            while (message := await self._stream.receive()) is not None:
+                if message["kind"] == "left":
+                    return True
+                self._take_in(message)
+        except BadMessage as error:
+            log.error("%s: %s", self, error)
+        return False
+
+    def _take_in(self, message: Message) -> None:
+        if message["kind"] == "reply":
+            self._channel.reply(reply_from_dict_untrusted(message.get("reply")))
+        elif message["kind"] == "counters":
+            asker = self._asked.pop(take_natural(message, "serial"), None)
+            if asker is not None:
+                asker.send_nowait(take(message, "value", dict))
+        else:
+            raise BadMessage(f"a mount process sent {message['kind']!r}")
+
+    async def status(self) -> Message:
+        """What ``matrixctl status`` shows of it: who it is, and its own counters (None: it does not answer)."""
+        request = self._channel.request
+        known: dict[str, Any] = {
+            "filesystem": request.fs_name,
+            "mountpoint": request.mountpoint,
+            "pid": self._process.pid,
+            "ending": self._ending,
+            "counters": None,
+        }
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_late, nursery.cancel_scope)
+            known["counters"] = await self._ask_counters()
+            nursery.cancel_scope.cancel()
+        return known
+
+    async def _cancel_late(self, scope: trio.CancelScope) -> None:
+        await self._clock.sleep(COUNTERS_SECONDS_MAX)
+        scope.cancel()
+
+    async def _ask_counters(self) -> Message:
+        self._serial += 1
+        serial = self._serial
+        answer, receive_answer = trio.open_memory_channel[Message](1)
+        self._asked[serial] = answer
+        try:
+            await self._send({"kind": "query", "serial": serial})
+            return await receive_answer.receive()
+        finally:
+            self._asked.pop(serial, None)

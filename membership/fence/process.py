@@ -1,0 +1,158 @@
+"""The process fence: kill matrixd and its mounts on this machine and wait for their exit (architecture 4).
+
+This module is the implementation of a seam towards the operating system: /proc, pidfd and signals.  A pid is
+only ever signalled through a pidfd whose start time was compared with the slot's, so a reused pid is never hit.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from membership.san.fence import FenceResult
+
+if TYPE_CHECKING:
+    from membership.lease.records import HeartbeatSlot
+    from membership.seams import Clock
+
+KILL_WAIT_SECONDS = 10.0  # a process in an uninterruptible call is not gone: say so and let the caller ask again
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Which process on which boot of which machine a node is."""
+
+    boot_id: bytes
+    machine_id: bytes
+    pid: int
+    start_time: int  # clock ticks since boot
+
+
+def this_host() -> HostIdentity:
+    """The identity of the calling process."""
+    pid = os.getpid()
+    start_time = process_start(pid)
+    assert start_time is not None
+    boot = _hex_file("/proc/sys/kernel/random/boot_id")
+    # Without a machine id no other boot can be recognised; the boot id then stands for both.
+    return HostIdentity(boot, _hex_file("/etc/machine-id") or boot, pid, start_time)
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process, clock ticks since boot; None when there is no such process or it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = data[data.rindex(b")") + 2 :].split()  # the name may contain spaces and parentheses
+    return None if fields[0] in (b"Z", b"X") and len(_threads(pid)) <= 1 else int(fields[19])
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _hex_file(path: str) -> bytes:
+    try:
+        with open(path, encoding="ascii") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))[:16]
+    except (OSError, ValueError):
+        return b""
+
+
+def open_process(pid: int, start_time: int) -> int | None:
+    """A pidfd of exactly that process, or None when it is gone.  Raises OSError otherwise."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if process_start(pid) != start_time:  # compared while the pidfd pins the pid
+        os.close(fd)
+        return None
+    return fd
+
+
+async def wait_exit(pid: int, start_time: int) -> None:
+    """Return when that process is gone (its whole thread group).  Raises OSError when it can't be watched."""
+    fd = open_process(pid, start_time)
+    if fd is None:
+        return
+    try:
+        await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+
+
+class ProcessFence:
+    """Kills through pidfds; certain for nodes of this boot, and for nodes of an earlier boot of this machine."""
+
+    name = "process"
+
+    def __init__(self, host: HostIdentity, clock: Clock) -> None:
+        self._host = host
+        self._clock = clock
+
+    def is_gone(self, target: HeartbeatSlot) -> bool | None:
+        """Looks for the matrixd process."""
+        if target.boot_id != self._host.boot_id:
+            return True if self._rebooted(target) else None
+        return process_start(target.pid) != target.start_time
+
+    async def fence(self, target: HeartbeatSlot, evicted_at: float) -> FenceResult:
+        """SIGKILL matrixd and all its mounts, and wait for each to exit."""
+        if target.boot_id != self._host.boot_id:
+            if self._rebooted(target):
+                return FenceResult(confirmed=True, driver=self.name, detail="its machine has rebooted since")
+            return FenceResult(confirmed=False, driver=self.name, detail="it runs on another machine")
+        processes = [(target.pid, target.start_time), *((m.pid, m.start_time) for m in target.mounts)]
+        killed: list[int] = []
+        try:
+            for pid, start_time in processes:
+                if not await self._kill(pid, start_time, killed):
+                    detail = f"process {pid} did not exit in {KILL_WAIT_SECONDS:g} s after SIGKILL"
+                    return FenceResult(confirmed=False, driver=self.name, detail=detail)
+        except OSError as error:
+            return FenceResult(confirmed=False, driver=self.name, detail=f"can't kill: {error.strerror}")
+        names = ", ".join(str(pid) for pid in killed)
+        return FenceResult(
+            confirmed=True, driver=self.name, detail=f"killed {names}" if killed else "its processes were gone"
+        )
+
+    async def _kill(self, pid: int, start_time: int, killed: list[int]) -> bool:
+        fd = open_process(pid, start_time)
+        if fd is None:
+            return True
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            killed.append(pid)
+            return await self._exited(fd)
+        except ProcessLookupError:
+            return True  # it exited between the two calls
+        finally:
+            os.close(fd)
+
+    async def _exited(self, fd: int) -> bool:
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await self._clock.sleep(KILL_WAIT_SECONDS)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            await trio.lowlevel.wait_readable(fd)
+            nursery.cancel_scope.cancel()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _rebooted(self, target: HeartbeatSlot) -> bool:
+        return bool(target.machine_id) and target.machine_id == self._host.machine_id

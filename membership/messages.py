@@ -1,0 +1,277 @@
+"""Messages between matrixds: typed, tagged by append-only numbers, validated on receipt (R11).
+
+A packet is MessagePack: ``[view, body]``.  ``view`` is the sender's group view; what belongs to an older view than
+the receiver's is dropped, except the messages that make views (002-27, step 716).  A body is an array that begins
+with its number; fields are only ever added at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from membership.errors import BadMessage
+from membership.label import NODE_SLOTS
+from membership.orders import JOURNALS_MAX, JournalOwner, JournalState
+from membership.views import DeadInstance, Instance
+
+PACKET_BYTES_MAX = 256 * 1024
+
+NodeId: TypeAlias = Annotated[int, Meta(ge=0, lt=NODE_SLOTS)]
+Number: TypeAlias = Annotated[int, Meta(ge=0)]
+Uuid: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
+Port: TypeAlias = Annotated[int, Meta(ge=0, lt=65536)]
+Members: TypeAlias = Annotated[tuple[tuple[NodeId, Number], ...], Meta(max_length=NODE_SLOTS)]
+InstanceList: TypeAlias = Annotated[tuple[Instance, ...], Meta(max_length=NODE_SLOTS)]
+History: TypeAlias = Annotated[tuple[InstanceList, ...], Meta(max_length=4096)]
+
+
+# -- group (7A) -----------------------------------------------------------------------------------------------
+
+
+class Heartbeat(Struct, frozen=True, array_like=True, tag=1):
+    """I live; ``hears`` bit n: I hear node n."""
+
+    hears: Number
+
+
+class Propose(Struct, frozen=True, array_like=True, tag=2):
+    """The coordinator proposes a view (706)."""
+
+    number: Number
+    members: Members  # (node, incarnation)
+
+
+class Accept(Struct, frozen=True, array_like=True, tag=3):
+    """I drop messages of views before this number from now on (716)."""
+
+    number: Number
+
+
+class Install(Struct, frozen=True, array_like=True, tag=4):
+    """All accepted: this is the view (708)."""
+
+    number: Number
+    members: Members
+
+
+# -- administrator (Figures 10, 11) -----------------------------------------------------------------------------
+
+
+class Nominate(Struct, frozen=True, array_like=True, tag=10):
+    """Coordinator: try to become administrator (1706)."""
+
+    nomination: Number
+    undone: Number  # generations up to here that were won and undone: nobody writes their header
+
+
+class Won(Struct, frozen=True, array_like=True, tag=11):
+    """Candidate: I hold the SAN lock of this generation (1730)."""
+
+    nomination: Number
+    generation: Number
+
+
+class CandidateFailed(Struct, frozen=True, array_like=True, tag=12):
+    """Candidate: I can't (1724)."""
+
+    nomination: Number
+    reason: Text
+
+
+class Commit(Struct, frozen=True, array_like=True, tag=13):
+    """Coordinator: be it (1754)."""
+
+    nomination: Number
+
+
+class Undo(Struct, frozen=True, array_like=True, tag=14):
+    """Coordinator: not permissible any more (1752)."""
+
+    nomination: Number
+
+
+class HeaderChanged(Struct, frozen=True, array_like=True, tag=15):
+    """The SAN header on disk has this generation now: read it (1758)."""
+
+    generation: Number
+
+
+class JoinRequest(Struct, frozen=True, array_like=True, tag=16):
+    """Import me (1402)."""
+
+    incarnation: Number
+
+
+class LeaveRequest(Struct, frozen=True, array_like=True, tag=17):
+    """Drop me without fencing: I write no more."""
+
+    incarnation: Number
+
+
+# -- filesystems (7B, 7C) ---------------------------------------------------------------------------------------
+
+
+class MountReport(Struct, frozen=True, array_like=True):
+    """One mount, as its matrixd knows it: what a new administrator rebuilds its state from."""
+
+    fs_uuid: Uuid
+    fs_name: Text
+    incarnation: Number
+    host: Text
+    port: Port
+    mountpoint: Text
+    journal: int
+    journals: Annotated[tuple[JournalState, ...], Meta(max_length=JOURNALS_MAX)]
+    attempt: Number  # of the last Rebuild, 0: none
+    resumed: bool  # Resume of that attempt came too
+    owners: Annotated[tuple[JournalOwner, ...], Meta(max_length=NODE_SLOTS)]  # members of that attempt
+    history: History  # views since the last that was complete
+    dead: Annotated[tuple[DeadInstance, ...], Meta(max_length=JOURNALS_MAX)]
+    released: Annotated[tuple[Instance, ...], Meta(max_length=JOURNALS_MAX)]
+
+
+class AskReport(Struct, frozen=True, array_like=True, tag=20):
+    """The administrator of ``generation`` asks what mounts there are."""
+
+    generation: Number
+
+
+class Report(Struct, frozen=True, array_like=True, tag=21):
+    """All mounts of the sender."""
+
+    generation: Number
+    mounts: Annotated[tuple[MountReport, ...], Meta(max_length=8)]
+
+
+class MountJoin(Struct, frozen=True, array_like=True, tag=22):
+    """Admit this mount; asked again until answered."""
+
+    mount: MountReport
+
+
+class MountAdmit(Struct, frozen=True, array_like=True, tag=23):
+    """Admitted with this journal (-1: later, with Resume)."""
+
+    generation: Number
+    fs_uuid: Uuid
+    incarnation: Number
+    journal: int
+
+
+class MountRefuse(Struct, frozen=True, array_like=True, tag=24):
+    """Not admitted."""
+
+    generation: Number
+    fs_uuid: Uuid
+    incarnation: Number
+    reason: Text
+
+
+class MountLeft(Struct, frozen=True, array_like=True, tag=25):
+    """A mount left or died; said again until ``MountForgotten``."""
+
+    fs_uuid: Uuid
+    incarnation: Number
+    clean: bool
+
+
+class MountForgotten(Struct, frozen=True, array_like=True, tag=26):
+    """Answer to MountLeft."""
+
+    fs_uuid: Uuid
+    incarnation: Number
+
+
+class OrderTo(Struct, frozen=True, array_like=True, tag=27):
+    """An order (membership/orders.py) for one mount."""
+
+    generation: Number  # of the administrator's SAN header
+    fs_uuid: Uuid
+    incarnation: Number
+    order: dict[str, Any]
+
+
+class ReplyFrom(Struct, frozen=True, array_like=True, tag=28):
+    """A mount's reply."""
+
+    fs_uuid: Uuid
+    incarnation: Number
+    reply: dict[str, Any]
+
+
+Body: TypeAlias = (
+    Heartbeat
+    | Propose
+    | Accept
+    | Install
+    | Nominate
+    | Won
+    | CandidateFailed
+    | Commit
+    | Undo
+    | HeaderChanged
+    | JoinRequest
+    | LeaveRequest
+    | AskReport
+    | Report
+    | MountJoin
+    | MountAdmit
+    | MountRefuse
+    | MountLeft
+    | MountForgotten
+    | OrderTo
+    | ReplyFrom
+)
+
+
+class Packet(Struct, frozen=True, array_like=True):
+    """What travels."""
+
+    view: Number
+    body: Body
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Packet)
+
+
+def encode(view: int, body: Body) -> bytes:
+    """The bytes of a packet."""
+    return _ENCODER.encode(Packet(view, body))
+
+
+def packet_untrusted(data: bytes) -> Packet:
+    """Decode a packet.  Raises BadMessage, nothing else."""
+    if len(data) > PACKET_BYTES_MAX:
+        raise BadMessage(f"message of {len(data)} bytes, at most {PACKET_BYTES_MAX}")
+    try:
+        packet = _DECODER.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:
+        raise BadMessage(f"matrixd message: {error}") from None
+    for mount in _mounts(packet.body):
+        _check_mount(mount)
+    return packet
+
+
+def _mounts(body: Body) -> tuple[MountReport, ...]:
+    if isinstance(body, Report):
+        return body.mounts
+    return (body.mount,) if isinstance(body, MountJoin) else ()
+
+
+def _check_mount(mount: MountReport) -> None:
+    """Ranges of the dataclasses inside, which msgspec only types."""
+    nodes = [o.node for o in mount.owners] + [d.node for d in mount.dead] + [j.node for j in mount.journals if j.dirty]
+    nodes += [i.node for d in mount.dead for view in d.views for i in view]
+    nodes += [i.node for view in mount.history for i in view] + [i.node for i in mount.released]
+    if any(not 0 <= node < NODE_SLOTS for node in nodes):
+        raise BadMessage("mount report: node id out of range")
+    journals = [mount.journal, *(o.journal for o in mount.owners), *(d.journal for d in mount.dead)]
+    if any(not -1 <= journal < JOURNALS_MAX for journal in journals):
+        raise BadMessage("mount report: journal out of range")
+    if [j.index for j in mount.journals] != list(range(len(mount.journals))):
+        raise BadMessage("mount report: journals are not numbered 0 to n-1")

@@ -1,0 +1,285 @@
+"""One node's membership as one pure core: group, lease, administration and mounts joined (R1, R2).
+
+The shell (service.py) feeds inputs and carries out ``take()``.  After every input ``_settle`` hands messages to
+ourselves and events between cores around until nothing is left, then lets the administrator core compare what is
+with what should be.
+
+Invariants:
+
+N1. Messages of a view older than the accepted one are dropped, except those that make views (002-27, 716).
+N2. Orders and answers about mounts are taken only from the administrator that the header on disk names; a message
+    that names a newer generation waits until the header was read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from membership.effects import Effects, Outbox
+from membership.errors import BadMessage
+from membership.group.state import GroupCore, ViewInstalled
+from membership.lease.core import LeaseCore
+from membership.lease.watch import DiskWatch
+from membership.messages import (
+    Accept,
+    AskReport,
+    CandidateFailed,
+    Commit,
+    HeaderChanged,
+    Heartbeat,
+    Install,
+    JoinRequest,
+    LeaveRequest,
+    MountAdmit,
+    MountForgotten,
+    MountJoin,
+    MountLeft,
+    MountRefuse,
+    Nominate,
+    OrderTo,
+    Propose,
+    ReplyFrom,
+    Report,
+    Undo,
+    Won,
+    packet_untrusted,
+)
+from membership.orders import Left
+from membership.san.admin import AdminCore, HeaderInForce, NodeDead, ReadHeader, Role
+from membership.san.agent import MountAgent
+from membership.san.filesystems import Filesystems
+from membership.seams import Delivery, LinkUp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from membership.label import Timing
+    from membership.lease.records import HeartbeatSlot
+    from membership.messages import Body
+    from membership.orders import MountRequest, Said
+    from membership.san.admin import FenceOrder
+    from membership.san.ballot import Decided, Passed
+    from membership.san.fence import FenceResult
+    from membership.san.header import SanHeader
+    from membership.seams import PeerAddress, TransportEvent
+
+DEFERRED_MAX = 1024
+
+
+class NodeCore:
+    """All membership cores of one node.  Times are monotonic seconds."""
+
+    def __init__(self, me: PeerAddress, header: SanHeader, timing: Timing) -> None:
+        self.me = me
+        self.timing = timing
+        self.watch = DiskWatch(timing)
+        self.lease = LeaseCore(timing)
+        self._out = Outbox()
+        self.group = GroupCore(me, timing, self._out)
+        self.admin = AdminCore(me, header, timing, self._out)
+        self.agent = MountAgent(self._out)
+        self.filesystems: Filesystems | None = None  # while we are administrator
+        self.dropped = {"bad": 0, "stale": 0, "stranger": 0}
+        self._deferred: list[tuple[int, Body]] = []  # of generations whose header we have not read (N2)
+        self._events: list[object] = []
+        self._agent_asked_at = float("-inf")
+        self._has_scanned = False  # before the first scan we know nobody, and alone we would be a majority
+        self.admin.view_installed(self.group.view, 0.0)
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def scanned(self, slots: Mapping[int, HeartbeatSlot], now: float) -> None:
+        """All slots on the disk."""
+        others = {node: slot for node, slot in slots.items() if node != self.me.node}
+        for node in self.watch.observe(others, now):
+            self.group.disk_moved(node, now)
+        self.group.set_peers(self.peers(now), now)
+        self._has_scanned = True
+        self._settle(now)
+
+    def peers(self, now: float) -> list[PeerAddress]:
+        """Nodes to link with: alive on disk, in our view, or members of the header; in their present incarnation."""
+        alive = self.watch.alive(now)
+        members = self.admin.header.members
+        return [
+            sight.slot.peer(node)
+            for node, sight in self.watch.sights.items()
+            if sight.slot.port
+            and not sight.slot.is_left
+            and (node in alive or node in self.group.view.members or members.get(node) == sight.slot.incarnation)
+        ]
+
+    def processes_gone(self, instances: Iterable[tuple[int, int]], now: float) -> None:
+        """Peers' processes were looked up on this host and are gone: (node, incarnation)."""
+        for node, incarnation in instances:
+            self.watch.mark_gone(node, incarnation)
+            self.group.link_refused(node, now)
+        self._settle(now)
+
+    def transport(self, event: TransportEvent, now: float) -> None:
+        """An event of the links."""
+        if isinstance(event, Delivery):
+            try:
+                packet = packet_untrusted(event.payload)
+            except BadMessage:
+                self.dropped["bad"] += 1
+                return
+            if not self.group.heard(event.node, now):
+                self.dropped["stranger"] += 1
+                return
+            self._route(event.node, packet.body, packet.view, now)
+        elif isinstance(event, LinkUp):
+            self.group.link_up(event.node, now)
+            self._ask_again(now)
+        elif event.refused:
+            peer = self.group.peers.get(event.node)
+            if peer is not None:
+                self.watch.mark_gone(event.node, peer.address.incarnation)
+            self.group.link_refused(event.node, now)
+        self._settle(now)
+
+    def header_read(self, header: SanHeader, now: float, *, renewal: float = float("-inf")) -> None:
+        """The header as it is on disk; ``renewal``: when the renewal that read it began, if it was one."""
+        if header.generation < self.admin.header.generation:
+            self.lease.failed(now)
+            self.admin.header_overwritten()
+        else:
+            listed = header.members.get(self.me.node) == self.me.incarnation
+            self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
+            self.admin.header_read(header, now)
+        self._settle(now)
+
+    def tick(self, now: float) -> None:
+        """Time passed; call every heartbeat interval."""
+        self.lease.tick(now)
+        self.group.tick(now)
+        if self.filesystems is not None:
+            self.filesystems.tick(now)
+        if now - self._agent_asked_at >= 2 * self.timing.heartbeat:
+            self._agent_asked_at = now
+            self.agent.ask_again()
+        self._settle(now)
+
+    def generation_taken(self, outcome: Decided | Passed | None, now: float) -> None:
+        """Answer to TakeGeneration."""
+        self.admin.generation_taken(outcome, now)
+        self._settle(now)
+
+    def header_put(self, header: SanHeader, now: float, *, good: bool) -> None:
+        """Answer to WriteHeader."""
+        if good:
+            self.admin.header_written(header, now)
+        else:
+            self.admin.write_failed()
+        self._settle(now)
+
+    def fence_done(self, order: FenceOrder, result: FenceResult, now: float) -> None:
+        """Answer to FenceOrder."""
+        self.admin.fence_done(order.node, order.incarnation, result, now)
+        self._settle(now)
+
+    def join_mount(self, request: MountRequest, now: float) -> None:
+        """A mount of this node, which is in our slot already, wants to be admitted."""
+        self.agent.join(request)
+        self._settle(now)
+
+    def mount_said(self, request: MountRequest, said: Said, now: float) -> None:
+        """A mount answered an order, left or died."""
+        if isinstance(said, Left):
+            self.agent.left(request.fs_uuid, request.incarnation, clean=said.clean)
+        else:
+            self.agent.reply(request.fs_uuid, request.incarnation, said)
+        self._settle(now)
+
+    def leave(self, now: float) -> None:
+        """Begin a clean leave."""
+        self.admin.is_leaving = True
+        self._settle(now)
+
+    def take(self) -> Effects:
+        """What is to be done, since the last call."""
+        effects = Effects(tuple(self._out.send), tuple(self._events))
+        self._out.send.clear()
+        self._events.clear()
+        return effects
+
+    # -- internals ---------------------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        while True:
+            administrator = self.admin.administrator()
+            if administrator != self.agent.administrator:
+                self.agent.administrator = administrator
+                self.agent.ask_again()
+            self.admin.drive(
+                self.watch.alive(now),
+                self.group.addresses(),
+                now,
+                settled=self._has_scanned and self.group.is_settled(self.watch.alive(now)),
+            )
+            mine = [e for e in self._out.send if e.node == self.me.node]
+            events, self._out.events = self._out.events, []
+            if not mine and not events:
+                return
+            self._out.send = [e for e in self._out.send if e.node != self.me.node]
+            for event in events:
+                self._dispatch(event, now)
+            for envelope in mine:
+                self._route(self.me.node, envelope.body, self.group.view.number, now)
+
+    def _dispatch(self, event: object, now: float) -> None:
+        if isinstance(event, ViewInstalled):
+            self.admin.view_installed(event.view, now)
+            self._ask_again(now)
+        elif isinstance(event, HeaderInForce):
+            self._header_in_force(event, now)
+        elif isinstance(event, NodeDead) and self.filesystems is not None:
+            self.filesystems.node_dead(event.node, event.incarnation, now)
+        self._events.append(event)
+
+    def _header_in_force(self, event: HeaderInForce, now: float) -> None:
+        if not event.mine:
+            self.filesystems = None
+        elif self.filesystems is None:
+            self.filesystems = Filesystems(event.header, self.timing, self._out)
+            self.filesystems.ask_again(now)
+        else:
+            self.filesystems.header_changed(event.header, now)
+        self.agent.administrator = self.admin.administrator()
+        deferred, self._deferred = self._deferred, []
+        for node, body in deferred:
+            self._from_administrator(node, body)
+
+    def _ask_again(self, now: float) -> None:
+        """Messages of the old view were dropped: say again at once what is still true."""
+        if self.filesystems is not None:
+            self.filesystems.ask_again(now)
+        self.agent.ask_again()
+
+    def _route(self, node: int, body: Body, view: int, now: float) -> None:
+        if isinstance(body, Heartbeat | Propose | Accept | Install):
+            self.group.receive(node, body, view, now)
+        elif node != self.me.node and not self.group.admits(view):
+            self.dropped["stale"] += 1
+        elif isinstance(
+            body, Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
+        ):
+            self.admin.receive(node, body, now)
+        elif isinstance(body, Report | MountJoin | MountLeft | ReplyFrom):
+            if self.filesystems is not None and self.admin.role is Role.ADMIN:
+                self.filesystems.receive(node, body, now)
+        else:
+            self._from_administrator(node, body)
+
+    def _from_administrator(self, node: int, body: Body) -> None:
+        assert isinstance(body, AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo)
+        generation = 0 if isinstance(body, MountForgotten) else body.generation
+        if generation > self.admin.header.generation:
+            if len(self._deferred) < DEFERRED_MAX:
+                self._deferred.append((node, body))
+            self._out.tell(ReadHeader())
+        elif node == self.admin.administrator():
+            self.agent.administrator = node
+            self.agent.receive(body)
+        else:
+            self.dropped["stranger"] += 1

@@ -1,0 +1,209 @@
+"""A node's work on the shared disk: renewals, scans, ballots, headers and fences (002-12, 002-32, 002-38; R3, R4).
+
+Each method does its I/O, then gives the outcome to the core through ``Shell.apply``; it decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from membership.errors import CorruptRecord, DeviceError
+from membership.lease.area import read_slot, read_slots, write_slot
+from membership.lease.records import FLAG_LEFT
+from membership.san.fence import FenceResult, fence_target, is_gone
+from membership.san.header import read_header
+from membership.san.store import put_header, take_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from membership.lease.records import HeartbeatSlot, MountProcess
+    from membership.node_core import NodeCore
+    from membership.node_events import EventBook
+    from membership.san.admin import FenceOrder
+    from membership.san.fence import FenceDriver
+    from membership.san.header import SanHeader
+    from membership.seams import Clock, Rng, SectorDevice
+
+
+class Shell(Protocol):
+    """What the disk work needs of the node."""
+
+    def apply(self, step: Callable[[float], None]) -> None:
+        """Run a core step and carry out its effects, with no checkpoint."""
+        ...
+
+    def lose(self, reason: str) -> None:
+        """The right to the store is lost."""
+        ...
+
+    def mount_processes(self) -> tuple[MountProcess, ...]:
+        """What our slot must show (H2)."""
+        ...
+
+    def renewed(self) -> None:
+        """The lease moved: mounts want to know."""
+        ...
+
+
+class NodeDisk:
+    """One node's tasks on the cluster disk."""
+
+    def __init__(
+        self,
+        device: SectorDevice,
+        slot: HeartbeatSlot,
+        core: NodeCore,
+        *,
+        clock: Clock,
+        rng: Rng,
+        fences: Sequence[FenceDriver],
+        book: EventBook,
+        shell: Shell,
+    ) -> None:
+        self.slot = slot
+        self._device = device
+        self._cluster = slot.owner
+        self._core = core
+        self._clock = clock
+        self._rng = rng
+        self._fences = fences
+        self._book = book
+        self._shell = shell
+        self._renewing = trio.Lock()
+        self._wanted = trio.Event()  # a renewal before its time
+        self._reading_header = False
+
+    # -- heartbeat and lease -----------------------------------------------------------------------------------
+
+    async def renew_always(self) -> None:
+        """Renewals, each due ``renew`` after the start of the one before, or when asked for."""
+        while True:
+            start = self._clock.monotonic()
+            self._wanted = trio.Event()
+            await self.renew()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._wake_at, self._core.lease.next_renewal(start), nursery.cancel_scope)
+                await self._wanted.wait()
+                nursery.cancel_scope.cancel()
+
+    def renew_soon(self) -> None:
+        """Renew before the time: a new header or another set of mounts."""
+        self._wanted.set()
+
+    async def _wake_at(self, time: float, scope: trio.CancelScope) -> None:
+        await self._clock.sleep(max(0.0, time - self._clock.monotonic()))
+        scope.cancel()
+
+    async def renew(self) -> None:
+        """One renewal: slot durable, then header, then everybody's slots.  A failure is logged, the deadline stands."""
+        async with self._renewing:
+            start = self._clock.monotonic()
+            try:
+                if not await self._write_own():
+                    self._shell.lose("another process claimed its slot")
+                    return
+                header = await read_header(self._device, self._cluster)
+            except (DeviceError, CorruptRecord) as error:
+                self._book.log("alert", f"lease not renewed: {error}")
+                self._shell.apply(self._core.lease.failed)
+                return
+            self._shell.apply(lambda now: self._core.header_read(header, now, renewal=start))
+            self._shell.renewed()
+            await self._scan()
+
+    async def _write_own(self) -> bool:
+        """False when the slot has another owner."""
+        slot = self.slot
+        found = await read_slot(self._device, self._core.me.node, self._cluster)
+        if found is None or found.incarnation != slot.incarnation:
+            return False
+        slot.counter = (slot.counter + 1) % 2**64
+        slot.generation = self._core.admin.header.generation
+        slot.hears = sum(1 << node for node in self._core.group.hears())
+        slot.set_mounts(self._shell.mount_processes())
+        await write_slot(self._device, slot)
+        return True
+
+    async def mark_left(self) -> None:
+        """The last write of a clean leave: nothing to fence."""
+        self.slot.flags |= FLAG_LEFT
+        self.slot.counter = (self.slot.counter + 1) % 2**64
+        await write_slot(self._device, self.slot)
+
+    async def _scan(self) -> None:
+        try:
+            slots, _ = await read_slots(self._device, self._cluster)
+        except DeviceError as error:
+            self._book.log("alert", f"slots not read: {error}")
+            return
+        self._shell.apply(lambda now: self._core.scanned(slots, now))
+        gone = [
+            (node, slot.incarnation)
+            for node, slot in slots.items()
+            if self._may_be_gone(node, slot) and is_gone(self._fences, slot)
+        ]
+        if gone:
+            self._shell.apply(lambda now: self._core.processes_gone(gone, now))
+
+    def _may_be_gone(self, node: int, slot: HeartbeatSlot) -> bool:
+        """A node nobody hears may be looked up on this host: quicker than waiting for its silence."""
+        sight = self._core.watch.sights.get(node)
+        return sight is not None and not sight.is_gone and not slot.is_left and node not in self._core.group.hears()
+
+    # -- administration ----------------------------------------------------------------------------------------
+
+    async def take(self, generation: int) -> None:
+        """TakeGeneration."""
+        me = (self._core.me.node, self._core.me.incarnation)
+        outcome = await take_generation(self._device, self._cluster, me, generation, clock=self._clock, rng=self._rng)
+        self._shell.apply(lambda now: self._core.generation_taken(outcome, now))
+
+    async def put(self, header: SanHeader) -> None:
+        """WriteHeader."""
+        good = await put_header(self._device, header)
+        self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
+
+    async def read_header(self) -> None:
+        """ReadHeader: no renewal, but the quickest way to learn of a change."""
+        if self._reading_header:
+            return
+        self._reading_header = True
+        try:
+            header = await read_header(self._device, self._cluster)
+        except (DeviceError, CorruptRecord) as error:
+            self._book.log("alert", f"SAN header not read: {error}")
+            return
+        finally:
+            self._reading_header = False
+        self._shell.apply(lambda now: self._core.header_read(header, now))
+
+    async def fence(self, order: FenceOrder) -> None:
+        """FenceOrder: fence, and say what came of it; a pause after a refusal, for we shall be asked again."""
+        target = await self._target(order)
+        result = await self._fence(order, target)
+        self._book.fenced(order, target.name if target is not None else "", result)
+        if not result.confirmed:
+            await self._clock.sleep(self._core.timing.renew)
+        self._shell.apply(lambda now: self._core.fence_done(order, result, now))
+
+    async def _target(self, order: FenceOrder) -> HeartbeatSlot | None:
+        """The slot as it is now; else as we saw it last, which names its processes, too."""
+        sight = self._core.watch.sights.get(order.node)
+        found: HeartbeatSlot | None = None
+        with contextlib.suppress(DeviceError, CorruptRecord):
+            found = await read_slot(self._device, order.node, self._cluster)
+        return found or (sight.slot if sight is not None else None)
+
+    async def _fence(self, order: FenceOrder, target: HeartbeatSlot | None) -> FenceResult:
+        if target is None:
+            return FenceResult(confirmed=False, driver="none", detail="its slot can't be read")
+        if target.incarnation != order.incarnation:
+            detail = "its slot was claimed anew, which is only done after a fence"
+            return FenceResult(confirmed=True, driver="claim", detail=detail)
+        if target.is_left:
+            return FenceResult(confirmed=True, driver="left", detail="it had left cleanly")
+        return await fence_target(self._fences, target, order.evicted_at)

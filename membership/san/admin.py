@@ -1,0 +1,461 @@
+"""The SAN administrator: who is one, and how the SAN header changes (pure; Figures 10, 11; 002-31, 002-36 to 002-45).
+
+Every node runs this core.  At most one of them is ADMIN for a generation, because each header is written by the
+winner of its generation's disk ballot (S1).  Inputs change fields, then ``drive`` compares what is with what should be.
+
+Invariants:
+
+A1. A header is written only in generation g won by ballot, while the group view may act (connectivity.may_act) and is
+    settled, and each generation is written once.
+A2. The bumped generation is durable on disk before anybody is told (1728, 1604).
+A3. Whoever is dropped without a clean leave stays in ``fencing`` until confirmed (S4); only then NodeDead is told.
+A4. A candidate becomes administrator only after the coordinator's Commit (1754); else its generation stays unused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from membership.group.connectivity import candidate, may_act
+from membership.messages import (
+    CandidateFailed,
+    Commit,
+    HeaderChanged,
+    JoinRequest,
+    LeaveRequest,
+    Nominate,
+    Undo,
+    Won,
+)
+from membership.san.ballot import Decided, Passed
+from membership.san.header import NOBODY, SanHeader, make_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from membership.effects import Outbox
+    from membership.group.state import View
+    from membership.label import Timing
+    from membership.san.fence import FenceResult
+    from membership.seams import PeerAddress
+
+AdminBody = Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
+
+
+class Role(Enum):
+    """A node's part in Figure 11."""
+
+    PEER = "peer"
+    CANDIDATE = "candidate"  # 1720: trying for the SAN lock
+    ELECTED = "elected"  # 1730: has it, waits for the coordinator
+    ADMIN = "administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeGeneration:
+    """Event: run the disk ballot for this generation, then call ``generation_taken``."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteHeader:
+    """Event: write this header, read it back, then call ``header_written`` (or ``write_failed``)."""
+
+    header: SanHeader
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHeader:
+    """Event: the header on disk may be newer than ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class FenceOrder:
+    """Event: fence this instance, then call ``fence_done``.
+
+    ``evicted_at``: monotonic seconds since when a header without it is durable.
+    """
+
+    node: int
+    incarnation: int
+    evicted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderInForce:
+    """Event: a newer header is known; ``mine``: we are its administrator."""
+
+    header: SanHeader
+    mine: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDead:
+    """Event on the administrator: confirmed fenced, its mounts may be recovered (R5)."""
+
+    node: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Event: a line for the event log."""
+
+    kind: str
+    text: str
+
+
+@dataclass(slots=True)
+class _Nomination:
+    """Coordinator's side of an election."""
+
+    number: int
+    node: int
+    since: float
+
+
+class AdminCore:
+    """One node's view of the administration."""
+
+    def __init__(self, me: PeerAddress, header: SanHeader, timing: Timing, outbox: Outbox) -> None:
+        self.me = me
+        self.header = header
+        self.role = Role.PEER
+        self.is_leaving = False
+        self._timing = timing
+        self._out = outbox
+        self._view: View | None = None
+        self._nomination: _Nomination | None = None  # as coordinator
+        self._nominations = 0
+        self._failed: list[int] = []  # candidates that failed, latest last (002-39)
+        self._bid: tuple[int, int] | None = None  # as candidate: (coordinator, nomination)
+        self._generation = 0  # the one we ballot for or have won
+        self._passed_over = 0  # generations up to here belong to others that never wrote a header
+        self._busy = False  # a ballot or header write is under way
+        self._since = 0.0  # of the candidacy
+        self._leavers: dict[int, int] = {}
+        self._joiners: dict[int, int] = {}
+        self._confirmed: set[tuple[int, int]] = set()  # fenced, not yet off the header
+        self._fencing: set[tuple[int, int]] = set()  # fence under way
+        self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
+        self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
+        self._undone = 0  # as coordinator: greatest generation that was undone
+        self._asked_at = float("-inf")
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def view_installed(self, view: View, now: float) -> None:
+        """708: the active members."""
+        self._view = view
+        self._asked_at = float("-inf")
+        self._joiners = {n: i for n, i in self._joiners.items() if self._in_view(n, i)}
+        if self._bid is not None and self._bid[0] != view.coordinator and self.role is not Role.ADMIN:
+            self._drop_candidacy("the coordinator changed")
+        if self._nomination is not None and self._nomination.node not in view.members:
+            self._candidate_failed(self._nomination.node, "it left the view")
+        self._say_again()
+
+    def header_read(self, header: SanHeader, now: float) -> None:
+        """The header on disk.  An older one than ours changes nothing (S2), but see ``header_overwritten``."""
+        if header.generation <= self.header.generation:
+            return
+        old = self.header
+        self.header = header
+        self._evicted_at = {key: self._evicted_at.get(key, now) for key in header.fencing.items()}
+        mine = (header.administrator, header.administrator_incarnation) == (self.me.node, self.me.incarnation)
+        if not mine and self.role is Role.ADMIN:
+            self._log("role", f"generation {header.generation}: node {header.administrator} is administrator now")
+        if not mine:
+            self.role, self._busy, self._bid = Role.PEER, False, None
+            self._fencing.clear()
+        elif header.administrator != old.administrator or self.role is not Role.ADMIN:
+            self.role = Role.ADMIN
+        if self._admin_in_view():
+            self._nomination = None
+        self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
+        self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
+        self._confirmed &= set(header.fencing.items())
+        self._out.tell(HeaderInForce(header, mine))
+
+    def header_overwritten(self) -> None:
+        """The disk shows an older header than ours: a late write of a former administrator.  Write ours again."""
+        if self.role is not Role.ADMIN or self._busy:
+            return
+        self._log("alert", f"a former administrator overwrote generation {self.header.generation}: written again")
+        self._evicted_at = dict.fromkeys(self._evicted_at, float("inf"))  # until ``header_written``
+        self._busy = True
+        self._out.tell(WriteHeader(self.header))
+
+    def receive(self, node: int, body: AdminBody, now: float) -> None:
+        """A message of a node in the view."""
+        if isinstance(body, Nominate):
+            self._on_nominate(node, body, now)
+        elif isinstance(body, Won):
+            self._on_won(node, body, now)
+        elif isinstance(body, CandidateFailed):
+            if self._nomination is not None and self._nomination.number == body.nomination:
+                self._candidate_failed(node, body.reason)
+        elif isinstance(body, Commit | Undo):
+            self._on_verdict(node, body)
+        elif isinstance(body, HeaderChanged):
+            if body.generation > self.header.generation:
+                self._out.tell(ReadHeader())
+        elif isinstance(body, JoinRequest):
+            self._joiners[node] = body.incarnation
+        else:
+            self._leavers[node] = body.incarnation
+
+    def generation_taken(self, outcome: Decided | Passed | None, now: float) -> None:
+        """The ballot ended; None: it could not be held (I/O error, 1724)."""
+        self._busy = False
+        if isinstance(outcome, Passed):
+            self._passed_over = max(self._passed_over, outcome.generation - 1)
+            self._out.tell(ReadHeader())
+            return
+        if outcome is None:
+            self._give_up("the ballot blocks can't be used")
+            return
+        owner = (outcome.node, outcome.incarnation)
+        if owner != (self.me.node, self.me.incarnation):
+            self._lost(owner, now)
+        elif self.role is Role.ADMIN:
+            self._write()
+        elif self.role is Role.CANDIDATE and self._bid is not None:
+            self.role, self._since = Role.ELECTED, now
+            self._out.post(self._bid[0], Won(self._bid[1], self._generation))
+
+    def header_written(self, header: SanHeader, now: float) -> None:
+        """A header of ours is durable and was read back (A2)."""
+        self._busy = False
+        if header.generation == self.header.generation:
+            self._evicted_at = dict.fromkeys(self._evicted_at, now)
+            return
+        self.header_read(header, now)
+        if self._view is not None:
+            for node in self._view.members:
+                if node != self.me.node:
+                    self._out.post(node, HeaderChanged(header.generation))
+
+    def write_failed(self) -> None:
+        """A header of ours could not be written, or was overtaken."""
+        self._busy = False
+        self._give_up("the SAN header can't be written")
+
+    def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float) -> None:
+        """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered)."""
+        self._fencing.discard((node, incarnation))
+        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation:
+            return
+        if not result.confirmed:
+            self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
+        elif result.driver == "lease" and now < self._evicted_at[node, incarnation] + self._timing.dead:
+            self._log("alert", f"node {node}: its eviction was overwritten meanwhile, waiting again")
+        else:
+            self._confirmed.add((node, incarnation))
+            self._log("fenced", f"node {node} by {result.driver}: {result.detail}")
+            self._out.tell(NodeDead(node, incarnation))
+
+    # -- upkeep ------------------------------------------------------------------------------------------------
+
+    def drive(self, alive: frozenset[int], addresses: Mapping[int, PeerAddress], now: float, *, settled: bool) -> None:
+        """Compare what is with what should be, and take the next step.  Call after every input and every tick."""
+        if self._view is None:
+            return
+        self._ask(now)
+        if not settled or not self._may_act(alive, addresses):
+            return
+        if self.role is Role.ADMIN:
+            self._administrate()
+        elif self.role is Role.ELECTED and now - self._since > self._timing.link_dead:
+            self._drop_candidacy("no answer of the coordinator")
+        elif self.role is Role.CANDIDATE and not self._busy:
+            self._take(self._next_generation())
+        if self._view.coordinator == self.me.node and not self._admin_in_view():
+            self._elect(now)
+
+    def is_member(self) -> bool:
+        """The header lists this incarnation."""
+        return self.header.members.get(self.me.node) == self.me.incarnation
+
+    def administrator(self) -> int | None:
+        """The administrator, when it is in our view."""
+        return self.header.administrator if self._admin_in_view() else None
+
+    # -- internals ---------------------------------------------------------------------------------------------
+
+    def _may_act(self, alive: frozenset[int], addresses: Mapping[int, PeerAddress]) -> bool:
+        """The members of the header vote; only when none of them lives, everybody does.
+
+        So a newcomer with a broken link neither blocks nor overthrows a cluster that works.
+        """
+        assert self._view is not None
+        known = {**addresses, **self._view.members}
+        reached = set(self._view.members)
+        everyone = {node for node in alive if node in known} | reached
+        voters = {n for n in everyone if self.header.members.get(n) == known[n].incarnation} or everyone
+        return may_act(reached & voters, voters, known)
+
+    def _log(self, kind: str, text: str) -> None:
+        self._out.tell(Log(kind, text))
+
+    def _in_view(self, node: int, incarnation: int) -> bool:
+        return (
+            self._view is not None
+            and node in self._view.members
+            and (self._view.members[node].incarnation == incarnation)
+        )
+
+    def _admin_in_view(self) -> bool:
+        return self.header.administrator != NOBODY and self._in_view(
+            self.header.administrator, self.header.administrator_incarnation
+        )
+
+    def _ask(self, now: float) -> None:
+        """1402: ask the administrator to import us, or to let us go."""
+        if not self._admin_in_view() or now - self._asked_at < self._timing.heartbeat:
+            return
+        body: JoinRequest | LeaveRequest | None = None
+        if self.is_leaving and self.is_member():
+            body = LeaveRequest(self.me.incarnation)
+        elif not self.is_leaving and not self.is_member():
+            body = JoinRequest(self.me.incarnation)
+        if body is not None:
+            self._asked_at = now
+            self._out.post(self.header.administrator, body)
+
+    def _elect(self, now: float) -> None:
+        """1704, 1706: nominate a candidate; one that stays silent for link_dead has failed."""
+        assert self._view is not None
+        if self._nomination is not None:
+            if now - self._nomination.since <= self._timing.link_dead:
+                return
+            self._candidate_failed(self._nomination.node, "no answer")
+        if self.is_leaving and set(self._view.members) == {self.me.node}:
+            return
+        node = candidate(self._view.members, self._failed)
+        self._nominations += 1
+        number = (self._view.number << 16) + self._nominations % 2**16
+        self._nomination = _Nomination(number, node, now)
+        self._log("election", f"node {node} is nominated as administrator")
+        self._out.post(node, Nominate(number, self._undone))
+
+    def _candidate_failed(self, node: int, reason: str) -> None:
+        self._log("election", f"node {node} failed to become administrator: {reason}")
+        self._failed = [n for n in self._failed if n != node] + [node]
+        self._nomination = None
+
+    def _on_nominate(self, node: int, body: Nominate, now: float) -> None:
+        if self._view is None or node != self._view.coordinator or self.role is Role.ADMIN:
+            return
+        self._passed_over = max(self._passed_over, body.undone)
+        if self._bid != (node, body.nomination) or self.role is Role.PEER:
+            self._bid = (node, body.nomination)
+            self.role, self._since = Role.CANDIDATE, now
+        self._say_again()
+
+    def _on_won(self, node: int, body: Won, now: float) -> None:
+        """1732, 1750: permissible when it is the one nominated, in the present view, and nobody else is."""
+        nomination = self._nomination
+        good = nomination is not None and (nomination.node, nomination.number) == (node, body.nomination)
+        if good and body.generation > self.header.generation and not self._admin_in_view():
+            assert nomination is not None
+            nomination.since = now
+            self._out.post(node, Commit(body.nomination))
+        else:
+            self._log("election", f"generation {body.generation} of node {node} is undone")
+            self._undone = max(self._undone, body.generation)
+            self._out.post(node, Undo(body.nomination))
+
+    def _on_verdict(self, node: int, body: Commit | Undo) -> None:
+        if self.role is not Role.ELECTED or self._bid != (node, body.nomination) or self._busy:
+            return  # also a second Commit: the header is being written
+        if isinstance(body, Commit):
+            self._write()
+        else:
+            self._drop_candidacy("undone by the coordinator")
+
+    def _drop_candidacy(self, reason: str) -> None:
+        """1752: our generation stays without a header; the next candidate passes over it (A4)."""
+        if self.role in (Role.CANDIDATE, Role.ELECTED):
+            self._log("election", f"candidacy dropped: {reason}")
+            self.role = Role.PEER
+        self._bid = None
+
+    def _give_up(self, reason: str) -> None:
+        if self._bid is not None and self.role is not Role.ADMIN:
+            self._out.post(self._bid[0], CandidateFailed(self._bid[1], reason))
+        self._drop_candidacy(reason)
+
+    def _say_again(self) -> None:
+        """Messages of the election that a view change dropped."""
+        nomination, coordinator = self._nomination, self._view.coordinator if self._view is not None else -1
+        if nomination is not None and coordinator == self.me.node != nomination.node:
+            self._out.post(nomination.node, Nominate(nomination.number, self._undone))
+        if self.role is Role.ELECTED and self._bid is not None:
+            self._out.post(self._bid[0], Won(self._bid[1], self._generation))
+
+    def _lost(self, owner: tuple[int, int], now: float) -> None:
+        """The generation is another's.  If its owner can still write the header, let it; else pass over."""
+        lost_at = self._lost_at.setdefault(self._generation, now)
+        if self._in_view(*owner) and now - lost_at <= self._timing.link_dead:
+            if self.role is not Role.ADMIN:
+                self._give_up(f"node {owner[0]} was faster")
+            return
+        self._passed_over = max(self._passed_over, self._generation)
+
+    def _next_generation(self) -> int:
+        return max(self.header.generation, self._passed_over) + 1
+
+    def _take(self, generation: int) -> None:
+        self._busy, self._generation = True, generation
+        self._out.tell(TakeGeneration(generation))
+
+    def _wanted(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Members and fencing as they should be.
+
+        Our own former incarnations count as fenced: we have their slot, which is only claimed after a fence (H1).
+        """
+        assert self._view is not None
+        members: dict[int, int] = {}
+        fencing = {n: i for n, i in self.header.fencing.items() if (n, i) not in self._confirmed and n != self.me.node}
+        for node, incarnation in self.header.members.items():
+            if node == self.me.node and incarnation != self.me.incarnation:
+                continue
+            if self._leavers.get(node) == incarnation or (node == self.me.node and self.is_leaving):
+                continue
+            if self._in_view(node, incarnation):
+                members[node] = incarnation
+            elif node not in fencing:
+                fencing[node] = incarnation
+        for node, incarnation in [*self._joiners.items(), (self.me.node, self.me.incarnation)]:
+            leaving = self._leavers.get(node) == incarnation or (node == self.me.node and self.is_leaving)
+            if self._in_view(node, incarnation) and node not in fencing and not leaving:
+                members[node] = incarnation
+        return members, fencing
+
+    def _administrate(self) -> None:
+        for node, incarnation in self.header.fencing.items():
+            if (node, incarnation) not in self._fencing | self._confirmed:
+                self._fencing.add((node, incarnation))
+                self._out.tell(FenceOrder(node, incarnation, self._evicted_at[node, incarnation]))
+        if not self._busy and self._wanted() != (self.header.members, self.header.fencing):
+            self._take(self._next_generation())
+
+    def _write(self) -> None:
+        """1728: our generation, with what should be; we stay administrator unless we leave."""
+        assert self._view is not None
+        members, fencing = self._wanted()
+        administrator = self.me.node if self.me.node in members else NOBODY  # we leave
+        header = make_header(
+            self.header.owner,
+            self._generation,
+            administrator=administrator,
+            view=self._view.number,
+            members=members,
+            fencing=fencing,
+        )
+        self._busy = True
+        self._out.tell(WriteHeader(header))

@@ -1,0 +1,115 @@
+"""SanHeader: the one block that says who may use the store, and who decides that (002-30 to 002-45; Figures 10 to 12).
+
+Invariants:
+
+S1. Each generation is written by one node at most: the winner of that generation's disk ballot (``ballot.py``).
+S2. The generation only grows; a reader that has seen a greater one does not act on a smaller one (002-45).
+S3. A node extends its lease only on a header that lists its incarnation.  So once a header without it is durable,
+    its right ends ``lease`` seconds later at the latest (R4).
+S4. Who is dropped without a clean leave stands in ``fencing`` until its fence is confirmed, across administrators:
+    nothing of it may be recovered before.
+
+The 4 KiB block holds two copies of 2 KiB.  A change writes the block twice, first with the first copy changed,
+then with both: a torn write leaves one whole copy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from membership.errors import CorruptRecord
+from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
+from membership.records import Record, record, u64, u64_array
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from membership.seams import SectorDevice
+
+COPY_BYTES = BLOCK_BYTES // 2
+NOBODY = NODE_SLOTS  # ``administrator`` when there is none
+
+
+@record(magic=b"MXFSSANH", size=COPY_BYTES)
+class SanHeader(Record):
+    """One copy.  ``owner`` is the cluster, ``address`` HEADER_BLOCK, ``generation`` the SAN generation."""
+
+    administrator: int = u64(48, "node id of the administrator; 64: none", default=NOBODY)
+    administrator_incarnation: int = u64(56, "its incarnation")
+    view: int = u64(64, "group view under which this was decided: for people")
+    member_incarnations: tuple[int, ...] = u64_array(128, NODE_SLOTS, "by node id: incarnation of the member, or 0")
+    fencing_incarnations: tuple[int, ...] = u64_array(640, NODE_SLOTS, "by node id: evicted, fence unconfirmed, or 0")
+
+    @property
+    def members(self) -> dict[int, int]:
+        """Incarnation by node id."""
+        return {node: inc for node, inc in enumerate(self.member_incarnations) if inc}
+
+    @property
+    def fencing(self) -> dict[int, int]:
+        """Evicted but not confirmed fenced: incarnation by node id."""
+        return {node: inc for node, inc in enumerate(self.fencing_incarnations) if inc}
+
+
+def make_header(
+    cluster: bytes,
+    generation: int,
+    *,
+    administrator: int = NOBODY,
+    view: int = 0,
+    members: Mapping[int, int],
+    fencing: Mapping[int, int],
+) -> SanHeader:
+    """A header of plain maps.  ``administrator`` is NOBODY or one of the members."""
+    return SanHeader(
+        owner=cluster,
+        address=HEADER_BLOCK,
+        generation=generation,
+        administrator=administrator,
+        administrator_incarnation=members.get(administrator, 0),
+        view=view,
+        member_incarnations=tuple(members.get(node, 0) for node in range(NODE_SLOTS)),
+        fencing_incarnations=tuple(fencing.get(node, 0) for node in range(NODE_SLOTS)),
+    )
+
+
+def header_untrusted(block: bytes, cluster: bytes) -> SanHeader:
+    """The header in a block: the valid copy of the greater generation; generation 0 when never written.
+
+    Raises:
+        CorruptRecord: both copies are damaged.
+    """
+    if not any(block[:8]) and not any(block[COPY_BYTES : COPY_BYTES + 8]):
+        return make_header(cluster, 0, members={}, fencing={})
+    copies: list[SanHeader] = []
+    first_error: CorruptRecord | None = None
+    for at in (0, COPY_BYTES):
+        try:
+            where = f"SAN header (block {HEADER_BLOCK}, copy at {at})"
+            copy = SanHeader.decode_untrusted(block[at : at + COPY_BYTES], where, owner=cluster, address=HEADER_BLOCK)
+            if copy.administrator > NOBODY:
+                raise CorruptRecord("SAN header", "administrator", f"at most {NOBODY}", copy.administrator)
+            copies.append(copy)
+        except CorruptRecord as error:
+            first_error = first_error or error
+    if not copies:
+        assert first_error is not None
+        raise first_error
+    return max(copies, key=lambda c: c.generation)
+
+
+async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
+    """Read the header.  Raises CorruptRecord, DeviceError."""
+    return header_untrusted(await device.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES), cluster)
+
+
+async def write_header(device: SectorDevice, header: SanHeader) -> None:
+    """Write both copies, one after the other, durably.  Raises DeviceError.
+
+    The second copy of the first write is what the block holds now, so that its sectors don't change.
+    """
+    at = HEADER_BLOCK * BLOCK_BYTES
+    image = header.encode()
+    old = await device.read(at, BLOCK_BYTES)
+    await device.write(at, image + old[COPY_BYTES:], durable=True)
+    await device.write(at, image + image, durable=True)

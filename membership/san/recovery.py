@@ -1,0 +1,403 @@
+"""Recovery of one filesystem's lockspace, driven by the administrator (pure; 7A to 7C, 002-28 to 002-30; R5, R6).
+
+Attempts are numbered ``generation << 32 | counter`` and only grow.  Every change of members begins a new one::
+
+    WAITING for the fence of a member's node
+      -> SUSPEND (all) -> REBUILD (all) -> [REPLAY_FIRST, RELEASE_FIRST]* -> RESUME (all)
+      -> [REPLAY, RELEASE (all)]* -> IDLE
+
+Invariants:
+
+R-1. Nothing of an instance on an evicted node begins before its fence is confirmed; while one is outstanding no
+     attempt begins at all (its answer would never come).
+R-2. A phase begins only when every member answered the one before, in this attempt.
+R-3. A journal is given to a mount only when it is clean and nobody's; a dirty one only after its replay *and* the
+     release of its owner's ghosts.
+R-4. At most one replay runs per filesystem.  With contract O2 of orders.py no journal is replayed by two at once.
+R-5. A dead instance is forgotten only after every member released its ghosts.
+R-6. ``history`` holds the last view that was rebuilt by all its members and every view begun since: what V4 of
+     membership/views.py asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from membership.orders import (
+    GhostsReleased,
+    JournalOwner,
+    Rebuild,
+    Rebuilt,
+    ReleaseGhosts,
+    Replay,
+    Replayed,
+    Resume,
+    Resumed,
+    Suspend,
+    Suspended,
+    Withdraw,
+)
+from membership.seams import PeerAddress
+from membership.views import DeadInstance, Instance, LockspaceView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from membership.messages import MountReport
+    from membership.orders import Order, Reply
+
+NO_JOURNAL = -1
+COUNTER_BITS = 32
+
+
+class Phase(Enum):
+    """Where an attempt stands; the value is what people read."""
+
+    IDLE = "idle"
+    WAITING = "waiting for fence"
+    SUSPEND = "suspend"
+    REBUILD = "rebuild"
+    REPLAY_FIRST = "replay first"
+    RELEASE_FIRST = "release first"
+    RESUME = "resume"
+    REPLAY = "replay"
+    RELEASE = "release"
+    ERROR = "error"
+
+
+ANSWERS: dict[type[Reply], frozenset[Phase]] = {
+    Suspended: frozenset({Phase.SUSPEND}),
+    Rebuilt: frozenset({Phase.REBUILD}),
+    Resumed: frozenset({Phase.RESUME}),
+    Replayed: frozenset({Phase.REPLAY, Phase.REPLAY_FIRST}),
+    GhostsReleased: frozenset({Phase.RELEASE, Phase.RELEASE_FIRST}),
+}
+
+
+@dataclass(slots=True)
+class Member:
+    """One mount."""
+
+    address: PeerAddress
+    mountpoint: str
+    journal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Event: an attempt ended, all dead are replayed (or the filesystem is in error)."""
+
+    fs_name: str
+    attempt: int
+    members: tuple[int, ...]
+    dead: tuple[int, ...]
+    phases: tuple[tuple[str, float], ...]  # (phase, seconds)
+    error: str
+
+
+@dataclass(slots=True)
+class _Course:
+    """Times of the phases since recovery began, over all its attempts."""
+
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+
+
+class FilesystemRecovery:
+    """State of one filesystem on the administrator.
+
+    Args:
+        uuid: of the filesystem.
+        name: its name, for people.
+        journals: how many it has.
+        generation: the administrator's SAN generation, read for every new attempt.
+        send: passes an order to the mount on a node.
+        tell: passes an event to the shell.
+    """
+
+    def __init__(
+        self,
+        uuid: bytes,
+        name: str,
+        journals: int,
+        *,
+        generation: Callable[[], int],
+        send: Callable[[int, int, Order], None],
+        tell: Callable[[Finished], None],
+    ) -> None:
+        self.uuid = uuid
+        self.name = name
+        self.journals = journals
+        self.members: dict[int, Member] = {}
+        self.dead: dict[Instance, DeadInstance] = {}  # in the order they died
+        self.history: list[tuple[Instance, ...]] = []
+        self.attempt = 0
+        self.phase = Phase.IDLE
+        self.waiting: set[int] = set()
+        self.phase_since = 0.0
+        self.error = ""
+        self.replayed: set[Instance] = set()  # what is known clean again, against old news
+        self._target: DeadInstance | None = None  # being replayed or released
+        self._order: dict[int, Order] = {}  # what each member was told last, for asking again
+        self._is_changed = False
+        self._unfenced: set[int] = set()
+        self._course = _Course()
+        self._generation = generation
+        self._send = send
+        self._tell = tell
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def join(self, report: MountReport, node: int) -> int | str | None:
+        """A mount asks in: its journal (NO_JOURNAL: after the first replays), why not, or None: ask again later.
+
+        The caller tells it, then calls ``drive``: the answer must come before the first order.
+        """
+        there = self.members.get(node)
+        if there is not None and there.address.incarnation == report.incarnation:
+            return there.journal
+        if there is not None:
+            return f"{self.name} is already mounted on this node at {there.mountpoint}"
+        self._forgive(report)
+        if self.error:
+            return f"{self.name} is isolated ({self.error}): unmount it everywhere and run fsck.matrixfs"
+        self.journals = max(self.journals, len(report.journals))
+        self._learn_dirty(report)
+        journal = self._free_journal()
+        if journal == NO_JOURNAL and (self.members or not self.dead):
+            if self.dead:
+                return None
+            return f"all {self.journals} journals of {self.name} are in use: unmount it somewhere, or add journals"
+        self.adopt(report, node, journal)
+        self._is_changed = True
+        return journal
+
+    def adopt(self, report: MountReport, node: int, journal: int) -> None:
+        """A mount that is a member (also: that an earlier administrator admitted)."""
+        address = PeerAddress(node, report.incarnation, report.host, report.port)
+        self.members[node] = Member(address, report.mountpoint, journal)
+
+    def left(self, node: int, incarnation: int, now: float, *, clean: bool) -> None:
+        """A mount left, or its process died, or its node was fenced."""
+        member = self.members.get(node)
+        if member is None or member.address.incarnation != incarnation:
+            return
+        del self.members[node]
+        self._order.pop(node, None)
+        instance = Instance(node, incarnation)
+        if not clean and member.journal != NO_JOURNAL:
+            views = tuple(view for view in self.history if instance in view)
+            self.dead[instance] = DeadInstance(node, incarnation, member.journal, views)
+            self._course.dead.append(node)
+        if clean:
+            self.replayed.add(instance)
+        self._is_changed = True
+        if not self.members:
+            self._empty()
+        self.drive(now)
+
+    def suspect(self, node: int, now: float) -> None:
+        """The node is evicted; its fence is not confirmed yet (R-1)."""
+        self._unfenced.add(node)
+        self.drive(now)
+
+    def fenced(self, node: int, now: float) -> None:
+        """The node's fence is confirmed: its mount is dead."""
+        self._unfenced.discard(node)
+        member = self.members.get(node)
+        if member is not None:
+            self.left(node, member.address.incarnation, now, clean=False)
+        self.drive(now)
+
+    def reply(self, node: int, incarnation: int, reply: Reply, now: float) -> None:
+        """An answer of a mount.  Answers of other attempts are stale, except the outcome of a replay (a fact)."""
+        member = self.members.get(node)
+        if member is None or member.address.incarnation != incarnation:
+            return
+        if isinstance(reply, Replayed):
+            self._on_replayed(node, reply)
+        elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
+            other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
+            if not other:
+                self.waiting.discard(node)
+        self.drive(now)
+
+    def restart(self, now: float) -> None:
+        """Begin a new attempt: the state was taken over from reports."""
+        self._course.dead = [instance.node for instance in self.dead]
+        self._is_changed = True
+        self.drive(now)
+
+    def ask_again(self) -> None:
+        """Repeat the present order to all that have not answered; their matrixd drops repetitions."""
+        for node in sorted(self.waiting):
+            member = self.members.get(node)
+            if member is not None and node in self._order:
+                self._send(node, member.address.incarnation, self._order[node])
+
+    # -- upkeep ------------------------------------------------------------------------------------------------
+
+    def drive(self, now: float) -> None:
+        """Take every step that is due."""
+        while self._step(now):
+            pass
+
+    def _step(self, now: float) -> bool:
+        if self.phase is Phase.ERROR or (not self.members and not self._is_changed):
+            return False
+        if self._is_changed:
+            if not self.members:
+                self._is_changed = False
+                self._enter(Phase.IDLE, now)
+                return False
+            if self._unfenced & set(self.members):
+                if self.phase is not Phase.WAITING:
+                    self._enter(Phase.WAITING, now)
+                return False
+            self._begin(now)
+            return True
+        if self.waiting or self.phase in (Phase.IDLE, Phase.WAITING):
+            if self._unfenced & set(self.members) and self.phase is not Phase.WAITING:
+                # The answer of an evicted member will not come; when it is fenced a new attempt begins.
+                self._enter(Phase.WAITING, now)
+            return False
+        self._advance(now)
+        return True
+
+    def _begin(self, now: float) -> None:
+        """7A step 710: a new attempt stops new grants everywhere."""
+        self._is_changed = False
+        floor = self._generation() << COUNTER_BITS
+        self.attempt = max(self.attempt, floor) + 1
+        self._target = None
+        self._enter(Phase.SUSPEND, now)
+        self._to_all(Suspend(self.attempt))
+
+    def _advance(self, now: float) -> None:
+        """R-2: everybody answered; the next phase."""
+        if self.phase is Phase.SUSPEND:
+            view = LockspaceView(self.attempt, self._addresses(), tuple(self.dead.values()))
+            self.history.append(view.instances)
+            self._enter(Phase.REBUILD, now)
+            self._to_all(Rebuild(view, self._owners()))
+        elif self.phase is Phase.REBUILD:
+            self.history = [tuple(Instance(a.node, a.incarnation) for a in self._addresses())]
+            self._replay_next(now, first=True)
+        elif self.phase in (Phase.REPLAY_FIRST, Phase.REPLAY):
+            assert self._target is not None
+            self._enter(Phase.RELEASE_FIRST if self.phase is Phase.REPLAY_FIRST else Phase.RELEASE, now)
+            self._to_all(ReleaseGhosts(self.attempt, self._target.node, self._target.incarnation))
+        elif self.phase in (Phase.RELEASE_FIRST, Phase.RELEASE):
+            assert self._target is not None
+            del self.dead[self._target.instance]
+            self._replay_next(now, first=self.phase is Phase.RELEASE_FIRST)
+        else:
+            self._replay_next(now, first=False)
+
+    def _replay_next(self, now: float, *, first: bool) -> None:
+        """7C: the next dead instance; ``first``: those of unknown views, before anything is granted."""
+        waiting = [d for d in self.dead.values() if not d.views or not first]
+        if not waiting:
+            self._target = None
+            if first:
+                self._resume(now)
+            else:
+                self._finish(now)
+            return
+        self._target = waiting[0]
+        self._enter(Phase.REPLAY_FIRST if first else Phase.REPLAY, now)
+        node = min(self.members)
+        self._to(node, Replay(self.attempt, self._target))
+        self.waiting = {node}
+
+    def _resume(self, now: float) -> None:
+        for member in self.members.values():
+            if member.journal == NO_JOURNAL:
+                member.journal = self._free_journal()
+        self._enter(Phase.RESUME, now)
+        for node, member in self.members.items():
+            self._to(node, Resume(self.attempt, member.journal))
+        self.waiting = set(self.members)
+
+    def _finish(self, now: float) -> None:
+        self._enter(Phase.IDLE, now)
+        course, self._course = self._course, _Course()
+        self._tell_finished(course, "")
+
+    # -- internals ---------------------------------------------------------------------------------------------
+
+    def _on_replayed(self, node: int, reply: Replayed) -> None:
+        instance = Instance(reply.node, reply.incarnation)
+        if instance not in self.dead:
+            return
+        if not reply.ok:
+            self._fail(f"journal {self.dead[instance].journal} of node {reply.node} can't be replayed: {reply.detail}")
+            return
+        self.replayed.add(instance)
+        replaying = self.phase in (Phase.REPLAY, Phase.REPLAY_FIRST)
+        if replaying and self._is_target(*instance) and reply.attempt == self.attempt:
+            self.waiting.discard(node)
+
+    def _fail(self, error: str) -> None:
+        """756 to 760: mark the filesystem in error, tell people, isolate it; the others go on."""
+        self.error = error
+        self.phase, self.waiting, self._is_changed = Phase.ERROR, set(), False
+        self._to_all(Withdraw(f"{self.name} is isolated: {error}"))
+        self.waiting = set()
+        self._tell_finished(_Course(dead=[instance.node for instance in self.dead]), error)
+
+    def _tell_finished(self, course: _Course, error: str) -> None:
+        members = tuple(sorted(self.members))
+        self._tell(Finished(self.name, self.attempt, members, tuple(course.dead), tuple(course.phases), error))
+
+    def _forgive(self, report: MountReport) -> None:
+        """After fsck the journals that could not be replayed are clean: serve again."""
+        dirty = {j.index for j in report.journals if j.dirty}
+        if self.error and not self.members and not dirty & {d.journal for d in self.dead.values()}:
+            self.error, self.phase = "", Phase.IDLE
+            self.dead.clear()
+
+    def _empty(self) -> None:
+        """Nobody mounts it any more: no lock is left, only journals to replay before the next mount resumes."""
+        self.history = []
+        self.waiting = set()
+        self.dead = {i: DeadInstance(d.node, d.incarnation, d.journal) for i, d in self.dead.items()}
+
+    def _learn_dirty(self, report: MountReport) -> None:
+        """Cold start: dirty journals whose owner nobody knows as alive are replayed before RESUME."""
+        taken = {m.journal for m in self.members.values()} | {d.journal for d in self.dead.values()}
+        alive = {Instance(n, m.address.incarnation) for n, m in self.members.items()}
+        for journal in report.journals:
+            owner = Instance(journal.node, journal.incarnation)
+            if journal.dirty and journal.index not in taken and owner not in alive | self.replayed:
+                self.dead[owner] = DeadInstance(owner.node, owner.incarnation, journal.index)
+
+    def _free_journal(self) -> int:
+        """R-3: the lowest that is nobody's and not waiting for a replay."""
+        taken = {m.journal for m in self.members.values()} | {d.journal for d in self.dead.values()}
+        return min(set(range(self.journals)) - taken, default=NO_JOURNAL)
+
+    def _is_target(self, node: int, incarnation: int) -> bool:
+        return self._target is not None and self._target.instance == (node, incarnation)
+
+    def _addresses(self) -> tuple[PeerAddress, ...]:
+        return tuple(self.members[node].address for node in sorted(self.members))
+
+    def _owners(self) -> tuple[JournalOwner, ...]:
+        return tuple(JournalOwner(n, m.address.incarnation, m.journal) for n, m in sorted(self.members.items()))
+
+    def _enter(self, phase: Phase, now: float) -> None:
+        if self.phase not in (Phase.IDLE, Phase.ERROR):
+            self._course.phases.append((self.phase.value, now - self.phase_since))
+        self.phase, self.phase_since, self.waiting = phase, now, set()
+
+    def _to(self, node: int, order: Order) -> None:
+        self._order[node] = order
+        self._send(node, self.members[node].address.incarnation, order)
+
+    def _to_all(self, order: Order) -> None:
+        self.waiting = set(self.members)
+        for node in sorted(self.members):
+            self._to(node, order)

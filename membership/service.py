@@ -1,0 +1,391 @@
+"""The node: a trio shell that owns the membership core of one matrixd (architecture 2, 4, 5; R1).
+
+One core, fed from several tasks; every input is applied with no checkpoint between the input and its effects
+(``apply``), so the order of messages is the order of decisions.  Tasks: the links, the heartbeat tick, and the disk
+work of node_disk.py: renewals, and one short task per ballot, header write and fence.
+
+Invariants:
+
+V1. A renewal counts from its start (L1).  At the deadline, or off the header, the node fences itself: every mount is
+    told to withdraw, and ``run`` raises Fenced.  It never joins again in this process.
+V2. A mount is in the node's slot on disk before it is admitted (H2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from membership.database.keeper import DatabaseKeeper
+from membership.errors import Fenced, OperatorError, PeerError
+from membership.label import NAME_BYTES_MAX, timing_of
+from membership.lease.core import LeaseState
+from membership.lease.records import HOST_BYTES_MAX, MOUNTS_MAX, HeartbeatSlot, MountProcess
+from membership.lease.slots import Claimant, claim_slot
+from membership.messages import encode
+from membership.mounts import MountChannel
+from membership.node_core import NodeCore
+from membership.node_disk import NodeDisk
+from membership.node_events import EventBook
+from membership.orders import Lease, Left, Withdraw
+from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
+from membership.san.agent import Admitted, Refused, ToMount
+from membership.san.header import read_header
+from membership.san.recovery import Finished
+from membership.seams import PeerAddress, Transport
+from membership.status_of import status_of
+
+if TYPE_CHECKING:
+    from membership.fence.process import HostIdentity
+    from membership.label import Label
+    from membership.orders import MountRequest, Said
+    from membership.san.fence import FenceDriver
+    from membership.seams import Clock, Rng, SectorDevice
+    from membership.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What matrixd was told on its command line."""
+
+    name: str
+    host: str
+    port: int  # 0: any free port
+
+    def __post_init__(self) -> None:
+        for what, value, most in (("--name", self.name, NAME_BYTES_MAX), ("--address", self.host, HOST_BYTES_MAX)):
+            if not 0 < len(value.encode()) <= most or "\0" in value:
+                raise OperatorError(f"{what}: {value!r} must be 1 to {most} bytes long")
+
+
+class MeshTransport(Transport, Protocol):
+    """Transport that a node starts itself: LinkMesh, or the simulated network's."""
+
+    async def listen(self, host: str, port: int = 0) -> int:
+        """Bind; returns the port."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        ...
+
+
+MeshFactory = Callable[[PeerAddress], MeshTransport]
+
+
+@dataclass(slots=True, eq=False)
+class _Admission:
+    """A mount that waits for its journal."""
+
+    request: MountRequest
+    answered: trio.Event
+    outcome: Admitted | Refused | None = None
+
+
+class Node:
+    """One matrixd.  Construct, then ``await nursery.start(node.run)``.
+
+    Args:
+        device: the cluster disk, ungated: membership is what the gate is told by.
+        label: of that disk.
+        config: name and address.
+        host: this process (``membership.fence.process.this_host()``).
+        mesh: makes the transport once the node id is known; the identity's port is not yet.
+        clock: seam.
+        rng: seam.
+        fences: drivers in the order they are tried; the lease driver last.
+    """
+
+    def __init__(
+        self,
+        device: SectorDevice,
+        label: Label,
+        config: NodeConfig,
+        host: HostIdentity,
+        mesh: MeshFactory,
+        clock: Clock,
+        rng: Rng,
+        fences: Sequence[FenceDriver],
+    ) -> None:
+        self.label = label
+        self.config = config
+        self.timing = timing_of(label)
+        self.clock = clock
+        self.device = device
+        self.core: NodeCore | None = None
+        self.slot: HeartbeatSlot | None = None
+        self.book = EventBook(clock)
+        self.channels: dict[bytes, MountChannel] = {}
+        self.incarnation = int.from_bytes(rng.randbytes(8), "little") | 1
+        self._host = host
+        self._mesh_factory = mesh
+        self._mesh: MeshTransport | None = None
+        self._rng = rng
+        self._fences = fences
+        self._nursery: trio.Nursery | None = None
+        self._admissions: dict[bytes, _Admission] = {}
+        self._mounts: dict[bytes, MountProcess] = {}  # what the slot must show (V2)
+        self._disk: NodeDisk | None = None
+        self._peers: list[PeerAddress] | None = None  # as the mesh knows them
+        self._member = trio.Event()
+        self._ended = trio.Event()
+        self._finished = trio.Event()  # also the last write is done
+        self._fenced = ""  # why, when it ended by losing its right
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Claim a slot, join, serve until stopped.  Started when this node is a SAN member with a lease.
+
+        Raises OperatorError (name taken, no free slot), CorruptRecord (the SAN header), DeviceError, Fenced (the
+        right is lost: exit at once).  Possibly in an exception group.  Returns after a clean ``stop``.
+        """
+        claimant = Claimant(
+            self.device, self.label.owner, self.timing, self.clock, self._fences, self._host,
+            self.config.name, self.config.host, self.incarnation,
+        )  # fmt: skip
+        node, slot = await claim_slot(claimant)
+        mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
+        slot.port = await mesh.listen(self.config.host, self.config.port)
+        header = await read_header(self.device, self.label.owner)
+        self.core = NodeCore(slot.peer(node), header, self.timing)
+        self.slot, self._mesh = slot, mesh
+        self._disk = NodeDisk(
+            self.device, slot, self.core,
+            clock=self.clock, rng=self._rng, fences=self._fences, book=self.book, shell=self,
+        )  # fmt: skip
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await nursery.start(mesh.run)
+                nursery.start_soon(self._pump, mesh)
+                nursery.start_soon(self._tick)
+                nursery.start_soon(self._disk.renew_always)
+                nursery.start_soon(DatabaseKeeper(self.device, self.label.owner, self.clock, self).run)
+                await self._member.wait()
+                if not self._ended.is_set():
+                    task_status.started()
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._end("matrixd ends")
+        if self._fenced:
+            raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
+        await self._disk.mark_left()
+        self._finished.set()
+
+    async def stop(self) -> None:
+        """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts exist."""
+        if self._mounts:
+            names = ", ".join(channel.request.mountpoint for channel in self.channels.values()) or "a mount is starting"
+            raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
+        core = self._core()
+        while not core.agent.is_quiet():
+            await self.clock.sleep(self.timing.heartbeat)
+        self.apply(core.leave)
+        await self._ended.wait()
+        if self._fenced:
+            raise PeerError(f"node {self.config.name} was fenced while it left: {self._fenced}")
+        await self._finished.wait()
+
+    def _end(self, reason: str) -> None:
+        self._member.set()
+        self._ended.set()
+        for channel in self.channels.values():
+            channel.push(Withdraw(reason))
+            channel.close()
+        for admission in self._admissions.values():
+            admission.answered.set()
+
+    # -- mounts ------------------------------------------------------------------------------------------------
+
+    async def admit_mount(self, request: MountRequest) -> MountChannel:
+        """Admit a mount; waits until the administrator assigned a journal, or said that the mount replays first.
+
+        Raises:
+            OperatorError: already mounted here, too many mounts, refused by the administrator.
+            PeerError: this node is not a member yet, or no longer.
+        """
+        core = self._core()
+        if core.lease.state is not LeaseState.MEMBER or core.admin.is_leaving:
+            raise PeerError(f"node {self.config.name} is not a member of the cluster: wait for it, or start matrixd")
+        if request.fs_uuid in self._mounts:
+            raise OperatorError(f"{request.fs_name} is already mounted on this node, or still being unmounted")
+        if len(self._mounts) >= MOUNTS_MAX:
+            raise OperatorError(f"this node has {MOUNTS_MAX} mounts, the most it can have")
+        admission = _Admission(request, trio.Event())
+        self._mounts[request.fs_uuid] = MountProcess(request.pid, request.start_time, request.incarnation)
+        self._admissions[request.fs_uuid] = admission
+        admitted = False
+        try:
+            await self._disk_tasks().renew()  # V2
+            self.apply(lambda now: core.join_mount(request, now))
+            await admission.answered.wait()
+            channel = self._admitted(admission)
+            admitted = True
+            return channel
+        finally:
+            self._admissions.pop(request.fs_uuid, None)
+            if not admitted:
+                self._mounts.pop(request.fs_uuid, None)
+                self.apply(lambda now: core.mount_said(request, Left(clean=True), now))  # it never wrote
+
+    def _admitted(self, admission: _Admission) -> MountChannel:
+        outcome = admission.outcome
+        if isinstance(outcome, Refused):
+            raise OperatorError(outcome.reason)
+        if outcome is None:
+            raise PeerError(f"node {self.config.name} lost its right to the store while it mounted")
+        return self.channels[admission.request.fs_uuid]
+
+    def _open_channel(self, admission: _Admission, journal: int) -> None:
+        """At once with the answer: orders may follow it before ``admit_mount`` runs again."""
+        core = self._core()
+        self.channels[admission.request.fs_uuid] = MountChannel(
+            admission.request, core.me.node, self.generation, core.lease.deadline, journal, self._said
+        )
+
+    def _said(self, channel: MountChannel, said: Said) -> None:
+        """A mount speaks."""
+        request = channel.request
+        if isinstance(said, Left):
+            if self.channels.get(request.fs_uuid) is channel:
+                del self.channels[request.fs_uuid]
+                del self._mounts[request.fs_uuid]
+                self._disk_tasks().renew_soon()
+            self.book.log("mount", f"{request.fs_name} on {request.mountpoint} {'left' if said.clean else 'died'}")
+        self.apply(lambda now: self._core().mount_said(request, said, now))
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Everything ``matrixctl status`` shows."""
+        return status_of(self)
+
+    @property
+    def node_id(self) -> int:
+        """Our slot, -1 before one is claimed."""
+        return self.core.me.node if self.core is not None else -1
+
+    @property
+    def generation(self) -> int:
+        """SAN generation of the newest header known."""
+        return self.core.admin.header.generation if self.core is not None else 0
+
+    @property
+    def lease_deadline(self) -> float:
+        """Monotonic seconds until which this node may write."""
+        return self.core.lease.deadline if self.core is not None else float("-inf")
+
+    @property
+    def members(self) -> tuple[PeerAddress, ...]:
+        """The group view."""
+        return tuple(self.core.group.view.members.values()) if self.core is not None else ()
+
+    def may_write(self) -> bool:
+        """True while this node is administrator and its lease holds: it may write the membership database."""
+        core = self.core
+        return core is not None and core.filesystems is not None and self.clock.monotonic() < core.lease.deadline
+
+    # -- tasks and effects -------------------------------------------------------------------------------------
+
+    def _core(self) -> NodeCore:
+        if self.core is None:
+            raise PeerError(f"node {self.config.name} is still claiming its slot: try again in a second")
+        return self.core
+
+    async def _pump(self, mesh: MeshTransport) -> None:
+        while True:
+            event = await mesh.receive()
+            self.apply(lambda now: self._core().transport(event, now))  # noqa: B023  (called at once)
+
+    async def _tick(self) -> None:
+        while True:
+            self.apply(self._core().tick)
+            await self.clock.sleep(self.timing.heartbeat)
+
+    def apply(self, step: Callable[[float], None]) -> None:
+        """Run a core step and carry out its effects: send, then tell.  No checkpoint."""
+        core = self._core()
+        step(self.clock.monotonic())
+        effects = core.take()
+        if self._mesh is not None:
+            peers = core.peers(self.clock.monotonic())
+            if peers != self._peers:
+                self._peers = peers
+                self._mesh.set_peers(peers)
+            for envelope in effects.send:
+                self._mesh.send(envelope.node, encode(core.group.view.number, envelope.body))
+        for event in effects.events:
+            self._carry_out(event)
+        self._check_lease(core)
+
+    def _check_lease(self, core: NodeCore) -> None:
+        if core.lease.state is LeaseState.MEMBER:
+            self._member.set()
+        elif core.lease.state is LeaseState.LEFT:
+            self._end("matrixd left")
+        elif core.lease.state is LeaseState.FENCED:
+            late = core.admin.is_member()
+            self.lose("its lease ended before it could renew it" if late else "it was evicted")
+
+    def _carry_out(self, event: object) -> None:
+        if isinstance(event, ToMount):
+            channel = self.channels.get(event.fs_uuid)
+            if channel is not None and channel.request.incarnation == event.incarnation:
+                channel.push(event.order)
+        elif isinstance(event, Admitted | Refused):
+            admission = self._admissions.get(event.fs_uuid)
+            if admission is not None and admission.request.incarnation == event.incarnation:
+                admission.outcome = event
+                if isinstance(event, Admitted):
+                    self._open_channel(admission, event.journal)
+                admission.answered.set()
+        elif isinstance(event, Log):
+            self.book.log(event.kind, event.text)
+        elif isinstance(event, Finished):
+            self.book.finished(event)
+        elif isinstance(event, HeaderInForce):
+            self.book.header(event.header, self._core().admin.is_member())
+            self._disk_tasks().renew_soon()
+        else:
+            self._start(event)
+
+    def _start(self, event: object) -> None:
+        if self._nursery is None:
+            return  # ended: the process is about to exit
+        disk = self._disk_tasks()
+        if isinstance(event, TakeGeneration):
+            self._nursery.start_soon(disk.take, event.generation)
+        elif isinstance(event, WriteHeader):
+            self._nursery.start_soon(disk.put, event.header)
+        elif isinstance(event, FenceOrder):
+            self._nursery.start_soon(disk.fence, event)
+        elif isinstance(event, ReadHeader):
+            self._nursery.start_soon(disk.read_header)
+
+    def _disk_tasks(self) -> NodeDisk:
+        assert self._disk is not None
+        return self._disk
+
+    # -- what the disk work needs (node_disk.Shell) ----------------------------------------------------------------
+
+    def lose(self, reason: str) -> None:
+        """V1: mounts first, then ``run`` raises Fenced."""
+        if not self._ended.is_set():
+            self._fenced = reason
+            self.book.log("fenced", reason)
+            self._end(reason)
+
+    def mount_processes(self) -> tuple[MountProcess, ...]:
+        """V2: what our slot must show."""
+        return tuple(self._mounts.values())
+
+    def renewed(self) -> None:
+        """Mounts learn of the new deadline (O4)."""
+        for channel in self.channels.values():
+            channel.push(Lease(self.lease_deadline, self.generation))

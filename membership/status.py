@@ -1,0 +1,149 @@
+"""What ``matrixctl status`` shows, as plain data: the schema and the text of R4 (002-26, R14).
+
+Every value is CBOR-safe.  Times called ``*_age`` and ``*_left`` are seconds at the moment of the call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from membership.label import Timing
+
+
+class NodeStatus(TypedDict):
+    """One node of the cluster, from its slot on the disk and its link."""
+
+    id: int
+    name: str
+    host: str
+    port: int
+    incarnation: int
+    state: str  # "member", "joining", "alive" (on disk, not in our view), "dead", "fencing", "left"
+    is_self: bool
+    link: str  # "self", "absent", "up", "suspect", "gone"  (group/state.py)
+    slot_age: float  # seconds since its disk heartbeat was last seen moving
+    mounts: int
+
+
+class MountStatus(TypedDict):
+    """One mount of a filesystem."""
+
+    node: int
+    incarnation: int
+    host: str
+    port: int
+    journal: int
+    pid: int  # 0 when the mount is on another node
+    mountpoint: str  # "" when the mount is on another node
+
+
+class DeadStatus(TypedDict):
+    """A dead instance whose journal is not replayed yet."""
+
+    node: int
+    incarnation: int
+    journal: int
+
+
+class FilesystemStatus(TypedDict):
+    """One filesystem as far as this node knows: the administrator knows all, others those they mount."""
+
+    uuid: str
+    name: str
+    attempt: int
+    phase: str  # "idle", "waiting for fence", "suspend", "rebuild", "replay first", "resume", "replay", "error"
+    waiting_for: list[int]  # nodes whose answer the phase waits for (R14); [] when not the administrator
+    phase_age: float  # seconds in this phase
+    journals: int  # how many the filesystem has; 0 when not the administrator
+    mounts: list[MountStatus]
+    dead: list[DeadStatus]
+    error: str
+
+
+class Memberships(TypedDict):
+    """The four memberships of 002-26, as node ids."""
+
+    group: list[int]  # processes that communicate: the installed view
+    san: list[int]  # may use the store: the SAN header
+    storage_groups: dict[str, list[int]]  # per filesystem uuid: nodes that mount it
+    cluster: list[int]  # nodes the cluster knows: every claimed slot that has not left
+
+
+class TimingStatus(TypedDict):
+    """R4 with its numbers, seconds."""
+
+    lease: float
+    io_bound: float
+    margin: float
+    dead: float
+    formula: str
+
+
+class RecoveryStatus(TypedDict):
+    """One finished or failed recovery: seconds per phase, in R5 order."""
+
+    fs: str
+    attempt: int
+    wall_ns: int
+    members: list[int]
+    dead: list[int]
+    phases: list[tuple[str, float]]  # (phase, seconds)
+
+
+class FenceStatus(TypedDict):
+    """One fencing, newest last."""
+
+    wall_ns: int
+    node: int
+    name: str
+    incarnation: int
+    driver: str
+    confirmed: bool
+    detail: str
+
+
+class EventStatus(TypedDict):
+    """One line of the event log, newest last."""
+
+    wall_ns: int
+    kind: str
+    text: str
+
+
+class Status(TypedDict):
+    """Answer of ``Node.status()``."""
+
+    cluster_name: str
+    cluster_uuid: str
+    store: str
+    node: int
+    name: str
+    host: str
+    port: int
+    incarnation: int
+    state: str  # "starting", "joining", "member", "leaving", "fenced"
+    generation: int
+    administrator: int  # node id, -1 when there is none
+    coordinator: int  # node id of the group coordinator
+    view: int  # number of the installed group view
+    lease_left: float  # seconds until this node must stop writing; negative: past
+    timing: TimingStatus
+    memberships: Memberships
+    nodes: list[NodeStatus]
+    filesystems: list[FilesystemStatus]
+    recoveries: list[RecoveryStatus]
+    fences: list[FenceStatus]
+    events: list[EventStatus]
+
+
+def timing_status(timing: Timing) -> TimingStatus:
+    """The R4 formula as numbers and as one line of text."""
+    text = (
+        f"a silent node stops writing {timing.lease:g} s after its last renewal; "
+        f"peers act after lease {timing.lease:g} + write in flight {timing.io_bound:g} + margin {timing.margin:g} "
+        f"= {timing.dead:g} s unless a fence confirmed it earlier"
+    )
+    return TimingStatus(
+        lease=timing.lease, io_bound=timing.io_bound, margin=timing.margin, dead=timing.dead, formula=text
+    )

@@ -1,0 +1,220 @@
+"""One TCP connection between two proven peers: the socket under a session (trio).
+
+Works on the plain socket, not on ``trio.SocketStream``: a lock message's round trip is a scheduler pass per side,
+and every checkpoint saved there counts.  ``flush`` writes what the session has, without waiting; what the kernel
+does not take at once is finished by a task of its own, during which the session gathers (003-33).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from membership.errors import BadMessage
+from membership.transport.frames import FrameReader, FrameWriter
+from membership.transport.handshake import Agreement
+from membership.transport.inbox import Signal
+from membership.transport.session import Session
+
+RECEIVE_BYTES = 256 << 10
+SILENT_MS_MAX = 3000  # the kernel gives a connection up when nothing sent was acknowledged for so long
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one mesh did since it started."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    frames_sent: int = 0
+    frames_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    connects: int = 0
+    reconnects: int = 0
+    sessions: int = 0
+    rejected: int = 0
+    local: int = 0
+
+
+Deliver = Callable[[list[bytes]], Awaitable[None]]
+
+
+class Connection:
+    """The life of one connection, from the end of its handshake."""
+
+    def __init__(self, sock: socket.socket, session: Session, agreement: Agreement, counters: Counters) -> None:
+        """Args: sock: non-blocking and connected; owned and closed by ``run``."""
+        self._sock = sock
+        self._session = session
+        self._writer = FrameWriter(agreement.send_key)
+        self._reader = FrameReader(agreement.receive_key)
+        self._counters = counters
+        self._rest = b""  # encoded, not yet taken by the kernel
+        self._blocked = Signal()
+        self._scope = trio.CancelScope()
+        self._reason = ""  # why it ended or is about to
+        self._token = trio.lowlevel.current_trio_token()
+
+    def flush(self) -> None:
+        """Hand the session's unsent messages to the kernel as far as it takes them; never blocks.
+
+        Runs inside ``gather.Gatherer``: tasks may be woken through the token only.
+        """
+        if self._rest or self._reason:
+            return
+        counters = self._counters
+        while (packet := self._session.take()) is not None:
+            frame = self._writer.encode(packet)
+            counters.frames_sent += 1
+            counters.messages_sent += len(packet.messages)
+            counters.bytes_sent += len(frame)
+            try:
+                taken = self._sock.send(frame)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self._reason = f"send: {error.strerror}"
+                self._token.run_sync_soon(self._scope.cancel)
+                return
+            if taken < len(frame):
+                self._rest = frame[taken:]
+                self._token.run_sync_soon(self._blocked.set)
+                return
+
+    def close(self, reason: str) -> None:
+        """End ``run`` with this reason; idempotent, the first reason stands."""
+        if not self._reason:
+            self._reason = reason
+            self._scope.cancel()
+
+    async def run(self, deliver: Deliver) -> str:
+        """Serve until the connection ends; return why.
+
+        Args:
+            deliver: takes each batch of messages, in order; waiting in it stops reading (back-pressure).
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._finish_writes)
+                    self.flush()
+                    await self._read(deliver)
+        finally:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+        return self._reason
+
+    async def _finish_writes(self) -> None:
+        while True:
+            await self._blocked.wait()
+            while self._rest:
+                await trio.lowlevel.wait_writable(self._sock)
+                try:
+                    taken = self._sock.send(self._rest)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self.close(f"send: {error.strerror}")
+                    return
+                self._rest = self._rest[taken:]
+            self.flush()
+
+    async def _read(self, deliver: Deliver) -> None:
+        counters, session, reader = self._counters, self._session, self._reader
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            if self._reason:  # closed by another task in the pass that also woke us: nothing may be delivered now
+                return
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+                if not data:
+                    self.close("the peer closed the connection")
+                    return
+                counters.bytes_received += len(data)
+                for packet in reader.feed_untrusted(data):
+                    counters.frames_received += 1
+                    ready = session.receive_untrusted(packet)
+                    counters.messages_received += len(ready)
+                    if ready:
+                        await deliver(ready)
+                    if self._reason:  # as above: it may have waited
+                        return
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self.close(f"receive: {error.strerror}")
+                return
+            except BadMessage as error:
+                self.close(str(error))
+                return
+            if session.ack_due:
+                self.flush()
+
+
+def tune(sock: socket.socket) -> None:
+    """Set a connection's options: no delay for small frames, and a dead host is noticed without traffic."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS_MAX)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+
+
+async def open_socket(host: str, port: int) -> socket.socket:
+    """Connect, without blocking the loop.
+
+    Raises:
+        ConnectionRefusedError: the host answered that nobody listens there.
+        OSError: no path.
+    """
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # no thread for a numeric host
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os_error_text(code))
+        tune(sock)
+    except BaseException:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+        raise
+    return sock
+
+
+def os_error_text(code: int) -> str:
+    """Text of an errno."""
+    return errno.errorcode.get(code, str(code))
+
+
+async def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """Read ``count`` bytes and not one more.  Raises OSError, also when the stream ends before."""
+    data = b""
+    while len(data) < count:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            part = sock.recv(count - len(data))
+        except BlockingIOError:
+            continue
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the stream ended")
+        data += part
+    return data
+
+
+async def send_all(sock: socket.socket, data: bytes) -> None:
+    """Write all of ``data``.  Raises OSError."""
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)

@@ -1,0 +1,171 @@
+"""The door: connections before anybody trusts them (trio; R11).
+
+``dial`` and ``Door`` run the handshake over a fresh socket, from either side, and yield an ``Offer``: a socket with a
+proven peer at its other end.  A caller gets at most ``HANDSHAKE_SECONDS_MAX``; ``HANDSHAKES_MAX`` are served at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import NamedTuple, Protocol
+
+import trio
+
+from membership.errors import BadMessage, OperatorError
+from membership.seams import Clock, Rng
+from membership.transport.connection import Counters, open_socket, receive_exactly, send_all, tune
+from membership.transport.handshake import (
+    CHALLENGE_BYTES,
+    HELLO_BYTES,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    Acceptor,
+    Agreement,
+    Connector,
+    Credentials,
+    Instance,
+    ResumePoint,
+)
+
+HANDSHAKE_SECONDS_MAX = 2.0  # also for a connection attempt
+HANDSHAKES_MAX = 128  # at once, from whoever connects
+LISTEN_BACKLOG = 128
+EXHAUSTED_PAUSE_SECONDS = 0.2
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Offer(NamedTuple):
+    """A connection whose other end is proven."""
+
+    sock: socket.socket
+    agreement: Agreement
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self.sock.close()
+
+
+class Host(Protocol):
+    """Who lives behind the door."""
+
+    def resume_point_of(self, instance: Instance) -> ResumePoint:
+        """What we have of a session with this caller."""
+        ...
+
+    def hand_over(self, offer: Offer) -> None:
+        """Take a proven caller in; the socket is the host's from now on."""
+        ...
+
+
+async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
+    """Connect, and prove who we are to the instance that ``connector`` wants.
+
+    Returns:
+        The connection; or the proven instance that answered in place of the wanted one, which is then gone.  That one
+        gets no proof: it must not take this connection for ours.
+
+    Raises:
+        ConnectionRefusedError: the host answered that nobody listens there.
+        OSError: no path, or the other end hung up, as it does on strangers.
+        BadMessage: the other end does not hold our cluster key.
+    """
+    sock = await open_socket(host, port)
+    try:
+        await send_all(sock, connector.hello)
+        proof, agreement = connector.receive_challenge_untrusted(await receive_exactly(sock, CHALLENGE_BYTES))
+        if agreement.peer != connector.wanted:
+            sock.close()
+            return agreement.peer
+        await send_all(sock, proof)
+    except BaseException:
+        sock.close()
+        raise
+    return Offer(sock, agreement)
+
+
+class Door:
+    """The listening side."""
+
+    def __init__(  # noqa: PLR0917  (one caller)
+        self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, counters: Counters, host: Host
+    ) -> None:
+        self._credentials = credentials
+        self._me = me
+        self._clock = clock
+        self._rng = rng
+        self._counters = counters
+        self._host = host
+        self._listener: socket.socket | None = None
+        self._handshakes = 0
+
+    async def listen(self, host: str, port: int) -> int:
+        """Bind and listen; return the port.  Raises OperatorError when the address is not ours or the port taken."""
+        sock: socket.socket | None = None
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, address = found[0]
+            sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(LISTEN_BACKLOG)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            raise OperatorError(f"cannot listen on {host}, port {port}: {error.strerror}; check --address") from None
+        self._listener = sock
+        bound: int = sock.getsockname()[1]
+        return bound
+
+    async def run(self) -> None:
+        """Welcome callers until cancelled, then close."""
+        listener = self._listener
+        assert listener is not None, "listen first"
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await trio.lowlevel.wait_readable(listener)
+                    await self._accept(listener, nursery)
+        finally:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                await self._clock.sleep(EXHAUSTED_PAUSE_SECONDS)
+            return  # else: that caller hung up in the queue
+        if self._handshakes >= HANDSHAKES_MAX:
+            sock.close()
+            return
+        self._handshakes += 1
+        nursery.start_soon(self._welcome, sock)
+
+    async def _welcome(self, sock: socket.socket) -> None:
+        """Let a caller prove who it is, then hand its connection over."""
+        offer: Offer | None = None
+        try:
+            sock.setblocking(False)
+            tune(sock)
+            with trio.move_on_after(HANDSHAKE_SECONDS_MAX):
+                offer = await self._prove(sock)
+        except OSError:
+            pass  # a probe, or a caller that hung up
+        except BadMessage:
+            self._counters.rejected += 1
+        finally:
+            self._handshakes -= 1
+            if offer is None:
+                sock.close()
+        if offer is not None:
+            self._host.hand_over(offer)
+
+    async def _prove(self, sock: socket.socket) -> Offer:
+        acceptor = Acceptor(self._credentials, self._me, self._rng.randbytes(NONCE_BYTES))
+        claimed = acceptor.receive_hello_untrusted(await receive_exactly(sock, HELLO_BYTES))
+        await send_all(sock, acceptor.challenge(self._host.resume_point_of(claimed)))
+        agreement = acceptor.receive_proof_untrusted(await receive_exactly(sock, PROOF_BYTES))
+        return Offer(sock, agreement)

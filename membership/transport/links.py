@@ -1,0 +1,377 @@
+"""LinkMesh: the Transport of a real node, over TCP (trio; 002-19, 003-33).
+
+One connection per pair of peers: the lower node id connects, the higher accepts.  States, events and the law of
+what a LinkDown loses: ``peer.py``.  A peer gone is noticed thus: the kernel closes its sockets, both roles see the
+end of the stream and connect to the peer's listening address at once (the accepting role only probes); if the
+host refuses, LinkDown(refused=True) is reported without waiting for the grace.  A host that vanished altogether
+is noticed by TCP's user time-out and keep-alive (``connection.SILENT_MS_MAX``).
+
+A peer that connects before we were told of it is proven, then parked until ``set_peers`` names it.
+
+``send`` only queues; ``gather`` writes one frame per peer at the end of the scheduler pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import trio
+
+from membership.errors import BadMessage
+from membership.seams import Clock, Delivery, LinkDown, LinkUp, PeerAddress, Rng, TransportEvent
+from membership.transport.connection import Connection, Counters, open_socket
+from membership.transport.door import HANDSHAKE_SECONDS_MAX, Door, Offer, dial
+from membership.transport.gather import Gatherer
+from membership.transport.handshake import NONCE_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
+from membership.transport.inbox import Inbox, Signal
+from membership.transport.peer import UP, PeerLink
+
+GRACE_SECONDS = 1.0
+BACKOFF_SECONDS_MIN = 0.010
+BACKOFF_SECONDS_MAX = 0.200
+PARKED_MAX = 64  # proven peers we were not told of yet: at most one per node slot
+
+
+class Identity(Protocol):
+    """Who we are; a ``PeerAddress`` will do."""
+
+    @property
+    def node(self) -> int:
+        """Node id."""
+        ...
+
+    @property
+    def incarnation(self) -> int:
+        """Number of our start, as others see it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """One peer, for ``matrixctl`` (R14)."""
+
+    node: int
+    incarnation: int
+    phase: str  # new, up, lost, down: peer.py
+    seconds: float  # in this phase
+    queued: int  # messages the peer has not acknowledged
+    queued_bytes: int
+
+
+class _Peer:
+    """A peer we were told of, and what serves it."""
+
+    __slots__ = ("connection", "link", "marked", "offer", "offered", "scope")
+
+    def __init__(self, link: PeerLink) -> None:
+        self.link = link
+        self.scope = trio.CancelScope()
+        self.connection: Connection | None = None
+        self.offer: Offer | None = None
+        self.offered = Signal()
+        self.marked = False  # for the gatherer
+
+    def flush(self) -> None:
+        """End of a pass in which something was sent to this peer; without a connection, its successor flushes."""
+        self.marked = False
+        if self.connection is not None:
+            self.connection.flush()
+
+
+class LinkMesh:
+    """Transport between the processes of one purpose; see ``membership.seams.Transport`` for the contract."""
+
+    def __init__(  # noqa: PLR0917  (each node has exactly one call of this)
+        self,
+        identity: Identity,
+        purpose: str,
+        cluster_uuid: bytes,
+        cluster_key: bytes,
+        clock: Clock,
+        rng: Rng,
+        *,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        """Make an idle mesh; ``listen``, then ``run``.
+
+        Args:
+            identity: our node id and incarnation.
+            purpose: both ends must say the same, for example ``"matrixd"``.
+            cluster_uuid: 16 bytes.
+            cluster_key: the label's secret.
+            clock: time.
+            rng: nonces and jitter; must be unpredictable in production.
+            grace: seconds a lost peer may take to come back without a LinkDown.
+        """
+        self._me = Instance(identity.node, identity.incarnation)
+        self._credentials = Credentials(cluster_uuid, cluster_key, purpose)
+        self._clock = clock
+        self._rng = rng
+        self._grace = grace
+        self._peers: dict[int, _Peer] = {}
+        self._parked: dict[int, Offer] = {}
+        self._inbox = Inbox()
+        self._gatherer = Gatherer()
+        self._nursery: trio.Nursery | None = None
+        self._counters = Counters()
+        self._door = Door(self._credentials, self._me, clock, rng, self._counters, self)
+
+    # ---- the Transport seam
+
+    def set_peers(self, peers: Collection[PeerAddress]) -> None:
+        """The peers wanted from now on; ourselves among them is ignored.  See the seam."""
+        wanted = {peer.node: peer for peer in peers if peer.node != self._me.node}
+        for node, peer in list(self._peers.items()):
+            address = wanted.get(node)
+            if address is None or address.incarnation != peer.link.address.incarnation:
+                self._drop(node)
+            else:
+                peer.link.address = address  # it may have moved to another port
+        for node in sorted(wanted.keys() - self._peers.keys()):
+            self._add(wanted[node])
+
+    def send(self, node: int, payload: bytes) -> None:
+        """Queue a message; to ourselves: deliver it.  See the seam.
+
+        Raises:
+            ValueError: longer than ``session.MESSAGE_BYTES_MAX``.
+        """
+        peer = self._peers.get(node)
+        if peer is None:
+            if node == self._me.node:
+                self._counters.local += 1
+                self._inbox.put((Delivery(node, payload),))
+            return
+        if not peer.link.session.queue(payload):
+            self._report(peer, peer.link.stuck(self._clock.monotonic()))
+            if peer.connection is not None:
+                peer.connection.close("stuck")
+            return
+        if not peer.marked:
+            peer.marked = True
+            self._gatherer.mark(peer)
+
+    async def receive(self) -> TransportEvent:
+        """The next event; for one task at a time.  See the seam."""
+        return await self._inbox.get()
+
+    # ---- life
+
+    async def listen(self, host: str, port: int = 0) -> int:
+        """Bind and listen; peers may connect as soon as ``run`` runs.
+
+        Args:
+            host: numeric address or name of an own interface.
+            port: 0 for any.
+
+        Returns:
+            The port.
+
+        Raises:
+            OperatorError: the address is not ours or the port is taken.
+        """
+        return await self._door.listen(host, port)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then all connections and the listener are closed."""
+        trio.lowlevel.add_instrument(self._gatherer)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._door.run)
+                for peer in self._peers.values():
+                    nursery.start_soon(self._keep, peer)
+                task_status.started()
+        finally:
+            self._nursery = None
+            trio.lowlevel.remove_instrument(self._gatherer)
+            for offer in [*self._parked.values(), *(peer.offer for peer in self._peers.values())]:
+                if offer is not None:
+                    offer.close()
+            self._parked.clear()
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start, by name; ``frames_sent`` < ``messages_sent`` shows gathering."""
+        return asdict(self._counters)
+
+    def links(self) -> list[LinkStatus]:
+        """Every peer's state, by node."""
+        now = self._clock.monotonic()
+        return [_status(peer.link, now) for _, peer in sorted(self._peers.items())]
+
+    # ---- inside
+
+    def _add(self, address: PeerAddress) -> None:
+        peer = _Peer(PeerLink(address, self._clock.monotonic(), self._grace))
+        self._peers[address.node] = peer
+        parked = self._parked.pop(address.node, None)
+        if parked is not None:
+            self.hand_over(parked)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._keep, peer)
+
+    def _drop(self, node: int) -> None:
+        peer = self._peers.pop(node)
+        peer.scope.cancel()
+        if peer.connection is not None:
+            peer.connection.close("no peer any more")
+        if peer.offer is not None:
+            peer.offer.close()
+            peer.offer = None
+        self._inbox.forget(node)
+
+    def _report(self, peer: _Peer, events: Iterable[LinkUp | LinkDown]) -> None:
+        """Queue events, unless ``set_peers`` dropped the peer in the pass that also woke its task."""
+        if self._peers.get(peer.link.address.node) is peer:
+            self._inbox.put(events)
+
+    async def _keep(self, peer: _Peer) -> None:
+        """Hold the link to a peer until it is dropped."""
+        with peer.scope:
+            if self._me.node < peer.link.address.node:
+                await self._keep_connecting(peer)
+            else:
+                await self._keep_accepting(peer)
+
+    async def _keep_connecting(self, peer: _Peer) -> None:
+        pause = BACKOFF_SECONDS_MIN
+        while True:
+            offer = await self._connect(peer)
+            began = self._clock.monotonic()
+            if offer is not None:
+                await self._serve(peer, offer)
+            if self._clock.monotonic() - began > BACKOFF_SECONDS_MAX:
+                pause = BACKOFF_SECONDS_MIN  # it worked: ask at once whether the peer is still there
+            else:
+                pause = await self._back_off(peer, pause)
+
+    async def _connect(self, peer: _Peer) -> Offer | None:
+        """One attempt: connect and prove.  Reports a refusal; None when there is no usable connection."""
+        link = peer.link
+        address = link.address
+        wanted = Instance(address.node, address.incarnation)
+        nonce = self._rng.randbytes(NONCE_BYTES)
+        connector = Connector(self._credentials, self._me, wanted, link.resume_point, nonce)
+        try:
+            with trio.move_on_after(self._patience(link)):
+                found = await dial(address.host, address.port, connector)
+                if isinstance(found, Offer):
+                    return found
+                text = f"node {found.node} runs again, as incarnation {found.incarnation:#x}"
+                self._report(peer, link.refused(text, self._clock.monotonic()))
+        except ConnectionRefusedError:
+            self._report(peer, link.refused("connection refused", self._clock.monotonic()))
+        except (OSError, BadMessage):
+            pass  # reported by the end of the grace; the next attempt may tell more
+        return None
+
+    def _patience(self, link: PeerLink) -> float:
+        """Seconds for one attempt: not past the moment when the grace ends."""
+        left = link.deadline - self._clock.monotonic()
+        return min(HANDSHAKE_SECONDS_MAX, max(left, BACKOFF_SECONDS_MAX))
+
+    async def _back_off(self, peer: _Peer, pause: float) -> float:
+        """Wait about ``pause`` seconds, report the end of the grace; return the next pause."""
+        link = peer.link
+        now = self._clock.monotonic()
+        self._report(peer, link.expired(now))
+        jittered = self._rng.uniform(pause / 2, pause)
+        await self._clock.sleep(max(0.0, min(jittered, link.deadline - now)))
+        self._report(peer, link.expired(self._clock.monotonic()))
+        return min(pause * 2, BACKOFF_SECONDS_MAX)
+
+    async def _keep_accepting(self, peer: _Peer) -> None:
+        while True:
+            if peer.offer is None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._probe, peer)
+                    await peer.offered.wait()
+                    nursery.cancel_scope.cancel()
+            offer, peer.offer = peer.offer, None
+            if offer is not None:
+                await self._serve(peer, offer)
+
+    async def _probe(self, peer: _Peer) -> None:
+        """Ask a peer that should connect to us whether it is there at all."""
+        pause = BACKOFF_SECONDS_MIN
+        while True:
+            link = peer.link
+            try:
+                with trio.move_on_after(self._patience(link)):
+                    (await open_socket(link.address.host, link.address.port)).close()
+            except ConnectionRefusedError:
+                self._report(peer, link.refused("connection refused", self._clock.monotonic()))
+            except OSError:
+                pass  # as in _connect
+            pause = await self._back_off(peer, pause)
+
+    async def _serve(self, peer: _Peer, offer: Offer) -> None:
+        """Use a proven connection until it ends."""
+        link = peer.link
+        self._report(peer, link.established(offer.agreement, self._clock.monotonic()))
+        if link.phase != UP:
+            offer.close()
+            return
+        counters = self._counters
+        counters.connects += 1
+        counters.sessions += not offer.agreement.resumed
+        counters.reconnects += link.connections > 1
+        connection = peer.connection = Connection(offer.sock, link.session, offer.agreement, counters)
+        node, inbox = link.address.node, self._inbox
+
+        async def deliver(messages: list[bytes]) -> None:
+            inbox.put([Delivery(node, message) for message in messages])
+            await inbox.wait_room()
+
+        try:
+            await connection.run(deliver)
+        finally:
+            peer.connection = None
+            link.lost(self._clock.monotonic())
+
+    def _peer_of(self, instance: Instance) -> _Peer | None:
+        peer = self._peers.get(instance.node)
+        return peer if peer is not None and peer.link.address.incarnation == instance.incarnation else None
+
+    def resume_point_of(self, instance: Instance) -> ResumePoint:
+        """For the door: what we have of a session with this caller."""
+        peer = self._peer_of(instance)
+        return NOTHING if peer is None else peer.link.resume_point
+
+    def hand_over(self, offer: Offer) -> None:
+        """For the door: give a proven connection to its peer's task, or park it."""
+        instance = offer.agreement.peer
+        peer = self._peer_of(instance)
+        if peer is None:
+            self._park(offer)
+            return
+        if peer.offer is not None:
+            peer.offer.close()
+        peer.offer = offer
+        peer.offered.set()
+        if peer.connection is not None:
+            peer.connection.close("the peer connected anew")
+
+    def _park(self, offer: Offer) -> None:
+        node = offer.agreement.peer.node
+        older = self._parked.pop(node, None)
+        if older is not None:
+            older.close()
+        elif len(self._parked) >= PARKED_MAX:
+            offer.close()
+            return
+        self._parked[node] = offer
+
+
+def _status(link: PeerLink, now: float) -> LinkStatus:
+    session = link.session
+    return LinkStatus(
+        node=link.address.node,
+        incarnation=link.address.incarnation,
+        phase=link.phase,
+        seconds=now - link.since,
+        queued=session.queued,
+        queued_bytes=session.queued_bytes,
+    )

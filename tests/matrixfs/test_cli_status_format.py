@@ -1,0 +1,130 @@
+"""Golden output of ``matrixctl status`` from a fixed status (002-26, R4, R14)."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC
+
+import pytest
+
+from matrixfs.cli.status_format import format_status
+from membership.label import DEFAULT_TIMING
+from membership.status import timing_status
+
+UUID = "5f0c1d9e-0000-4000-8000-000000000001"
+FS = "77aa0000-0000-4000-8000-000000000002"
+
+
+def node(number: int, **fields: object) -> dict:
+    base = {
+        "id": number, "name": f"n{number}", "host": f"10.0.0.{number}", "port": 7001, "incarnation": 2**63 + number,
+        "state": "member", "is_self": number == 1, "link": "up", "slot_age": 0.25, "mounts": 1,
+    }  # fmt: skip
+    return base | fields
+
+
+STATUS = {
+    "cluster_name": "web", "cluster_uuid": UUID, "store": "/dev/sdb", "node": 1, "name": "n1", "host": "10.0.0.1",
+    "port": 7001, "incarnation": 2**63 + 1, "state": "member", "generation": 12, "administrator": 1, "coordinator": 1,
+    "view": 5, "lease_left": 3.6, "timing": dict(timing_status(DEFAULT_TIMING)),
+    "memberships": {"group": [1, 2], "san": [1, 2], "storage_groups": {FS: [1]}, "cluster": [1, 2, 3]},
+    "nodes": [
+        node(1, link="self"), node(2, mounts=0),
+        node(3, state="fencing", link="gone", slot_age=6.5, host="fd00::3"),
+    ],
+    "filesystems": [
+        {
+            "uuid": FS, "name": "web", "attempt": 12 << 32 | 4, "phase": "replay", "waiting_for": [1],
+            "phase_age": 0.31, "journals": 8, "error": "",
+            "mounts": [
+                {"node": 1, "incarnation": 5, "host": "10.0.0.1", "port": 40001, "journal": 0, "pid": 4711,
+                 "mountpoint": "/srv/www"},
+                {"node": 2, "incarnation": 6, "host": "10.0.0.2", "port": 40002, "journal": -1, "pid": 0,
+                 "mountpoint": ""},
+            ],
+            "dead": [{"node": 3, "incarnation": 255, "journal": 2}],
+        }
+    ],
+    "recoveries": [
+        {"fs": FS, "attempt": 11 << 32 | 1, "wall_ns": 1_795_000_000_000_000_000, "members": [1, 2, 3], "dead": [],
+         "phases": [("suspend", 0.002), ("rebuild", 0.0104), ("resume", 0.001)]},
+        {"fs": FS, "attempt": 12 << 32 | 3, "wall_ns": 1_795_000_100_999_000_000, "members": [1, 2], "dead": [3],
+         "phases": [("suspend", 0.002), ("replay", 0.5)]},
+    ],
+    "fences": [
+        {"wall_ns": 1_795_000_100_000_000_000, "node": 3, "name": "n3", "incarnation": 9, "driver": "process",
+         "confirmed": True, "detail": "killed 2 processes"}
+    ],
+    "events": [],
+    "local_mounts": [{"filesystem": "web", "mountpoint": "/srv/www", "pid": 4711, "ending": False, "counters": {}}],
+}  # fmt: skip
+
+GOLDEN = """\
+Cluster web (5f0c1d9e-0000-4000-8000-000000000001)   generation 12   store /dev/sdb
+This node: n1 (1), member, may write for 3.6 s more
+Administrator: n1   coordinator: n1   group view 5
+
+Nodes (* this one)
+  ID  NODE  ADDRESS         STATE    LINK  LEASE     SLOT AGE  MOUNTS
+   1  n1*   10.0.0.1:7001   member   self  3.6 s        0.2 s       1
+   2  n2    10.0.0.2:7001   member   up    <= 3.8 s     0.2 s       0
+   3  n3    [fd00::3]:7001  fencing  gone  none         6.5 s       1
+
+Memberships
+  group          n1 n2     processes that communicate
+  san            n1 n2     may use the store
+  storage group  n1        mount web
+  cluster        n1 n2 n3  known to the disk
+
+Filesystem web (77aa0000-0000-4000-8000-000000000002)   8 journals
+  attempt 12.4, RECOVERING: replay for 0.3 s, waiting for n1
+  n3 died (incarnation 0xff): journal 2 is not replayed yet
+  NODE   JOURNAL  LOCK ADDRESS     PID  MOUNTED ON
+  n1           0  10.0.0.1:40001  4711  /srv/www
+  n2    none yet  10.0.0.2:40002     -  -
+
+Recoveries, newest first (seconds)
+  2026-11-18 11:08:20  web, attempt 12.3, after the death of n3: 0.502 s (suspend 0.002, replay 0.500)
+  2026-11-18 11:06:40  web, attempt 11.1, members changed: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
+
+Fencing, newest first
+  2026-11-18 11:08:20  n3 (3) by process: confirmed, killed 2 processes
+
+Timing: a silent node stops writing 4 s after its last renewal; peers act after lease 4 + write in flight 2 + margin 1 = 7 s unless a fence confirmed it earlier
+"""  # noqa: E501 - the line as it is printed
+
+
+@pytest.mark.seed("002-26")
+def test_golden() -> None:
+    assert format_status(STATUS, UTC) == GOLDEN
+
+
+def changed(**fields: object) -> str:
+    return format_status({**copy.deepcopy(STATUS), **fields}, UTC)
+
+
+def test_a_node_past_its_lease_says_so() -> None:
+    assert "joining, MAY NOT WRITE: its lease ended 1.5 s ago" in changed(lease_left=-1.5, state="joining")
+
+
+def test_nothing_mounted() -> None:
+    text = changed(filesystems=[], recoveries=[], fences=[], administrator=-1)
+    assert "No filesystem is mounted." in text
+    assert "Administrator: none" in text
+    assert "Recoveries" not in text
+
+
+def test_an_isolated_filesystem_and_a_silent_mount_are_told() -> None:
+    filesystems = copy.deepcopy(STATUS["filesystems"])
+    filesystems[0] |= {"phase": "error", "error": "journal 2: bad checksum", "journals": 0}
+    silent = [{**STATUS["local_mounts"][0], "counters": None}]
+    text = changed(filesystems=filesystems, local_mounts=silent)
+    assert "  ERROR, isolated: journal 2: bad checksum\n" in text
+    assert "/srv/www (does not answer)" in text
+
+
+def test_names_from_the_disk_cannot_drive_the_terminal() -> None:
+    text = changed(cluster_name="web\x1b[2J\nroot", nodes=[node(1, name="n\x071")])
+    assert text.startswith("Cluster web?[2J?root (")
+    assert "n?1*" in text
+    assert all(c.isprintable() or c == "\n" for c in text)

@@ -1,0 +1,90 @@
+"""handles.py: what the kernel holds of us."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+import pytest
+
+from matrixfs.fuse.handles import ROOT_NODE, HandleTable, NodeTable, Pending
+
+
+def test_root_is_node_one_whatever_its_number() -> None:
+    nodes = NodeTable(root=64)
+    assert (nodes.ino(ROOT_NODE), nodes.node_id(64), nodes.ino(100), nodes.node_id(100)) == (64, 1, 100, 100)
+    assert nodes.known(64)
+    assert not nodes.forget(64, 5)
+    assert nodes.known(64)
+
+
+def test_lookup_counts_balance_in_any_order() -> None:
+    """H1, against a plain counter."""
+    rng = random.Random(7)
+    nodes = NodeTable(root=64)
+    model: dict[int, int] = {}
+    for _ in range(5000):
+        ino = rng.randrange(100, 110)
+        if rng.random() < 0.5 or not model.get(ino):
+            nodes.looked_up(ino, 1)
+            model[ino] = model.get(ino, 0) + 1
+        else:
+            count = rng.randint(1, model[ino])
+            model[ino] -= count
+            assert nodes.forget(ino, count) == (model[ino] == 0)
+        assert nodes.known(ino) == (model[ino] > 0)
+    assert len(nodes) == sum(count > 0 for count in model.values())
+
+
+def test_forget_of_an_unknown_inode_is_harmless() -> None:
+    assert not NodeTable(root=64).forget(100, 3)
+
+
+def test_reused_number_is_stale_under_the_old_incarnation() -> None:
+    """H3."""
+    nodes = NodeTable(root=64)
+    nodes.looked_up(100, 1).data_version = 9
+    nodes.check(100, 1)
+    with pytest.raises(OSError) as caught:
+        nodes.check(100, 2)
+    assert caught.value.errno == errno.ESTALE
+    assert nodes.looked_up(100, 2).data_version is None
+    nodes.check(100, 2)
+    assert nodes.incarnation(100) == 2
+    assert not nodes.forget(100, 1)  # both references count
+    assert nodes.forget(100, 1)
+
+
+def test_inode_one_that_is_not_the_root_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        NodeTable(root=64).looked_up(1, 1)
+
+
+def test_handles_are_never_reused() -> None:
+    """H4."""
+    handles = HandleTable()
+    first = handles.add(100, os.O_APPEND | os.O_WRONLY)
+    assert handles[first].append
+    assert handles.remove(first).ino == 100
+    second = handles.add(101, os.O_RDONLY)
+    assert second != first
+    assert not handles[second].append
+    for call in (handles.__getitem__, handles.remove):
+        with pytest.raises(OSError) as caught:
+            call(first)
+        assert caught.value.errno == errno.EBADF
+    assert len(handles) == 1
+
+
+def test_pending_counts_per_inode() -> None:
+    pending = Pending()
+    pending.enter(5)
+    pending.enter(5)
+    pending.enter(6)
+    assert pending.total() == 3
+    pending.leave(5)
+    assert pending.busy(5)
+    pending.leave(5)
+    assert not pending.busy(5)
+    assert pending.busy(6)

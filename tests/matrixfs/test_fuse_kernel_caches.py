@@ -1,0 +1,288 @@
+"""kernel_caches.py against a kernel that is played (K1-K5); the real one is in tests/mount."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from matrixfs.fuse.kernel_caches import FOREVER, NAMES_MAX, REPEAT_MAX, SETTLED, SHORT, KernelCaches
+from matrixfs.fuse.workers import Workers
+
+ROOT = 64
+
+
+class PlayedClock:
+    """Moves only when slept on or told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall_ns(self) -> int:
+        return 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await trio.lowlevel.checkpoint()
+
+
+class PlayedKernel:
+    """Records what it is told; ``blocked`` holds back the calls that may block."""
+
+    def __init__(self, *, has_epoch: bool = True) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.unknown = 0  # how many attribute calls still answer ENOENT
+        self.epoch_code = 0 if has_epoch else errno.EINVAL
+
+    def attributes(self, node: int) -> int:
+        self.told.append(("attributes", node))
+        if self.unknown:
+            self.unknown -= 1
+            return errno.ENOENT
+        return 0
+
+    def pages(self, node: int) -> int:
+        self.free.wait(30)
+        self.told.append(("pages", node))
+        return 0
+
+    def name(self, parent: int, name: bytes) -> int:
+        self.free.wait(30)
+        self.told.append(("name", parent, name))
+        return 0
+
+    def name_expired(self, parent: int, name: bytes) -> int:
+        self.free.wait(30)
+        self.told.append(("expired", parent, name))
+        return 0
+
+    def epoch(self) -> int:
+        self.told.append(("epoch",))
+        return self.epoch_code
+
+
+class World:
+    def __init__(self, *, has_epoch: bool = True) -> None:
+        self.clock = PlayedClock()
+        self.kernel = PlayedKernel(has_epoch=has_epoch)
+        self.caches = KernelCaches(self.clock)
+        self.caches.attach(self.kernel, root_ino=ROOT)
+        self.kernel.told.clear()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    made.kernel.free.set()
+    assert made.caches.stop(30)
+
+
+async def test_before_the_mount_nothing_is_known() -> None:
+    caches = KernelCaches(PlayedClock())
+    await caches.purge_inode(100)
+    await caches.purge_names(100)
+    assert caches.counters()["inodes"] == 0
+
+
+async def test_unknown_objects_cost_no_call(world: World) -> None:
+    await world.caches.purge_inode(100)
+    await world.caches.purge_names(100)
+    assert world.kernel.told == []
+
+
+async def test_attributes_only_when_there_are_no_pages(world: World) -> None:
+    world.caches.nodes.looked_up(100, 1)
+    await world.caches.purge_inode(100)
+    await world.caches.purge_inode(ROOT)
+    assert world.kernel.told == [("attributes", 100), ("attributes", 1)]
+
+
+@pytest.mark.parametrize("opens", [0, 1])
+async def test_pages_are_dropped_and_remembered_only_while_open(world: World, opens: int) -> None:
+    node = world.caches.nodes.looked_up(100, 1)
+    node.pages, node.opens = True, opens
+    await world.caches.purge_inode(100)
+    assert world.kernel.told == [("attributes", 100), ("pages", 100)]
+    assert node.pages == bool(opens)
+
+
+async def test_a_blocked_page_drop_does_not_hold_the_purge_while_something_local_is_pending(world: World) -> None:
+    """K1: the operation may wait for the lock that is being given up."""
+    world.caches.nodes.looked_up(100, 1).pages = True
+    world.caches.pending.enter(100)
+    world.kernel.free.clear()
+    await world.caches.purge_inode(100)
+    assert world.kernel.told == [("attributes", 100)]  # returned, and the drop still waits
+    assert world.caches.counters()["pages_left_behind"] == 1
+
+
+async def test_a_page_drop_is_waited_for_when_nothing_is_pending(world: World) -> None:
+    world.caches.nodes.looked_up(100, 1).pages = True
+    world.kernel.free.clear()
+    returned = trio.Event()
+
+    async def purge() -> None:
+        await world.caches.purge_inode(100)
+        assert ("pages", 100) in world.kernel.told
+        returned.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(purge)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not returned.is_set()
+        world.kernel.free.set()
+    assert world.caches.counters()["pages_left_behind"] == 0
+
+
+async def test_one_blocked_drop_does_not_hold_up_others(world: World) -> None:
+    for ino in (100, 101):
+        world.caches.nodes.looked_up(ino, 1).pages = True
+    world.caches.pending.enter(100)
+    world.kernel.free.clear()
+    await world.caches.purge_inode(100)
+    blocked, world.kernel.free = world.kernel.free, threading.Event()
+    world.kernel.free.set()
+    await world.caches.purge_inode(101)
+    assert ("pages", 101) in world.kernel.told
+    assert ("pages", 100) not in world.kernel.told
+    blocked.set()
+
+
+async def test_a_reference_still_on_its_way_is_invalidated_when_it_lands(world: World) -> None:
+    """K2."""
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.unknown = 3
+    await world.caches.purge_inode(100)
+    assert world.kernel.told == [("attributes", 100)] * 4
+    assert len(world.clock.slept) == 3
+
+
+async def test_repeating_ends_with_the_forget_or_the_epoch(world: World) -> None:
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.unknown = 1000
+    await world.caches.purge_inode(100)
+    assert world.kernel.told.count(("attributes", 100)) == REPEAT_MAX + 1
+    assert world.kernel.told[-1] == ("epoch",)
+
+
+async def test_few_names_are_dropped_one_by_one_once(world: World) -> None:
+    world.caches.handed_out(ROOT, b"a")
+    world.caches.handed_out(ROOT, b"b")
+    await world.caches.purge_names(ROOT)
+    await world.caches.purge_names(ROOT)
+    assert world.kernel.told == [("name", 1, b"a"), ("name", 1, b"b")]
+
+
+@pytest.mark.parametrize("since", [0.0, SETTLED + 0.001])
+async def test_directories_are_expired_once_replies_have_settled(world: World, since: float) -> None:
+    """K4."""
+    world.caches.handed_out(ROOT, b"d", is_directory=True)
+    given = world.clock.now
+    world.clock.now += since
+    await world.caches.purge_names(ROOT)
+    assert world.kernel.told == [("expired", 1, b"d")]
+    assert world.clock.now >= given + SETTLED
+    assert len(world.clock.slept) == (since == 0)
+
+
+async def test_many_names_or_a_pending_operation_take_the_epoch(world: World) -> None:
+    for number in range(NAMES_MAX + 1):
+        world.caches.handed_out(100, b"%d" % number)
+    await world.caches.purge_names(100)
+    world.caches.handed_out(101, b"a")
+    world.caches.pending.enter(101)
+    await world.caches.purge_names(101)
+    assert world.kernel.told == [("epoch",), ("epoch",)]
+
+
+async def test_blocked_name_drops_give_way_to_the_epoch_and_stop(world: World) -> None:
+    """K1, K3: something became pending after we looked."""
+    for name in (b"a", b"b", b"c"):
+        world.caches.handed_out(100, name)
+    world.kernel.free.clear()
+    await world.caches.purge_names(100)
+    assert world.kernel.told == [("epoch",)]
+    world.kernel.free.set()
+    assert world.caches.stop(30)
+    assert world.kernel.told == [("epoch",), ("name", 100, b"a")]
+
+
+async def test_an_epoch_step_covers_all_directories(world: World) -> None:
+    for directory in (100, 101):
+        world.caches.handed_out(directory, b"a")
+    world.caches.pending.enter(100)
+    await world.caches.purge_names(100)
+    await world.caches.purge_names(101)
+    assert world.kernel.told == [("epoch",)]
+
+
+async def test_without_epochs_the_last_answer_is_waited_out() -> None:
+    world = World(has_epoch=False)
+    assert world.caches.entry_timeout == SHORT < FOREVER
+    world.caches.handed_out(100, b"a")
+    world.clock.now += 0.03
+    world.caches.handed_out(100, b"b")
+    given = world.clock.now
+    world.clock.now += 0.01
+    await world.caches.purge_names(100)
+    assert world.clock.now > given + SHORT
+    assert world.kernel.told == []
+    world.caches.handed_out(100, b"c")
+    world.clock.now += 1
+    slept = len(world.clock.slept)
+    await world.caches.purge_names(100)
+    assert len(world.clock.slept) == slept
+
+
+async def test_every_purge_changes_the_stamp(world: World) -> None:
+    before = world.caches.stamp
+    await world.caches.purge_inode(100)
+    await world.caches.purge_names(100)
+    assert world.caches.stamp == before + 2
+
+
+async def test_a_forgotten_directory_is_not_tracked(world: World) -> None:
+    world.caches.handed_out(100, b"a")
+    world.caches.forgotten(100)
+    await world.caches.purge_names(100)
+    assert world.kernel.told == []
+    assert world.caches.counters()["tracked_directories"] == 0
+
+
+async def test_workers_start_as_many_threads_as_are_busy_and_stop() -> None:
+    workers = Workers(limit=3)
+    gate = threading.Event()
+    jobs = [workers.submit(lambda _job: gate.wait(30) and None) for _ in range(5)]
+    assert len(workers._threads) == 3
+    gate.set()
+    for job in jobs:
+        assert await job.wait(30)
+    assert workers.stop(30)
+    late: list[int] = []
+    job = workers.submit(lambda _job: late.append(1))
+    assert await job.wait(30)
+    assert late == []
+
+
+async def test_a_failing_notification_ends_its_job(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers()
+
+    def fail(_job: object) -> None:
+        raise ValueError("played")
+
+    assert await workers.submit(fail).wait(30)
+    assert "kernel notification failed" in caplog.text
+    assert workers.stop(30)

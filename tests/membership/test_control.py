@@ -1,0 +1,515 @@
+"""The control socket over a real unix socket: mount sessions, questions, hostile clients, deaths.
+
+A fake Node stands behind it; mount processes that have to die are real child processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from membership import control_stream
+from membership.clock import SystemClock
+from membership.control import serve_control
+from membership.control_ask import ask
+from membership.control_client import MountSession
+from membership.control_inflight import mark_inflight
+from membership.control_wire import encode_frame
+from membership.errors import BadMessage, Fenced, OperatorError, PeerError
+from membership.fence.process import process_start
+from membership.label import Label
+from membership.mounts import Left, MountChannel
+from membership.orders import JournalState, Lease, MountRequest, Rebuild, Resume, Suspend, Suspended, Withdraw
+from membership.views import DeadInstance, Instance, LockspaceView
+
+LABEL = Label(
+    owner=b"u" * 16, cluster_name="web", cluster_key=b"k" * 32, data_block=1024, data_blocks=1000,
+    heartbeat_ms=250, link_dead_ms=3000, renew_ms=500, lease_ms=4000, io_bound_ms=2000, margin_ms=1000,
+)  # fmt: skip
+REQUEST = MountRequest(
+    fs_uuid=b"f" * 16, fs_name="web", pid=1, start_time=1, incarnation=2**64 - 1, host="127.0.0.1", port=4711,
+    mountpoint="/mnt/a", journals=(JournalState(0, 0, 0, dirty=False),),
+)  # fmt: skip
+
+
+@dataclass
+class FakeNode:
+    """Admits everybody, remembers what it was told."""
+
+    store: str
+    state: str = "member"
+    refuse: Exception | None = None
+    channels: list[MountChannel] = field(default_factory=list)
+    said: list[object] = field(default_factory=list)
+    something_said: trio.Event = field(default_factory=trio.Event)
+    stopped: bool = False
+
+    def status(self) -> dict:
+        return {
+            "state": self.state, "node": 3, "name": "n3", "host": "127.0.0.3", "store": self.store,
+            "events": [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}],
+        }  # fmt: skip
+
+    async def admit_mount(self, request: MountRequest) -> MountChannel:
+        await trio.lowlevel.checkpoint()
+        if self.refuse is not None:
+            raise self.refuse
+        channel = MountChannel(request, 3, 7, 12.5, 0, self._tell)
+        self.channels.append(channel)
+        return channel
+
+    def _tell(self, _: MountChannel, said: object) -> None:
+        self.said.append(said)
+        self.something_said.set()
+        self.something_said = trio.Event()
+
+    async def wait_said(self, wanted: object) -> None:
+        while wanted not in self.said:
+            await self.something_said.wait()
+
+    async def stop(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if any(not c.is_left for c in self.channels):
+            raise OperatorError("mounted here: /mnt/a")
+        self.stopped = True
+
+
+@pytest.fixture(autouse=True)
+def no_suicide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most mount sessions here live in this very process, which a failing test must not kill."""
+    kill = control_stream.PeerProcess.kill
+
+    def kill_others(process: control_stream.PeerProcess) -> None:
+        assert process.pid != os.getpid()
+        kill(process)
+
+    monkeypatch.setattr(control_stream.PeerProcess, "kill", kill_others)
+
+
+class CountingClock(SystemClock):
+    """Real time for trio's sake, but waits for mount processes end at once when told to."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.impatient = False
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if self.impatient:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.sleep_forever()
+
+
+@dataclass
+class World:
+    node: FakeNode
+    clock: CountingClock
+    state: str
+    stopped: trio.Event
+
+    async def ask(self, kind: str) -> object:
+        return await trio.to_thread.run_sync(ask, self.state, {"kind": kind})
+
+    async def join(self, request: MountRequest = REQUEST, counters=dict) -> MountSession:
+        session = await MountSession.connect(self.state)
+        await session.join(request, counters)
+        return session
+
+
+@asynccontextmanager
+async def serving(path: Path):
+    (path / "store").write_bytes(b"")
+    world = World(FakeNode(str(path / "store")), CountingClock(), str(path), trio.Event())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, world.node, LABEL, world.state, world.clock, world.stopped)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_socket_is_private_and_goes_away(tmp_path: Path) -> None:
+    (tmp_path / "matrixd.sock").write_text("left by a dead matrixd")
+    async with serving(tmp_path):
+        mode = os.stat(tmp_path / "matrixd.sock").st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+        assert sorted(os.listdir(tmp_path)) == ["matrixd.sock", "store"]
+    assert os.listdir(tmp_path) == ["store"]
+
+
+async def test_questions(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        status = await world.ask("status")
+        assert status["name"] == "n3"
+        assert status["local_mounts"] == []
+        assert await world.ask("events") == [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}]
+        with pytest.raises(OperatorError, match="does not know the request 'dance'"):
+            await world.ask("dance")
+        assert await world.ask("stop") is None
+        await world.stopped.wait()
+        assert world.node.stopped
+
+
+@pytest.mark.seed("002-10")
+async def test_a_mount_from_join_to_leave(tmp_path: Path) -> None:
+    view = LockspaceView(
+        7 << 32 | 1,
+        (),
+        (DeadInstance(5, 2**63, 2, ((Instance(5, 2**63), Instance(6, 1)),)),),
+    )
+    orders = [Suspend(view.attempt), Rebuild(view, ()), Resume(view.attempt, 0), Lease(12.5, 7)]
+    async with serving(tmp_path) as world:
+        session = await MountSession.connect(world.state)
+        assert session.cluster.store_path == str(tmp_path / "store")
+        assert (session.cluster.data_offset, session.cluster.data_length) == (1024 * 4096, 1000 * 4096)
+        admission = await session.join(REQUEST, dict)
+        assert (admission.journal, admission.generation, admission.lease_deadline) == (0, 7, 12.5)
+        assert (admission.node_id, admission.cluster_key, admission.timing.lease) == (3, b"k" * 32, 4.0)
+        (channel,) = world.node.channels
+        own = process_start(os.getpid())
+        assert channel.request == replace(REQUEST, pid=os.getpid(), start_time=own)  # C3
+
+        for order in orders:
+            channel.push(order)
+        assert [await anext(session) for _ in orders] == orders
+        await session.reply(Suspended(view.attempt))
+        await world.node.wait_said(Suspended(view.attempt))
+
+        with pytest.raises(OperatorError, match="mounted here"):
+            await world.ask("stop")
+        assert not world.stopped.is_set()
+        ended = trio.Event()
+
+        async def loop() -> None:
+            async for _ in session:
+                pytest.fail("no order was given")
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(loop)
+            await session.left()
+            await ended.wait()
+        assert world.node.said == [Suspended(view.attempt), Left(clean=True)]
+        assert world.clock.slept == []  # nobody had to be waited for
+        session.close()
+
+
+async def test_left_reads_its_goodbye_itself_when_no_loop_runs(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        world.node.channels[0].push(Lease(1.0, 1))
+        await session.left()
+        assert world.node.said == [Left(clean=True)]
+        await session.left()  # idempotent: the connection is gone, nothing is left to do
+        assert [order async for order in session] == []
+
+
+@pytest.mark.seed("002-26")
+async def test_status_shows_the_counters_of_the_mounts(tmp_path: Path) -> None:
+    def broken() -> dict:
+        raise ZeroDivisionError
+
+    async with serving(tmp_path) as world:
+        sessions = [
+            await world.join(counters=lambda: {"dlm": {"messages": 5}}),
+            await world.join(replace(REQUEST, mountpoint="/mnt/b"), broken),
+        ]
+        async with trio.open_nursery() as nursery:
+            for session in sessions:
+                nursery.start_soon(anext, session)
+            status = await world.ask("status")
+            nursery.cancel_scope.cancel()
+        first, second = status["local_mounts"]
+        assert first["counters"] == {"dlm": {"messages": 5}}
+        assert (first["filesystem"], first["mountpoint"], first["pid"]) == ("web", "/mnt/a", os.getpid())
+        assert "ZeroDivisionError" in second["counters"]["error"]
+        for session in sessions:
+            await session.left()
+
+
+async def test_a_mount_that_does_not_answer_does_not_hold_up_status(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join(counters=dict)
+        world.clock.impatient = True
+        status = await world.ask("status")
+        assert status["local_mounts"][0]["counters"] is None
+        assert world.clock.slept == [1.0]
+        await session.left()  # a late answer to that query is no protocol error
+        assert world.node.said == [Left(clean=True)]
+
+
+async def test_refusals_come_as_they_were_made(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        world.node.refuse = OperatorError("web is mounted here already")
+        with pytest.raises(OperatorError, match="mounted here already"):
+            await world.join()
+        world.node.state = "joining"
+        with pytest.raises(OperatorError, match="not a member of the cluster .joining."):
+            await world.join()
+        world.node.refuse = RuntimeError("a bug")  # C2: one connection, not the node
+        world.node.state = "member"
+        with pytest.raises(Exception, match="fault of its own"):
+            await world.join()
+        assert (await world.ask("status"))["state"] == "member"
+
+
+async def test_losing_matrixd_is_fenced(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+    with pytest.raises(Fenced, match="lost matrixd"):
+        await anext(session)
+    with pytest.raises(Fenced):
+        await session.reply(Suspended(1))
+    with pytest.raises(Fenced):  # and it stays so
+        await anext(session)
+    await session.left()  # returns: nobody is there to be told
+
+
+CHILD = """
+import os, sys, trio
+from membership.control_inflight import mark_inflight
+from membership.control_client import MountSession
+from membership.orders import JournalState, MountRequest
+
+async def main():
+    session = await MountSession.connect(sys.argv[1])
+    request = MountRequest(b"f" * 16, "web", 1, 1, 9, "127.0.0.1", 1, "/mnt/a", (JournalState(0, 0, 0, False),))
+    await session.join(request, dict, os.open(session.cluster.store_path, os.O_RDWR) if "mark" in sys.argv[2] else None)
+    print("joined", flush=True)
+    if "hang up" in sys.argv[2]:
+        session.close()
+        await trio.sleep_forever()
+    if "leak" in sys.argv[2] and os.fork() == 0:
+        sys.stdin.read()  # until the test lets go of us: a helper that holds the socket open
+        os._exit(0)
+    async for order in session:
+        print(type(order).__name__, flush=True)
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def child(world: World, behaviour: str):
+    process = subprocess.Popen(  # noqa: ASYNC220 - it must die by a signal, and its fork is short
+        [sys.executable, "-c", CHILD, world.state, behaviour],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert await trio.to_thread.run_sync(process.stdout.readline) == b"joined\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.seed("002-10")
+async def test_a_killed_mount_process_is_a_dead_instance(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world, child(world, "mark") as process:
+        process.send_signal(signal.SIGKILL)
+        await world.node.wait_said(Left(clean=False))
+        assert process.wait() == -signal.SIGKILL
+        assert world.clock.slept.count(2.0) <= 1  # for a process slow to die, never for time to pass
+
+
+async def test_a_dead_mount_is_dead_when_its_last_write_has_landed(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        world.clock.impatient = True
+        with (tmp_path / "store").open("r+b") as request_in_flight:  # keeps the open file, as a queued write does
+            mark_inflight(request_in_flight.fileno(), 9)
+            async with child(world, "not again") as process:
+                process.send_signal(signal.SIGKILL)
+                while len(world.clock.slept) < 20:
+                    await trio.lowlevel.checkpoint()
+                assert process.wait() == -signal.SIGKILL
+                assert world.node.said == []
+        await world.node.wait_said(Left(clean=False))
+
+
+async def test_a_mount_without_a_mark_gets_the_time_of_a_write_in_flight(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world, child(world, "plain") as process:
+        process.send_signal(signal.SIGKILL)
+        while world.clock.slept.count(2.0) < 2:  # to die, and then io_bound
+            await trio.lowlevel.checkpoint()
+        assert process.wait() == -signal.SIGKILL
+        assert world.node.said == []
+
+
+async def test_a_helper_that_keeps_the_socket_open_hides_no_death(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        world.clock.impatient = True
+        async with child(world, "leak") as process:
+            world.node.channels[0].push(Suspend(1))
+            assert await trio.to_thread.run_sync(process.stdout.readline) == b"Suspend\n"  # so it has forked
+            process.send_signal(signal.SIGKILL)
+            await world.node.wait_said(Left(clean=False))
+
+
+async def test_kernels_that_do_not_hand_out_the_pidfd_of_a_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_stream, "_SO_PEERPIDFD", 9999)
+    async with serving(tmp_path) as world, child(world, "mark") as process:
+        process.send_signal(signal.SIGKILL)
+        await world.node.wait_said(Left(clean=False))
+
+
+async def test_a_bug_in_the_node_does_not_hide_the_death_of_a_mount(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        world.clock.impatient = True
+        (channel,) = world.node.channels
+        told = channel.tell
+
+        def fail_once(channel: MountChannel, said: object) -> None:
+            channel.tell = told
+            raise ZeroDivisionError
+
+        channel.tell = fail_once
+        killed = trio.Event()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(control_stream.PeerProcess, "kill", lambda _: killed.set())
+            patch.setattr(control_stream.PeerProcess, "wait_exit", lambda _: killed.wait())
+            await session.reply(Suspended(1))
+            await world.node.wait_said(Left(clean=False))
+        session.close()
+
+
+async def test_a_mount_that_hangs_up_is_killed_before_it_counts_as_dead(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        world.clock.impatient = True
+        async with child(world, "mark, hang up") as process:
+            await world.node.wait_said(Left(clean=False))
+            os.kill(process.pid, 0)  # L1: it is a zombie at most, so its pid is still its own
+            assert process.wait() == -signal.SIGKILL
+        assert world.clock.slept[0] == 2.0
+
+
+async def test_a_mount_whose_orders_end_is_cut_off(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world, child(world, "mark") as process:
+        (channel,) = world.node.channels
+        channel.push(Withdraw("isolated"))
+        channel.close()
+        await world.node.wait_said(Left(clean=False))
+        assert process.stdout.read() == b"Withdraw\n"
+        assert process.wait() == 1  # Fenced: it ended itself
+
+
+async def test_a_process_must_connect_itself(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        ticks = process_start(os.getpid())
+        for wrong in ({"pid": os.getpid() + 1}, {"start_ticks": ticks + 1}, {"version": 2}):
+            hello = {"kind": "hello", "version": 1, "pid": os.getpid(), "start_ticks": ticks, **wrong}
+            stream = await control_stream.connect(os.path.join(world.state, "matrixd.sock"))
+            await stream.send(hello)
+            answer = await stream.receive()
+            assert (answer["kind"], answer["exit_code"]) == ("error", 2)
+            assert await stream.receive() is None
+            stream.close()
+
+
+async def test_other_users_are_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("membership.control.peer_of", lambda _: control_stream.Peer(1, 1000))
+    async with serving(tmp_path) as world:
+        with pytest.raises(OperatorError, match="only root"):
+            await world.ask("status")
+
+
+async def test_nonsense_ends_only_its_own_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        for nonsense in (b"\xff" * 100, b"\x01\x00\x00\x00\xff", encode_frame({"kind": "hello"}), b"\x05\x00"):
+            stream = await trio.open_unix_socket(os.path.join(world.state, "matrixd.sock"))
+            await stream.send_all(nonsense)
+            await stream.send_eof()
+            assert await stream.receive_some(100) == b""
+            await stream.aclose()
+        world.node.channels[0].push(Lease(1.0, 1))
+        assert await anext(session) == Lease(1.0, 1)
+        await session.left()
+    assert sum("connection closed" in record.message for record in caplog.records) == 3
+
+
+async def test_nonsense_from_matrixd_fences(tmp_path: Path) -> None:
+    for nonsense in (b"\xff\xff\xff\xff", encode_frame({"kind": "order", "order": {"order": "explode"}})):
+        ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        session = MountSession(control_stream.FrameStream(ours), None)
+        await theirs.send(nonsense)
+        with pytest.raises(Fenced):
+            await anext(session)
+        assert await theirs.recv(1) == b""
+        theirs.close()
+
+
+async def test_a_cancelled_loop_loses_nothing(tmp_path: Path) -> None:
+    ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    session = MountSession(control_stream.FrameStream(ours), None)
+    frame = encode_frame({"kind": "order", "order": {"order": "suspend", "attempt": 5}})
+    await theirs.send(frame[:7])
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(anext, session)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    await theirs.send(frame[7:])
+    assert await anext(session) == Suspend(5)
+    session.close()
+    theirs.close()
+
+
+async def test_a_sender_cancelled_within_a_frame_closes_the_connection() -> None:
+    ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    stream = control_stream.FrameStream(ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send, {"kind": "x", "data": bytes(1 << 19)})
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send({"kind": "y"})
+    theirs.close()
+
+
+def test_no_matrixd_no_permission_no_name(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="matrixd is not running here.*start it with"):
+        ask(str(tmp_path), {"kind": "status"})
+    with pytest.raises(OperatorError, match="too long for a unix socket"):
+        ask(str(tmp_path / ("x" * 200)), {"kind": "status"})
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "matrixd.sock"))
+        with pytest.raises(OperatorError, match="not running here"):  # a socket left by a killed one
+            ask(str(tmp_path), {"kind": "status"})
+        listening.listen()
+        with pytest.raises(PeerError, match="does not answer within 0.01 s"):
+            ask(str(tmp_path), {"kind": "status"}, timeout=0.01)
+
+
+async def test_the_mount_client_explains_a_missing_matrixd(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="matrixd is not running here"):
+        await MountSession.connect(str(tmp_path))
+
+
+async def test_nonsense_from_matrixd_before_the_mount_is_a_peer_error(tmp_path: Path) -> None:
+    ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    session = MountSession(control_stream.FrameStream(ours), None)
+    await theirs.send(encode_frame({"kind": "dance"}))
+    with pytest.raises(BadMessage, match="answered 'dance'"):
+        await session.join(REQUEST, dict)
+    theirs.close()
+    with pytest.raises(PeerError, match="hung up"):
+        await session.join(REQUEST, dict)
+    session.close()

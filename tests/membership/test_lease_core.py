@@ -1,0 +1,103 @@
+"""The lease: every state with every event, and the deadline of R4."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from membership.label import DEFAULT_TIMING
+from membership.lease.core import TRANSITIONS, LeaseCore, LeaseEvent, LeaseState
+from membership.lease.records import HeartbeatSlot
+from membership.lease.watch import DiskWatch
+
+LEASE = DEFAULT_TIMING.lease
+
+
+def test_table_is_complete_and_final_states_are_final():
+    assert set(TRANSITIONS) == set(itertools.product(LeaseState, LeaseEvent))
+    for state, event in itertools.product((LeaseState.FENCED, LeaseState.LEFT), LeaseEvent):
+        assert TRANSITIONS[state, event] is state
+
+
+@pytest.mark.seed("002-12")
+def test_only_a_timely_renewal_that_saw_us_listed_makes_a_member():
+    for state, event in itertools.product(LeaseState, LeaseEvent):
+        if TRANSITIONS[state, event] is LeaseState.MEMBER:
+            assert (state, event) in {
+                (LeaseState.OUT, LeaseEvent.LISTED),
+                (LeaseState.MEMBER, LeaseEvent.LISTED),
+                (LeaseState.MEMBER, LeaseEvent.FAILED),
+            }
+
+
+def test_deadline_counts_from_the_start_of_the_renewal():
+    core = LeaseCore(DEFAULT_TIMING)
+    core.finished(10.0, 12.5, listed=True)
+    assert (core.state, core.deadline) == (LeaseState.MEMBER, 10.0 + LEASE)
+    core.finished(11.0, 11.1, listed=True)
+    assert core.deadline == 11.0 + LEASE
+
+
+def test_a_renewal_that_took_longer_than_the_lease_gives_nothing():
+    core = LeaseCore(DEFAULT_TIMING)
+    core.finished(0.0, LEASE, listed=True)
+    assert core.state is LeaseState.OUT
+    core.finished(10.0, 10.1, listed=True)
+    core.finished(13.0, 13.0 + LEASE + 1, listed=True)
+    assert core.state is LeaseState.FENCED
+
+
+@pytest.mark.seed("002-22")
+def test_failed_renewals_end_at_the_deadline_and_never_come_back():
+    core = LeaseCore(DEFAULT_TIMING)
+    core.finished(0.0, 0.0, listed=True)
+    core.failed(LEASE - 0.01)
+    assert core.state is LeaseState.MEMBER
+    core.failed(LEASE)
+    assert core.state is LeaseState.FENCED
+    core.finished(LEASE + 1, LEASE + 1, listed=True)
+    assert core.state is LeaseState.FENCED
+
+
+def test_off_the_header_is_fenced_unless_we_asked_for_it():
+    fenced, left = LeaseCore(DEFAULT_TIMING), LeaseCore(DEFAULT_TIMING)
+    for core in (fenced, left):
+        core.finished(0.0, 0.0, listed=True)
+    fenced.finished(1.0, 1.0, listed=False)
+    left.finished(1.0, 1.0, listed=False, leaving=True)
+    assert (fenced.state, left.state) == (LeaseState.FENCED, LeaseState.LEFT)
+
+
+def test_reading_the_header_without_a_renewal_extends_nothing():
+    core = LeaseCore(DEFAULT_TIMING)
+    core.finished(0.0, 0.0, listed=True)
+    core.finished(float("-inf"), 3.0, listed=True)
+    assert core.deadline == LEASE
+
+
+def _slot(counter: int, incarnation: int = 1, flags: int = 0) -> HeartbeatSlot:
+    return HeartbeatSlot(
+        owner=b"C" * 16, address=66, incarnation=incarnation, counter=counter, hears=0, boot_id=b"", machine_id=b"",
+        flags=flags, pid=1, start_time=1, port=1, name="a", host="h", mount_pids=(), mount_starts=(),
+        mount_incarnations=(),
+    )  # fmt: skip
+
+
+def test_watch_counts_who_moves_and_who_is_new():
+    watch = DiskWatch(DEFAULT_TIMING)
+    watch.observe({0: _slot(1), 1: _slot(1), 2: _slot(1, flags=1)}, 0.0)
+    assert watch.alive(0.0) == {0, 1}
+    watch.observe({0: _slot(2), 1: _slot(1)}, 2.0)
+    assert watch.alive(DEFAULT_TIMING.link_dead) == {0}
+    watch.mark_gone(0, 1)
+    assert watch.alive(2.1) == set() | {1}
+    assert watch.observe({0: _slot(3)}, 2.2) == [0]  # it moved: not gone after all
+    assert 0 in watch.alive(2.2)
+
+
+def test_watch_ignores_gone_of_an_older_incarnation():
+    watch = DiskWatch(DEFAULT_TIMING)
+    watch.observe({0: _slot(1, incarnation=2)}, 0.0)
+    watch.mark_gone(0, 1)
+    assert watch.alive(0.0) == {0}

@@ -1,0 +1,326 @@
+"""A tree in memory behind the real FUSE layer, driven over stdin and stdout: one JSON command, one JSON answer a line.
+
+Used by test_fuse_edge.py in a process of its own, because pyfuse3 carries one session per process.  ``gate`` holds
+operations back as a lock that another node has would; files named ``boom-*`` provoke errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+
+if sys.argv[3:] == ["no-extension"]:
+    sys.modules["matrixfs.fuse._libfuse"] = None  # type: ignore[assignment]  # importing it fails
+
+from matrixfs.fuse.api import Filesystem
+from matrixfs.fuse.kernel_caches import KernelCaches
+from matrixfs.fuse.session import Session, SessionConfig
+from membership.errors import CorruptRecord, Fenced
+
+ROOT = 64
+
+
+@dataclass
+class FakeInode:
+    ino: int
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    incarnation: int = 7
+    parent: int = 0
+    nlink: int = 1
+    rdev: int = 0
+    atime_ns: int = 10**18
+    mtime_ns: int = 10**18
+    ctime_ns: int = 10**18
+    data_version: int = 1
+    data: bytearray = field(default_factory=bytearray)
+    names: dict[bytes, FakeInode] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
+    def blocks512(self) -> int:
+        return (self.size + 511) // 512
+
+    def touched(self) -> None:
+        self.mtime_ns += 1000
+        self.data_version += 1
+
+
+@dataclass
+class Changes:
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class RealClock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+class FakeVolume:
+    """The tree, its gates and what was seen."""
+
+    def __init__(self) -> None:
+        self.inodes = {ROOT: FakeInode(ROOT, stat.S_IFDIR | 0o755, nlink=2)}
+        self.next_ino = 100
+        self.gates: dict[str, trio.Event] = {}
+        self.waiting: set[str] = set()
+        self.opens = SimpleNamespace(opened=self.opened, closed=self.closed)
+        self.open_counts: dict[int, int] = {}
+        self.forgot: list[int] = []
+        self.sizes: dict[str, int] = {"read": 0, "write": 0}
+
+    async def opened(self, ino: int) -> None:
+        self.open_counts[ino] = self.open_counts.get(ino, 0) + 1
+
+    def closed(self, ino: int) -> None:
+        self.open_counts[ino] -= 1
+
+    def forgotten(self, ino: int) -> None:
+        self.forgot.append(ino)
+
+    def at(self, ino: int) -> FakeInode:
+        if ino not in self.inodes:
+            raise OSError(errno.ESTALE, "gone")
+        return self.inodes[ino]
+
+    async def pass_gate(self, operation: str) -> None:
+        gate = self.gates.get(operation)
+        if gate is not None:
+            self.waiting.add(operation)
+            await gate.wait()
+            self.waiting.discard(operation)
+
+    def make(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> FakeInode:
+        names = self.at(parent).names
+        if name in names:
+            raise OSError(errno.EEXIST, "exists")
+        inode = FakeInode(self.next_ino, mode, uid, gid, rdev=rdev)
+        self.next_ino += 1
+        inode.parent = parent
+        self.inodes[inode.ino] = names[name] = inode
+        return inode
+
+
+async def lookup(volume: FakeVolume, parent: int, name: bytes) -> FakeInode | None:
+    await volume.pass_gate("lookup")
+    if name == b"boom-key":
+        raise KeyError(name)
+    if name == b"boom-corrupt":
+        raise CorruptRecord("block 9 (inode)", "checksum", 1, 2)
+    if name == b"boom-fenced":
+        raise Fenced("lease past")
+    if name == b"boom-assert":
+        raise ExceptionGroup("nursery", [AssertionError("invariant")])
+    return volume.at(parent).names.get(name)
+
+
+async def create(volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Any:
+    await volume.pass_gate("create")
+    return volume.make(parent, name, mode, uid, gid, rdev)
+
+
+async def mkdir(volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Any:
+    return volume.make(parent, name, mode, uid, gid)
+
+
+async def symlink(volume: FakeVolume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Any:
+    inode = volume.make(parent, name, stat.S_IFLNK | 0o777, uid, gid)
+    inode.data[:] = target
+    return inode
+
+
+async def link(volume: FakeVolume, ino: int, parent: int, name: bytes) -> Any:
+    inode = volume.at(parent).names[name] = volume.at(ino)
+    inode.nlink += 1
+    return inode
+
+
+async def unlink(volume: FakeVolume, parent: int, name: bytes) -> None:
+    inode = volume.at(parent).names.pop(name)
+    inode.nlink -= 1
+
+
+async def rename(volume: FakeVolume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+    source, target = volume.at(parent).names, volume.at(new_parent).names
+    if flags & 1 and new_name in target:
+        raise OSError(errno.EEXIST, "exists")
+    if flags & 2:
+        source[name], target[new_name] = target[new_name], source[name]
+    else:
+        target[new_name] = source.pop(name)
+
+
+async def getattr_(volume: FakeVolume, ino: int) -> FakeInode:
+    await volume.pass_gate("getattr")
+    return volume.at(ino)
+
+
+async def setattr_(volume: FakeVolume, ino: int, changes: Changes) -> FakeInode:
+    inode = volume.at(ino)
+    if changes.mode is not None:
+        inode.mode = stat.S_IFMT(inode.mode) | changes.mode
+    if changes.size is not None:
+        inode.data = inode.data[: changes.size].ljust(changes.size, b"\0")
+        inode.touched()
+    for name in ("uid", "gid", "atime_ns", "mtime_ns"):
+        if getattr(changes, name) is not None:
+            setattr(inode, name, getattr(changes, name))
+    return inode
+
+
+async def readlink(volume: FakeVolume, ino: int) -> bytes:
+    return bytes(volume.at(ino).data)
+
+
+async def statfs(volume: FakeVolume) -> Any:
+    return SimpleNamespace(blocks=1000, free=500, files=100, files_free=50)
+
+
+async def read(volume: FakeVolume, ino: int, offset: int, length: int) -> bytes:
+    await volume.pass_gate("read")
+    volume.sizes["read"] = max(volume.sizes["read"], length)
+    return bytes(volume.at(ino).data[offset : offset + length])
+
+
+async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool = False) -> int:
+    inode = volume.at(ino)
+    volume.sizes["write"] = max(volume.sizes["write"], len(buf))
+    if append:
+        offset = inode.size
+    if offset > inode.size:
+        inode.data.extend(bytes(offset - inode.size))
+    inode.data[offset : offset + len(buf)] = buf
+    inode.touched()
+    return len(buf)
+
+
+async def fsync(volume: FakeVolume, ino: int, datasync: bool) -> None:
+    pass
+
+
+async def flush(volume: FakeVolume, ino: int) -> None:
+    pass
+
+
+async def entries(volume: FakeVolume, ino: int, cookie: int, limit: int) -> list[tuple[int, bytes, FakeInode]]:
+    listing = [(index, name, inode) for index, (name, inode) in enumerate(sorted(volume.at(ino).names.items()), 3)]
+    return [entry for entry in listing if entry[0] > cookie][:limit]
+
+
+FILESYSTEM = Filesystem(
+    SimpleNamespace(
+        lookup=lookup, create=create, mkdir=mkdir, symlink=symlink,
+        link=link, unlink=unlink, rmdir=unlink, rename=rename,
+    ),
+    SimpleNamespace(Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, statfs=statfs),
+    SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
+    SimpleNamespace(entries=entries),
+)
+
+
+class Server:
+    def __init__(self, mountpoint: str, registry_directory: str, mode: str) -> None:
+        self.volume = FakeVolume()
+        self.caches = KernelCaches(RealClock())
+        config = SessionConfig(
+            mountpoint, "fake,tree", ROOT, options=("suid",), registry_directory=registry_directory
+        )
+        self.withdrawn: list[str] = []
+        self.session = Session(
+            config, self.volume, FILESYSTEM, self.caches, lambda error: self.withdrawn.append(repr(error))
+        )
+        self.mode = mode
+        self.flush_error = ""
+
+    async def command(self, request: dict[str, Any]) -> Any:
+        volume, caches = self.volume, self.caches
+        match request.pop("do"):
+            case "counters":
+                return {**self.session.counters(), "withdrawn": self.withdrawn, "sizes": volume.sizes}
+            case "purge_inode":
+                await caches.purge_inode(request["ino"])
+            case "purge_names":
+                await caches.purge_names(request["ino"])
+            case "gate":
+                volume.gates[request["operation"]] = trio.Event()
+            case "open_gate":
+                volume.gates.pop(request["operation"]).set()
+            case "waiting":
+                return sorted(volume.waiting)
+            case "remote_write":  # what another node does: nobody tells the kernel until the purge
+                inode = volume.inodes[request["ino"]]
+                inode.data[:] = request["text"].encode()
+                inode.touched()
+            case "remote_create":
+                inode = volume.make(request["parent"], request["name"].encode(), stat.S_IFREG | 0o644, 0, 0)
+                return inode.ino
+            case "remote_reuse":  # freed and used again by another node
+                volume.inodes[request["ino"]].incarnation += 1
+            case "fail_flush":
+                self.flush_error = "no space"
+            case "stop":
+                self.session.stop()
+            case "state":
+                return {
+                    "opens": {str(k): v for k, v in volume.open_counts.items() if v},
+                    "forgot": volume.forgot,
+                    "nodes": len(caches.nodes),
+                }
+            case other:
+                raise ValueError(other)
+        return None
+
+    async def serve_commands(self) -> None:
+        stdin = trio.lowlevel.FdStream(0)
+        buffered = b""
+        async with trio.open_nursery() as nursery:
+            async for chunk in stdin:
+                buffered += chunk
+                *lines, buffered = buffered.split(b"\n")
+                for line in lines:
+                    nursery.start_soon(self.answer, json.loads(line))
+
+    async def answer(self, request: dict[str, Any]) -> None:
+        number = request.pop("number")
+        result = await self.command(request)
+        print(json.dumps({"number": number, "result": result}), flush=True)
+
+    async def main(self) -> None:
+        self.session.start()
+        if self.mode == "timeouts":
+            self.caches._epoch = False
+        print(json.dumps({"number": 0, "result": self.session.device}), flush=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.serve_commands)
+            await self.session.run()
+            await self.volume.pass_gate("last_flush")
+            nursery.cancel_scope.cancel()
+        self.session.close(self.flush_error)
+        self.session.close()  # a second time is harmless
+
+
+if __name__ == "__main__":
+    trio.run(Server(sys.argv[1], sys.argv[2], sys.argv[3]).main)

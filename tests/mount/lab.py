@@ -1,0 +1,221 @@
+"""A cluster on one machine: real store file, real daemons, real mounts.  For the demo, the bench and the tests.
+
+Everything is started through the product's own commands, found in the virtual environment of the running
+Python and, for mount(8), through its helpers in /sbin.  ``Lab.close`` ends what was started, by pid, whatever state it
+is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matrixfs.fuse import registry
+
+BIN = Path(sys.executable).parent
+COMMAND_SECONDS_MAX = 120
+END_SECONDS_MAX = 30
+
+
+class LabError(Exception):
+    """A command of the product failed; the text says which, and what it printed."""
+
+
+@dataclass
+class LabNode:
+    """One node: a state directory, an address, and a mount point."""
+
+    name: str
+    address: str
+    state: Path
+    mountpoint: Path
+    pids: list[int] = field(default_factory=list)
+
+    @property
+    def daemon_pid(self) -> int:
+        """matrixd's process."""
+        return int((self.state / "matrixd.pid").read_text())
+
+    @property
+    def mount_pid(self) -> int:
+        """The mount process."""
+        mount = registry.mount_at(str(self.mountpoint))
+        if mount is None:
+            raise LabError(f"{self.mountpoint} is not mounted")
+        server = registry.read(mount.device)
+        if server is None:
+            raise LabError(f"nobody serves {self.mountpoint}")
+        return server.pid
+
+
+class Lab:
+    """See the module.
+
+    Args:
+        directory: where store, states and mount points are made; on a filesystem that does direct I/O.
+        nodes: how many, on 127.0.0.1 and up.
+        size: of the store, as mkfs.matrixfs takes it.
+        name: of the cluster and its filesystem.
+    """
+
+    def __init__(self, directory: Path, nodes: int = 3, size: str = "2G", name: str = "lab") -> None:
+        self.directory = directory
+        self.name = name
+        self.size = size
+        self.store = directory / "store"
+        self.nodes = [
+            LabNode(f"n{i}", f"127.0.0.{i}", directory / f"n{i}", directory / f"mnt{i}") for i in range(1, nodes + 1)
+        ]
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- commands ---------------------------------------------------------------------------------------------
+
+    def run(self, *command: str | Path, check: bool = True, seconds: float = COMMAND_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
+        """Run one of the product's commands, or any; its output is in the error when it fails."""
+        program = str(command[0])
+        if (BIN / program).exists():
+            program = str(BIN / program)
+        arguments = [program, *map(str, command[1:])]
+        done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=seconds)
+        if check and done.returncode:
+            raise LabError(f"{' '.join(map(str, command))}: exit {done.returncode}: {(done.stderr or done.stdout).strip()}")
+        return done
+
+    def format(self, *options: str) -> None:
+        """mkfs.matrixfs."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.run("mkfs.matrixfs", "-n", self.name, "--size", self.size, *options, self.store)
+
+    def start(self, node: LabNode) -> None:
+        """Start a node's matrixd; returns when it is a member."""
+        node.state.mkdir(parents=True, exist_ok=True)
+        self.run(
+            "matrixd", "--daemon", "--store", self.store, "--address", node.address, "--name", node.name, "--state", node.state,
+        )  # fmt: skip
+        node.pids.append(node.daemon_pid)
+
+    def mount(self, node: LabNode, *options: str) -> None:
+        """Mount the tree on a node, with plain mount(8)."""
+        node.mountpoint.mkdir(parents=True, exist_ok=True)
+        wanted = ",".join((f"state={node.state}", *options))
+        self.run("mount", "-t", "fuse.matrixfs", self.name, node.mountpoint, "-o", wanted)
+        node.pids.append(node.mount_pid)
+
+    def umount(self, node: LabNode) -> None:
+        """umount(8): returns when the last byte is flushed."""
+        self.run("umount", node.mountpoint)
+
+    def stop(self, node: LabNode) -> None:
+        """Stop a node's matrixd in good order."""
+        self.run("matrixctl", "--state", node.state, "stop")
+        _wait_gone(node.pids[:1] and [node.pids[0]])
+
+    def up(self) -> None:
+        """Format, start and mount everything."""
+        self.format()
+        for node in self.nodes:
+            self.start(node)
+        for node in self.nodes:
+            self.mount(node)
+
+    def down(self) -> None:
+        """Unmount and stop everything that is up, in good order."""
+        for node in self.nodes:
+            if registry.mount_at(str(node.mountpoint)) is not None:
+                self.umount(node)
+        for node in self.nodes:
+            if node.state.exists() and _alive(node):
+                self.stop(node)
+
+    def status(self, node: LabNode) -> dict[str, Any]:
+        """matrixctl status --json."""
+        found: dict[str, Any] = json.loads(self.run("matrixctl", "--state", node.state, "status", "--json").stdout)
+        return found
+
+    def fsck(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """fsck.matrixfs; the exit code is the caller's to judge."""
+        return self.run("fsck.matrixfs", *options, self.store, check=False)
+
+    # --- violence ------------------------------------------------------------------------------------------------
+
+    def kill(self, node: LabNode) -> float:
+        """SIGKILL matrixd and the mount process at once, as if the machine had died; when, by the monotonic clock."""
+        pids = [node.daemon_pid, node.mount_pid]
+        at = time.monotonic()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        _wait_gone(pids)
+        self.detach(node)
+        return at
+
+    def detach(self, node: LabNode) -> None:
+        """Free a mount point whose process is gone."""
+        while registry.mount_at(str(node.mountpoint)) is not None:
+            subprocess.run(["umount", "-i", "-l", str(node.mountpoint)], check=True, capture_output=True)
+
+    def close(self) -> None:
+        """End everything this lab started, and free its mount points; the files stay."""
+        with contextlib.suppress(LabError, subprocess.TimeoutExpired):
+            self.down()
+        for node in self.nodes:
+            for pid in node.pids:
+                if _is_ours(pid, self.directory, self.name):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            self.detach(node)
+
+    def remove(self) -> None:
+        """Close, and delete the lab's directory."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _alive(node: LabNode) -> bool:
+    try:
+        return registry.start_ticks(node.daemon_pid) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _is_ours(pid: int, directory: Path, name: str) -> bool:
+    """Whether a pid still is a process of this lab: its command line names the lab's directory."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return str(directory).encode() in line
+
+
+def _wait_gone(pids: Sequence[int]) -> None:
+    deadline = time.monotonic() + END_SECONDS_MAX
+    for pid in pids:
+        while registry.start_ticks(pid) is not None:
+            if time.monotonic() > deadline:
+                raise LabError(f"process {pid} does not end")
+            time.sleep(0.005)
+
+
+def walk_tree(top: Path) -> Iterator[Path]:
+    """Every file, directory and link below ``top``, sorted."""
+    for directory, names, files in os.walk(top):
+        names.sort()
+        for name in sorted(names + files):
+            yield Path(directory) / name

@@ -1,0 +1,534 @@
+"""The FUSE layer through a real mount of a tree in memory (coherence.md; tests count calls, they don't time)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matrixfs.cli import umount_cmd
+from matrixfs.fuse import registry
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SERVER = Path(__file__).with_name("fuse_edge_server.py")
+ROOT = 64
+ANSWER_SECONDS = 30  # not a bound under test: only so that a broken server fails instead of hanging
+
+
+class Tree:
+    """The mounted tree and the pipe to its process."""
+
+    def __init__(self, base: Path, mode: str) -> None:
+        self.path = base / "mnt"
+        self.path.mkdir()
+        self.registry = base / "registry"
+        self._number = 0
+        self._answers: dict[int, queue.Queue[Any]] = {0: queue.Queue()}
+        self._log = (base / "log").open("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, str(SERVER), str(self.path), str(self.registry), mode],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.device = self.result(0)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            self._answers[answer["number"]].put(answer["result"])
+
+    def send(self, do: str, **arguments: Any) -> int:
+        assert self._process.stdin is not None
+        self._number += 1
+        self._answers[self._number] = queue.Queue()
+        self._process.stdin.write(json.dumps({"number": self._number, "do": do, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._number
+
+    def result(self, number: int) -> Any:
+        try:
+            return self._answers[number].get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            pytest.fail(f"no answer from the mount process: {self.log()}")
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        return self.result(self.send(do, **arguments))
+
+    def calls(self, operation: str) -> int:
+        return self.ask("counters")["calls"].get(operation, 0)
+
+    def caches(self) -> dict[str, int]:
+        return self.ask("counters")["caches"]
+
+    def wait_for_gate(self, operation: str) -> None:
+        while operation not in self.ask("waiting"):
+            pass  # each question is a round trip to the process, which serves the request meanwhile
+
+    def log(self) -> str:
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-i", str(self.path)], check=True, capture_output=True)
+        assert self._process.wait(ANSWER_SECONDS) == 0, self.log()
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-i", "-l", str(self.path)], check=False, capture_output=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(3)
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._reader.join()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._log.close()
+        subprocess.run(["umount", "-i", "-l", str(self.path)], check=False, capture_output=True)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tree]:
+    mounted = Tree(tmp_path, getattr(request, "param", "epoch"))
+    try:
+        yield mounted
+    finally:
+        mounted.close()
+
+
+@contextlib.contextmanager
+def in_thread(call: Any) -> Iterator[list[Any]]:
+    """Run a system call that will block; its result, or OSError, is in the list after the block."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except OSError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        thread.join(ANSWER_SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.mark.seed("002-13")
+def test_extension_raises_sizes_and_sets_capabilities(tree: Tree) -> None:
+    (tree.path / "big").write_bytes(os.urandom(4 << 20))
+    descriptor = os.open(tree.path / "big", os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.read(descriptor, 4 << 20)
+    os.close(descriptor)
+    counters = tree.ask("counters")
+    assert counters["sizes"] == {"read": 1 << 20, "write": 1 << 20}
+    wanted = set(counters["capabilities"])
+    assert {"auto_inval_data", "parallel_dirops", "atomic_o_trunc", "readdirplus", "cache_symlinks"} <= wanted
+    assert not {"writeback_cache", "handle_killpriv"} & wanted
+    assert os.statvfs(tree.path).f_namemax == 255
+
+
+def test_one_of_everything(tree: Tree) -> None:
+    (tree.path / "d").mkdir(mode=0o750)
+    (tree.path / "d" / "f").write_text("hello")
+    os.symlink("d/f", tree.path / "s")
+    os.link(tree.path / "d" / "f", tree.path / "hard")
+    os.mkfifo(tree.path / "fifo", 0o640)
+    os.utime(tree.path / "hard", ns=(1, 2))
+    os.chmod(tree.path / "hard", 0o4600)
+    os.chown(tree.path / "s", 5, 6, follow_symlinks=False)
+    found = os.stat(tree.path / "d" / "f")
+    assert (found.st_atime_ns, found.st_mtime_ns, found.st_mode & 0o7777, found.st_nlink) == (1, 2, 0o4600, 2)
+    assert (tree.path / "s").read_text() == "hello"
+    assert os.lstat(tree.path / "s").st_uid == 5
+    os.rename(tree.path / "d" / "f", tree.path / "g")
+    assert sorted(os.listdir(tree.path)) == ["d", "fifo", "g", "hard", "s"]
+    assert os.listdir(tree.path / "d") == []
+    (tree.path / "g").unlink()
+    (tree.path / "d").rmdir()
+    assert os.stat(tree.path / "hard").st_nlink == 1
+    with (tree.path / "hard").open("r+") as file:
+        file.truncate(2)
+        os.fsync(file.fileno())
+    assert (tree.path / "hard").read_text() == "he"
+    assert tree.ask("counters")["failures"] == 0
+    assert tree.ask("counters")["open_handles"] == 0
+
+
+def test_names_longer_than_255_are_refused(tree: Tree) -> None:
+    with pytest.raises(OSError) as caught:
+        (tree.path / ("x" * 256)).touch()
+    assert caught.value.errno == errno.ENAMETOOLONG
+    (tree.path / ("x" * 255)).touch()
+
+
+def test_large_directory_lists_every_name_once_and_counts_references(tree: Tree) -> None:
+    names = {f"name-{number:04}" for number in range(700)}
+    for name in names:
+        tree.ask("remote_create", parent=ROOT, name=name)
+    listing = os.listdir(tree.path)
+    assert len(listing) == 700
+    assert set(listing) == names
+    assert tree.ask("state")["nodes"] == 700  # "." and ".." aren't counted
+    listings = tree.calls("readdir")
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("2")  # dentries go, so do the references
+    while tree.ask("state")["nodes"]:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert len(set(tree.ask("state")["forgot"])) == 700
+    assert listings < 700 / 8  # replies carry many entries
+
+
+def test_an_exception_in_a_handler_is_eio_and_the_mount_lives(tree: Tree) -> None:
+    for name in ("boom-key", "boom-corrupt"):
+        with pytest.raises(OSError) as caught:
+            os.stat(tree.path / name)
+        assert caught.value.errno == errno.EIO
+    (tree.path / "after").write_text("alive")
+    assert (tree.path / "after").read_text() == "alive"
+    assert tree.ask("counters")["failures"] == 2
+    assert "KeyError" in tree.log()
+    assert "boom-key" in tree.log()
+    assert "block 9 (inode): bad checksum" in tree.log()
+
+
+@pytest.mark.parametrize("name", ["boom-fenced", "boom-assert"])
+def test_a_lost_right_or_broken_invariant_withdraws(tree: Tree, name: str) -> None:
+    with pytest.raises(OSError) as caught:
+        os.stat(tree.path / name)
+    assert caught.value.errno in (errno.ENOTCONN, errno.EIO, errno.ECONNABORTED)
+    assert tree._process.wait(ANSWER_SECONDS) == 0
+    assert not os.path.ismount(tree.path)
+    assert "withdrawing" in tree.log()
+
+
+def test_warm_stat_makes_no_upcall(tree: Tree) -> None:
+    (tree.path / "f").write_text("x")
+    os.stat(tree.path / "f")
+    os.path.lexists(tree.path / "absent")
+    before = tree.ask("counters")["calls"]
+    for _ in range(100):
+        os.stat(tree.path / "f")
+        assert not os.path.lexists(tree.path / "absent")
+    assert tree.ask("counters")["calls"] == before
+
+
+def test_attribute_purge_shows_what_another_node_wrote(tree: Tree) -> None:
+    (tree.path / "f").write_text("old")
+    ino = os.stat(tree.path / "f").st_ino
+    with (tree.path / "f").open() as held:
+        assert held.read() == "old"
+        os.stat(tree.path / "f")  # the kernel lets go of its attributes after a READ, for the access time
+        tree.ask("remote_write", ino=ino, text="newer")
+        assert os.stat(tree.path / "f").st_size == 3  # the kernel still trusts what it has: our locks say it may
+        tree.ask("purge_inode", ino=ino)
+        assert os.stat(tree.path / "f").st_size == 5
+        held.seek(0)
+        assert held.read() == "newer"
+
+
+def test_purge_drops_the_pages_of_a_mapping(tree: Tree) -> None:
+    (tree.path / "f").write_bytes(b"a" * 4096)
+    ino = os.stat(tree.path / "f").st_ino
+    with (tree.path / "f").open("rb") as file, mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ) as mapping:
+        assert mapping[0] == ord("a")
+        tree.ask("remote_write", ino=ino, text="b" * 4096)
+        tree.ask("purge_inode", ino=ino)
+        assert mapping[0] == ord("b")
+
+
+def test_reopening_keeps_pages_until_the_data_changes(tree: Tree) -> None:
+    (tree.path / "f").write_text("x" * 4096)
+    (tree.path / "f").read_text()
+    reads = tree.calls("read")
+    (tree.path / "f").read_text()
+    assert tree.calls("read") == reads
+    ino = os.stat(tree.path / "f").st_ino
+    tree.ask("remote_write", ino=ino, text="y" * 4096)
+    tree.ask("purge_inode", ino=ino)
+    assert (tree.path / "f").read_text() == "y" * 4096
+    assert tree.calls("read") > reads
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_purged_names_are_looked_up_again(tree: Tree, many: bool) -> None:
+    for number in range(100 if many else 1):
+        (tree.path / f"f{number}").touch()
+    assert not (tree.path / "absent").exists()
+    tree.ask("remote_create", parent=ROOT, name="absent")
+    assert not (tree.path / "absent").exists()  # a negative name is a cached answer too
+    epochs = tree.caches()["epochs"]
+    tree.ask("purge_names", ino=ROOT)
+    lookups = tree.calls("lookup")
+    assert (tree.path / "absent").exists()
+    assert tree.calls("lookup") > lookups
+    assert (tree.caches()["epochs"] > epochs) == many
+
+
+def test_purging_a_directory_nobody_asked_about_does_nothing(tree: Tree) -> None:
+    tree.ask("purge_names", ino=ROOT)
+    tree.ask("purge_inode", ino=12345)
+    caches = tree.caches()
+    assert caches["names"] == caches["inodes"] == caches["epochs"] == 0
+
+
+def test_a_working_directory_keeps_its_path_through_a_purge(tree: Tree) -> None:
+    (tree.path / "d").mkdir()
+    here = os.getcwd()
+    os.chdir(tree.path / "d")
+    try:
+        tree.ask("purge_names", ino=ROOT)
+        assert os.getcwd() == str(tree.path / "d")
+        tree.ask("gate", operation="lookup")
+        with in_thread(lambda: os.stat(tree.path / "d")):
+            tree.wait_for_gate("lookup")
+            assert os.getcwd() == str(tree.path / "d")  # while the name is being looked up again, too
+            tree.ask("open_gate", operation="lookup")
+    finally:
+        os.chdir(here)
+    caches = tree.caches()
+    assert (caches["names_dropped"], caches["epochs"]) == (1, 0)
+
+
+def test_names_purge_under_a_pending_create_uses_the_epoch_and_returns(tree: Tree) -> None:
+    """coherence.md 1: the create waits for the lock that is being demoted."""
+    (tree.path / "f").touch()
+    tree.ask("gate", operation="create")
+    with in_thread((tree.path / "blocked").touch) as result:
+        tree.wait_for_gate("create")
+        tree.ask("purge_names", ino=ROOT)  # returns while the create still waits
+        assert "create" in tree.ask("waiting")
+        assert tree.caches()["epochs"] == 1
+        tree.ask("open_gate", operation="create")
+    assert result == [None]
+    lookups = tree.calls("lookup")
+    os.stat(tree.path / "f")
+    assert tree.calls("lookup") == lookups + 1
+
+
+def test_inode_purge_under_a_pending_read_returns(tree: Tree) -> None:
+    (tree.path / "f").write_text("old")
+    ino = os.stat(tree.path / "f").st_ino
+    with (tree.path / "f").open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        tree.ask("gate", operation="read")
+        with in_thread(lambda: file.read(3)) as result:
+            tree.wait_for_gate("read")
+            tree.ask("purge_inode", ino=ino)
+            assert "read" in tree.ask("waiting")
+            assert tree.caches()["pages_left_behind"] == 1
+            tree.ask("remote_write", ino=ino, text="new")
+            tree.ask("open_gate", operation="read")
+        assert result == [b"new"]
+
+
+def test_attributes_are_not_brought_back_by_a_reply_under_way(tree: Tree) -> None:
+    (tree.path / "f").write_text("old")
+    ino = os.stat(tree.path / "f").st_ino
+    tree.ask("purge_inode", ino=ino)
+    tree.ask("gate", operation="getattr")
+    with in_thread(lambda: os.stat(tree.path / "f").st_size) as result:
+        tree.wait_for_gate("getattr")
+        tree.ask("purge_inode", ino=ino)
+        tree.ask("open_gate", operation="getattr")
+    assert result == [3]
+    asked = tree.calls("getattr")
+    os.stat(tree.path / "f")
+    assert tree.calls("getattr") == asked + 1  # the reply was given before the purge was over: not cached
+
+
+@pytest.mark.parametrize("tree", ["timeouts"], indirect=True)
+def test_without_epochs_names_run_out_before_the_purge_returns(tree: Tree) -> None:
+    (tree.path / "f").touch()
+    assert not (tree.path / "absent").exists()
+    tree.ask("remote_create", parent=ROOT, name="absent")
+    tree.ask("purge_names", ino=ROOT)
+    assert (tree.path / "absent").exists()
+    caches = tree.caches()
+    assert caches["waited_out"] == 1
+    assert caches["epochs"] == 0
+
+
+@pytest.mark.parametrize("tree", ["no-extension"], indirect=True)
+def test_without_the_extension_mounts_work_slower_and_say_so(tree: Tree) -> None:
+    (tree.path / "f").write_bytes(b"x" * (1 << 20))
+    assert len((tree.path / "f").read_bytes()) == 1 << 20
+    assert not (tree.path / "absent").exists()
+    tree.ask("remote_create", parent=ROOT, name="absent")
+    tree.ask("purge_names", ino=ROOT)
+    assert (tree.path / "absent").exists()
+    assert "slower mount, the C extension is not built" in tree.log()
+    assert os.statvfs(tree.path).f_flag & os.ST_NOSUID
+
+
+def test_a_write_clears_the_set_id_bit(tree: Tree) -> None:
+    (tree.path / "f").write_text("x")
+    os.chown(tree.path / "f", 65534, 65534)
+    os.chmod(tree.path / "f", 0o4755)
+    with (tree.path / "f").open("w") as file:
+        subprocess.run(
+            [sys.executable, "-c", "import os; os.setuid(65534); os.write(1, b'y')"], stdout=file, check=True
+        )
+    assert os.stat(tree.path / "f").st_mode & 0o7777 == 0o755
+    assert not os.statvfs(tree.path).f_flag & os.ST_NOSUID
+
+
+def test_appends_go_to_the_true_end(tree: Tree) -> None:
+    """coherence.md 7: the kernel sends its own idea of the end."""
+    (tree.path / "f").write_text("0123456789")
+    ino = os.stat(tree.path / "f").st_ino
+    descriptor = os.open(tree.path / "f", os.O_WRONLY | os.O_APPEND)
+    tree.ask("remote_write", ino=ino, text="0123456789remote-line")
+    tree.ask("purge_inode", ino=ino)
+    os.write(descriptor, b"mine")
+    assert (tree.path / "f").read_text() == "0123456789remote-linemine"
+    os.write(descriptor, b"more")
+    assert (tree.path / "f").read_text() == "0123456789remote-lineminemore"
+    os.close(descriptor)
+
+
+def test_create_of_a_name_that_another_node_made(tree: Tree) -> None:
+    assert not (tree.path / "f").exists()  # cached as absent
+    ino = tree.ask("remote_create", parent=ROOT, name="f")
+    tree.ask("remote_write", ino=ino, text="theirs")
+    descriptor = os.open(tree.path / "f", os.O_CREAT | os.O_RDWR, 0o600)
+    assert os.read(descriptor, 10) == b"theirs"
+    os.close(descriptor)
+    assert not (tree.path / "g").exists()
+    tree.ask("remote_create", parent=ROOT, name="g")
+    with pytest.raises(FileExistsError):
+        os.open(tree.path / "g", os.O_CREAT | os.O_EXCL | os.O_RDWR)
+
+
+def test_a_reused_inode_number_is_stale_to_who_holds_the_old_one(tree: Tree) -> None:
+    (tree.path / "f").write_text("x")
+    ino = os.stat(tree.path / "f").st_ino
+    with (tree.path / "f").open() as held:
+        tree.ask("remote_reuse", ino=ino)
+        tree.ask("purge_inode", ino=ino)
+        with pytest.raises(OSError) as caught:
+            os.fstat(held.fileno())
+        assert caught.value.errno == errno.ESTALE
+
+
+def test_truncating_open_is_one_call(tree: Tree) -> None:
+    (tree.path / "f").write_text("long text")
+    before = tree.ask("counters")["calls"].get("setattr", 0)
+    os.close(os.open(tree.path / "f", os.O_WRONLY | os.O_TRUNC))
+    assert os.stat(tree.path / "f").st_size == 0
+    assert tree.ask("counters")["calls"].get("setattr", 0) == before
+
+
+def test_extended_attributes_are_refused_without_asking_us_again(tree: Tree) -> None:
+    (tree.path / "f").touch()
+    for _ in range(3):
+        with pytest.raises(OSError) as caught:
+            os.getxattr(tree.path / "f", "user.x")
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_references_and_opens_balance(tree: Tree) -> None:
+    for round_ in range(3):
+        (tree.path / "f").write_text(str(round_))
+        (tree.path / "f").read_text()
+    (tree.path / "f").unlink()
+    state = tree.ask("state")
+    while state["nodes"]:
+        state = tree.ask("state")
+    assert state["opens"] == {}
+    assert len(state["forgot"]) == 1
+
+
+def test_registry_names_the_process_until_all_is_flushed(tree: Tree) -> None:
+    record = json.loads((tree.registry / (tree.device.replace(":", "_") + ".json")).read_text())
+    assert record["pid"] == tree._process.pid
+    assert record["mountpoint"] == str(tree.path)
+    tree.unmount()
+    assert list(tree.registry.iterdir()) == []
+
+
+def test_umount_helper_waits_for_the_last_flush(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ecosystem.md finding 4: umount(8) alone doesn't."""
+    monkeypatch.setattr(registry, "RUN_DIRECTORY", str(tree.registry))
+    tree.ask("gate", operation="last_flush")
+    with in_thread(lambda: umount_cmd.unmount(str(tree.path), [])) as result:
+        tree.wait_for_gate("last_flush")
+        assert registry.mount_at(str(tree.path)) is None  # unmounted
+        assert result == []  # and still waiting
+        tree.ask("open_gate", operation="last_flush")
+    assert result == [0]
+    assert tree._process.wait(ANSWER_SECONDS) == 0
+
+
+def test_umount_helper_reports_a_failed_flush(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "RUN_DIRECTORY", str(tree.registry))
+    tree.ask("fail_flush")
+    assert umount_cmd.unmount(str(tree.path), []) == 32
+    assert "the last flush failed: no space" in capsys.readouterr().err
+
+
+def test_umount_helper_reports_a_dead_process(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "RUN_DIRECTORY", str(tree.registry))
+    tree._process.kill()
+    tree._process.wait()
+    assert umount_cmd.unmount(str(tree.path), []) == 32
+    assert "died before its last flush" in capsys.readouterr().err
+    assert registry.mount_at(str(tree.path)) is None
+    assert list(tree.registry.iterdir()) == []
+
+
+def test_umount_helper_of_a_busy_tree_leaves_it(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "RUN_DIRECTORY", str(tree.registry))
+    (tree.path / "f").write_text("x")
+    with (tree.path / "f").open():
+        assert umount_cmd.unmount(str(tree.path), []) == 32
+    assert (tree.path / "f").read_text() == "x"
+
+
+def test_stop_unmounts_unless_busy(tree: Tree) -> None:
+    with (tree.path / "f").open("w"):
+        tree.ask("stop")
+        while "not unmounted" not in tree.log():
+            tree.ask("waiting")
+    assert (tree.path / "f").exists()
+    tree.ask("stop")
+    assert tree._process.wait(ANSWER_SECONDS) == 0
+    assert registry.mount_at(str(tree.path)) is None
+
+
+def test_a_mount_point_that_vanished_is_one_error_and_no_crash(tmp_path: Path) -> None:
+    program = (
+        "import trio; from fuse_edge_server import Server\n"
+        "async def main():\n"
+        f"    server = Server({str(tmp_path / 'gone')!r}, {str(tmp_path)!r}, 'epoch')\n"
+        "    try: server.session.start()\n"
+        "    finally: server.session.withdraw('never began'); server.session.close()\n"
+        "trio.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{SERVER.parent}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "OperatorError: can't mount on" in done.stderr
