@@ -217,7 +217,6 @@ class ClientSide:
             lock = self.locks.get(resource)
             if lock is None:
                 continue
-            lock.revoked = NEVER  # the new master asks again where somebody still waits
             if lock.release_untold:
                 self._post(Release(resource, lock.held, lock.serial, lock.value if lock.written else None))
             lock.release_untold = lock.written = False

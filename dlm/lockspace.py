@@ -109,6 +109,7 @@ class LockspaceCore:
         """
         client = self._client
         if resource not in client.locks and self.state == "running" and self._directory.master(resource) == self.node:
+            assert mode, f"{resource}: NL is no request"
             master = self._master
             if resource not in master.records and master.doubts is None:
                 record = master.records[resource] = Record(resource)

@@ -18,8 +18,7 @@ from msgspec import Meta
 from dlm.names import U64, Resource
 from membership.errors import BadMessage
 
-VALUE_BYTES = 64
-VALUE_BYTES_MAX = 256
+VALUE_BYTES_MAX = 256  # 64 are usual
 PAYLOAD_BYTES_MAX = 65536  # a full batch of the largest entries is 48 KiB
 BATCH_ENTRIES_MAX = 128
 GHOSTS_MAX = 64

@@ -234,13 +234,15 @@ def make_record(
 def add_doubts(record: Record, doubts: Doubts, held_mask: int = 0) -> None:
     """Rule 3.  ``held_mask``: modes of the living holders."""
     strongest = strongest_write_beside(held_mask)
-    if strongest:
+    if strongest and doubts:
         for instance in doubts.of(record.resource):
             record.ghosts[instance] = max(strongest, record.ghosts.get(instance, 0))
 
 
 def _rebuilt_value(record: Record, locks: list[tuple[int, LockReport]], records: list[RecordReport]) -> Value:
     """Rule 4."""
+    if not records and not any(lock.value.attempt for _, lock in locks):
+        return NO_VALUE  # most resources have none, and there may be a million of them
     reported = [lock.value for _, lock in locks]
     known = [report.value for report in records]
     newest = max((*reported, *known, NO_VALUE), key=lambda value: value.stamp)

@@ -5,11 +5,12 @@ that caused it, or from ``run``; for ``request`` only from ``run``, so who gets 
 afterwards.  No grant is ever under way between the core and the client while the client runs: what the client
 believes it holds is what this node holds.
 
-Losing a link is only counted here: a message may be gone with it, and membership answers with a new attempt.
+Losing a link is told to ``link_lost``: messages may be gone with it, and only a new attempt brings them back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import trio
@@ -48,14 +49,22 @@ class LockService:
         transport: links to the other mounts of the filesystem; the service reads all its events.
         placement_shift: objects that agree above this bit share a master.
         client: gets the callbacks.
+        link_lost: told the node at the other end of a broken link.
     """
 
     def __init__(
-        self, node: int, incarnation: int, transport: Transport, placement_shift: int, client: LockClient
+        self,
+        node: int,
+        incarnation: int,
+        transport: Transport,
+        placement_shift: int,
+        client: LockClient,
+        link_lost: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._core = LockspaceCore(node, incarnation, placement_shift)
         self._transport = transport
         self._client = client
+        self._link_lost = link_lost
         self._events: list[ClientEvent | RebuiltEvent] = []
         self._kick = trio.Event()
         self._waiting: dict[int, trio.Event] = {}  # attempt being rebuilt -> set when rebuilt or overtaken
@@ -80,7 +89,8 @@ class LockService:
     def release(self, resource: Resource, mode: int, value: bytes | None = None) -> None:
         """Go down to ``mode`` (0: give up); ``value``, if not None, replaces the value block (under PW or EX)."""
         self._core.release(resource, mode, value)
-        self._act()
+        if self._core.pending:
+            self._act()
 
     def cancel(self, resource: Resource) -> None:
         """Withdraw the outstanding request: no callback will answer it, and a new one may be made at once."""
@@ -137,8 +147,9 @@ class LockService:
     # --- looking in ---
 
     def statistics(self) -> dict[str, int]:
-        """Messages by type and direction, ``local_grants`` (no message), locks and resources."""
-        return {**self._core.statistics, **self._core.sizes()}
+        """Messages by type and direction, grants with no message and with one round trip, locks and resources."""
+        counts = self._core.statistics
+        return {"local_grants": 0, **counts, "round_trips": counts["sent_Request"], **self._core.sizes()}
 
     def dump(self) -> list[dict[str, Any]]:
         """Every resource this node masters or uses, as plain data."""
@@ -157,6 +168,7 @@ class LockService:
                     self._deliver(event)
                 elif isinstance(event, LinkDown):
                     self._core.statistics["links_lost"] += 1
+                    self._link_lost(event.node)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

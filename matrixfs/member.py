@@ -11,10 +11,16 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from dlm.service import LockService
+from matrixfs.fs.journal import Journal
+from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
+from matrixfs.fs.volume import Volume
+from matrixfs.locks import lockspace
+from matrixfs.locks.cache import LockCache
+from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
     GhostsReleased,
+    LinkLost,
     Order,
     Rebuild,
     Rebuilt,
@@ -30,14 +36,9 @@ from membership.orders import (
 from membership.seams import Clock, Rng, SectorDevice, Transport
 from membership.views import Instance
 
-from matrixfs.fs.journal import Journal
-from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
-from matrixfs.fs.volume import Volume
-from matrixfs.locks.cache import LockCache
-from matrixfs.ondisk.superblock import Superblock
-
 log = logging.getLogger(__name__)
 
+ASK_INTERVAL = 1.0  # seconds between requests for a new attempt
 ORDERS_MAX = 1000  # orders under way; an administrator has at most a handful outstanding
 
 
@@ -76,8 +77,9 @@ class Member:
         self._reply = reply
         self._on_fatal = on_fatal
         self.locks = LockCache(clock, on_fatal)
-        self.manager = LockService(node, incarnation, transport, superblock.group_shift, self.locks)
-        self.locks.attach(self.manager)
+        self.manager = lockspace.join(
+            self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost
+        )
         self._volume: Volume | None = None
         self._ready = trio.Event()
         self._attempt = 0
@@ -129,6 +131,16 @@ class Member:
             else:
                 self.manager.release_ghosts(Instance(order.node, order.incarnation))
                 await self._reply(GhostsReleased(order.attempt, order.node, order.incarnation))
+
+    def _link_lost(self, node: int) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._ask_for_attempt, self._attempt, node)
+
+    async def _ask_for_attempt(self, attempt: int, node: int) -> None:
+        """Messages of this attempt are lost: ask for the next one until it begins, whoever is administrator."""
+        while self._attempt == attempt:
+            await self._reply(LinkLost(attempt, node))
+            await self._clock.sleep(ASK_INTERVAL)
 
     async def _open(self, index: int) -> None:
         """Take our journal and make the volume."""

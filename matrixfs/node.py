@@ -7,6 +7,7 @@ fence the gate, cut the tree off, end (R3, R9); the others then recover us like 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -28,13 +29,16 @@ from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession
-from membership.errors import Fenced, MatrixError, OperatorError
+from membership.errors import Fenced, OperatorError
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
 from membership.seams import PeerAddress
 from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
     from matrixfs.blockstore.device.direct import DirectDevice
+
+# Locks and inodes are long-lived and many, and hold few cycles: the default would walk them all again and again.
+GC_THRESHOLDS = (50_000, 20, 100)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ def run_mount(options: MountOptions, ready: Callable[[str | None], None]) -> Non
     Raises:
         MatrixError: it could not be mounted, or had to withdraw.
     """
+    gc.freeze()  # modules and tables live for ever
+    gc.set_threshold(*GC_THRESHOLDS)
     trio.run(_Mount(options, ready).run)
 
 
@@ -115,7 +121,7 @@ class _Mount:
             with trio.CancelScope(shield=True):
                 await self._store.aclose()
         if self._failure is not None:
-            raise self._failure if isinstance(self._failure, MatrixError) else Fenced(repr(self._failure))
+            raise self._failure
 
     async def _request(self, raw: Window, superblock: Superblock, port: int) -> MountRequest:
         states: list[JournalState] = []
@@ -135,15 +141,18 @@ class _Mount:
         )
 
     async def _live(self) -> None:
-        """Everything after admission."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._mesh.run)
-                await nursery.start(self._member.run)
-                nursery.start_soon(self._take_orders)
-                nursery.start_soon(self._take_signals)
-                await self._serve()
-                nursery.cancel_scope.cancel()
+        """Everything after admission.  Whatever goes wrong here ends in ``_fail``: fenced first, then cut off."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._mesh.run)
+                    await nursery.start(self._member.run)
+                    nursery.start_soon(self._take_orders)
+                    nursery.start_soon(self._take_signals)
+                    await self._serve()
+                    nursery.cancel_scope.cancel()
+        except Exception as error:
+            self._fail(error)
         if self._failure is not None and self._fuse is not None:
             self._fuse.close(str(self._failure))
 

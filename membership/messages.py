@@ -33,9 +33,10 @@ History: TypeAlias = Annotated[tuple[InstanceList, ...], Meta(max_length=4096)]
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=1):
-    """I live; ``hears`` bit n: I hear node n."""
+    """I live; ``hears`` bit n: I hear node n; ``accepted``: greatest view number I accepted."""
 
     hears: Number
+    accepted: Number
 
 
 class Propose(Struct, frozen=True, array_like=True, tag=2):

@@ -179,7 +179,15 @@ class GhostsReleased:
     incarnation: int
 
 
-Reply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """Not an answer: the link to a member broke, and messages of this attempt with it.  Only a new attempt helps."""
+
+    attempt: int
+    node: int  # the member at the other end
+
+
+Reply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased | LinkLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,7 @@ REPLIES: dict[str, type[Reply]] = {
     "resumed": Resumed,
     "replayed": Replayed,
     "ghosts_released": GhostsReleased,
+    "link_lost": LinkLost,
 }
 _TAGS: dict[type[Any], str] = {cls: tag for table in (ORDERS, REPLIES) for tag, cls in table.items()}
 

@@ -11,20 +11,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
-from dlm.modes import EX, NL
-from dlm.names import Resource
-from membership.errors import CorruptionError
-from membership.label import BLOCK_BYTES
-from membership.seams import SectorDevice
+import trio
 
 from matrixfs.fs.groups import Group, decode_group_untrusted
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.resources import GROUP
+from matrixfs.locks.modes import EX, NL
+from matrixfs.locks.resources import GROUP, Resource
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptionError
+from membership.label import BLOCK_BYTES
+from membership.seams import SectorDevice
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Allocator:
         self._is_local = is_local
         self._home = start % superblock.groups
         self._retired: dict[int, tuple[Group, Lock]] = {}
+        self._settling = trio.Lock()
         self._broken: set[int] = set()
         self.promised = 0  # blocks that buffered writes will need
 
@@ -237,16 +238,17 @@ class Allocator:
 
     async def settle(self) -> None:
         """Make tombstones durable in place and let their numbers be used again."""
-        retired, self._retired = self._retired, {}
-        if not retired:
-            return
-        await self._journal.commit()
-        await self._journal.release(retired)
-        for number, (group, lock) in retired.items():
-            group.reuse(number, 1)
-            lock.blocks.clear()
-            lock.subject = None
-            self._locks.discard(lock)
+        async with self._settling:  # whoever gives a group away must wait for a round under way
+            retired, self._retired = self._retired, {}
+            if not retired:
+                return
+            await self._journal.commit()
+            await self._journal.release(retired)
+            for number, (group, lock) in retired.items():
+                group.reuse(number, 1)
+                lock.blocks.clear()
+                lock.subject = None
+                self._locks.discard(lock)
 
     async def surrender(self, lock: Lock, mode: int) -> None:
         """Callout: a peer wants the group (``mode`` below EX)."""
@@ -254,10 +256,8 @@ class Allocator:
         if group is None:
             return
         assert group.taken == 0, f"group {group.index} surrendered with {group.taken} blocks taken"
-        mine = [number for number, (of, _) in self._retired.items() if of is group]
-        if mine:
-            await self.settle()
-        if self._journal.holds(group) or mine:
+        await self.settle()
+        if self._journal.holds(group):
             await self._journal.commit()
         await self._journal.release([group.address])
         if mode == NL:

@@ -7,11 +7,10 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dlm.modes import PR
-
 from matrixfs.fs import data
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.locks.modes import PR
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume

@@ -5,9 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from membership.errors import CorruptRecord
-from membership.seams import Buffer
-
 from matrixfs.ondisk.directory import (
     DISAMBIGUATION_BITS,
     DirectoryLeafRecord,
@@ -30,6 +27,8 @@ from matrixfs.ondisk.index import (
     unpack_pairs_untrusted,
 )
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.journal import Transaction

@@ -6,17 +6,16 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from dlm.modes import EX, PR
-from membership.label import BLOCK_BYTES
-from membership.seams import Buffer
-
 from matrixfs.fs import extents
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
+from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, TAIL_BYTES
+from membership.label import BLOCK_BYTES
+from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -122,19 +121,35 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
 def put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
     """Change the bytes of an exclusively held inode in memory.  No checkpoint."""
     end = offset + len(data)
+    if offset > inode.size:
+        _zero_tail(volume, inode, offset)
     if isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES:
         old = inode.root
         gap = bytes(max(0, offset - len(old)))
         inode.root = b"".join((old[:offset], gap, data, old[end:]))
         inode.size = inode.size_on_disk = len(inode.root)
     else:
-        if inode.dirty is None:
-            inode.dirty = DirtyRanges()
-        before = inode.dirty.length
-        inode.dirty.write(offset, data)
-        inode.size = max(inode.size, end)
-        volume.write_back.noted(inode, inode.dirty.length - before)
+        _buffer(volume, inode, offset, data)
     volume.touch(inode, data=True)
+
+
+def _zero_tail(volume: Volume, inode: Inode, end: int) -> None:
+    """Before the file grows to ``end`` with a gap: the rest of its last block must read as zeros.
+
+    What lies there on the store is of no file: a truncation, or a crash while the file grew, may have left anything.
+    """
+    tail = -inode.size % BLOCK_BYTES
+    if tail and not isinstance(inode.root, bytes):
+        _buffer(volume, inode, inode.size, bytes(min(tail, end - inode.size)))
+
+
+def _buffer(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
+    if inode.dirty is None:
+        inode.dirty = DirtyRanges()
+    before = inode.dirty.length
+    inode.dirty.write(offset, data)
+    inode.size = max(inode.size, offset + len(data))
+    volume.write_back.noted(inode, inode.dirty.length - before)
 
 
 async def resize(volume: Volume, inode: Inode, size: int) -> None:
@@ -156,13 +171,6 @@ async def resize(volume: Volume, inode: Inode, size: int) -> None:
 
 
 async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
-    tail_zeros = 0
-    if isinstance(inode.root, bytes):
-        inode.root = inode.root[:size]
-    elif size % BLOCK_BYTES:
-        last = await extents.pieces(volume, inode, size // BLOCK_BYTES, 1)
-        if last[0].physical:  # the rest of the last block must read as zeros if the file grows again
-            tail_zeros = BLOCK_BYTES - size % BLOCK_BYTES
     # No checkpoint up to the first step of the truncation.
     if inode.dirty is not None:
         before = inode.dirty.length
@@ -172,12 +180,12 @@ async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
             volume.write_back.drop(inode)
     inode.size = size
     inode.size_on_disk = min(inode.size_on_disk, size)
-    if tail_zeros:
-        if inode.dirty is None:
-            inode.dirty = DirtyRanges()
-        inode.dirty.write(size, bytes(tail_zeros))
-        volume.write_back.noted(inode, tail_zeros)
-    if not isinstance(inode.root, bytes):
+    if isinstance(inode.root, bytes):
+        inode.root = inode.root[:size]
+        if inode.dirty is None and len(inode.root) < size:  # what is cut was all that made it longer than its inode's
+            inode.size = inode.size_on_disk = len(inode.root)
+            _extend(volume, inode, size)
+    else:
         volume.journal.add(inode)
         await extents.truncate(volume, inode, -(-size // BLOCK_BYTES))
         if size == 0:
@@ -194,6 +202,7 @@ def _extend(volume: Volume, inode: Inode, size: int) -> None:
         # What lies in the inode moves out with the next write-back, and the new size with it.
         put(volume, inode, size - 1, b"\0")
         return
+    _zero_tail(volume, inode, size)
     inode.size = size
     if inode.dirty is None:
         inode.size_on_disk = size

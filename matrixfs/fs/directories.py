@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, NamedTuple
 
 from matrixfs.fs import tree
@@ -106,7 +106,7 @@ def _changed(volume: Volume, directory: Inode) -> None:
     volume.touch(directory, data=True)
 
 
-async def entries_from(volume: Volume, directory: Inode, key: int) -> AsyncIterator[Entry]:
+async def entries_from(volume: Volume, directory: Inode, key: int) -> AsyncGenerator[Entry, None]:
     """All entries with keys from ``key`` on, in order."""
     at: int | None = key
     while at is not None and at <= KEY_MAX:

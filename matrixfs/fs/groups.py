@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from sortedcontainers import SortedDict
 
-from membership.errors import CorruptRecord
-from membership.seams import Buffer
-
 from matrixfs.fs.blocks import Block
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
 
 SCAN_MAX = 64  # runs looked at for a good fit before a bad one is taken
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dlm.modes import EX, PR
-
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
+from matrixfs.locks.modes import EX, PR
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume

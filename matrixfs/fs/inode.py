@@ -5,14 +5,13 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from membership.errors import CorruptRecord
-from membership.seams import Buffer
-
 from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, decode_index_untrusted
 from matrixfs.ondisk.directory import unpack_entries_untrusted
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptRecord
+from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.dirty import DirtyRanges

@@ -27,10 +27,6 @@ from typing import NamedTuple
 import trio
 from fastcrc import crc32
 
-from membership.errors import Fenced
-from membership.label import BLOCK_BYTES
-from membership.seams import Clock, SectorDevice
-
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.parallel import for_each
 from matrixfs.ondisk.journal import (
@@ -44,6 +40,9 @@ from matrixfs.ondisk.journal import (
     pack_frame_body,
 )
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import Fenced
+from membership.label import BLOCK_BYTES
+from membership.seams import Clock, SectorDevice
 
 log = logging.getLogger(__name__)
 

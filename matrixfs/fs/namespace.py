@@ -11,14 +11,13 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dlm.modes import EX, PR
-
 from matrixfs.fs import data, directories
 from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
 from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
 from matrixfs.fs.rename import rename
+from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.inode import TAIL_BYTES
 
 if TYPE_CHECKING:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from matrixfs.ondisk.superblock import READ_ONLY_COMPATIBLE_KNOWN, Superblock
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES
 from membership.seams import SectorDevice
-
-from matrixfs.ondisk.superblock import READ_ONLY_COMPATIBLE_KNOWN, Superblock
 
 
 async def read_superblock(area: SectorDevice) -> Superblock:

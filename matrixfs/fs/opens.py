@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dlm.modes import EX, PR
-from dlm.names import Resource
-from membership.errors import MatrixError
-
 from matrixfs.fs import directories, extents
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.resources import OPEN
+from matrixfs.locks.modes import EX, PR
+from matrixfs.locks.resources import OPEN, Resource
 from matrixfs.ondisk.superblock import ORPHANS_START
+from membership.errors import MatrixError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -122,6 +120,9 @@ class Opens:
         if self.is_open(ino):
             return
         volume = self._volume
+        with Held(volume) as held:  # most files that are closed have names: don't take their lock from a peer
+            if (await held.shared(ino)).nlink:
+                return
         with Held(volume) as held:
             inode = await held.exclusive(ino)
             if inode.nlink or not inode.orphaned_by:

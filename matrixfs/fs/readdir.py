@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import aclosing
 from typing import TYPE_CHECKING
-
-from dlm.modes import PR
-from membership.errors import CorruptionError
 
 from matrixfs.fs import directories
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
+from matrixfs.locks.modes import PR
 from matrixfs.ondisk.directory import COOKIE_BASE, Entry
+from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -37,10 +37,11 @@ async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tup
         if not directory.is_directory:
             raise OSError(errno.ENOTDIR, "no directory")
         found: list[Entry] = []
-        async for entry in directories.entries_from(volume, directory, max(0, cookie - COOKIE_BASE + 1)):
-            found.append(entry)
-            if len(found) >= limit:
-                break
+        async with aclosing(directories.entries_from(volume, directory, max(0, cookie - COOKIE_BASE + 1))) as listing:
+            async for entry in listing:
+                found.append(entry)
+                if len(found) >= limit:
+                    break
         unreadable: dict[int, Inode] = {}
         await _load(volume, found, unreadable)
         listed = _covered(volume, found, unreadable)

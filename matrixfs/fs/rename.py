@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from dlm.modes import EX
-
 from matrixfs.fs import directories
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.names import check_directory, check_living, make_orphan, reserve
+from matrixfs.locks.modes import EX
 from matrixfs.ondisk.superblock import ROOT_INODE
 
 if TYPE_CHECKING:

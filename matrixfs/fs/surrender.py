@@ -17,10 +17,9 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from dlm.modes import EX, PR
-
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
+from matrixfs.locks.modes import EX, PR
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume

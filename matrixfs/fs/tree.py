@@ -8,15 +8,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
-from membership.errors import CorruptRecord
-from membership.label import BLOCK_BYTES
-
 from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, TreeBlock, decode_tree_block_untrusted
 from matrixfs.fs.inode import Inode
 from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.index import BODY_BYTES, PAIR_BYTES
 from matrixfs.ondisk.inode import DEPTH_MAX, TAIL_BYTES
+from membership.errors import CorruptRecord
+from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from matrixfs.fs.allocation import Reservation

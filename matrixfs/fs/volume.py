@@ -9,11 +9,6 @@ from typing import Protocol
 
 import trio
 
-from dlm.names import Resource
-from membership.errors import CorruptionError
-from membership.label import BLOCK_BYTES
-from membership.seams import Clock, Rng, SectorDevice
-
 from matrixfs.fs.allocation import Allocator
 from matrixfs.fs.inode import Inode, decode_inode_untrusted
 from matrixfs.fs.journal import Journal
@@ -22,8 +17,11 @@ from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.resources import INODE, RENAME
+from matrixfs.locks.resources import INODE, RENAME, Resource
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptionError
+from membership.label import BLOCK_BYTES
+from membership.seams import Clock, Rng, SectorDevice
 
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 

@@ -6,17 +6,17 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-from dlm.modes import EX
-from membership.label import BLOCK_BYTES
-
 from matrixfs.fs import extents, tree
 from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
+from matrixfs.locks.lock import Lock
+from matrixfs.locks.modes import EX
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import DEPTH_MAX, TAIL_BYTES
+from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -50,7 +50,7 @@ class WriteBack:
         except OSError:
             if not self._since:
                 raise
-            await self.all(but=inode)  # promises are upper bounds: the exact need may be smaller
+            await self._idle_ones()  # promises are upper bounds: the exact need may be smaller
             await self.flush(inode)
             await allocator.promise(blocks)
 
@@ -95,24 +95,33 @@ class WriteBack:
             now = self._volume.clock.monotonic()
             await self._some([ino for ino, since in self._since.items() if now - since >= AGE_MAX])
 
-    async def all(self, but: Inode | None = None) -> None:
+    async def all(self) -> None:
         """Write back everything buffered at the time of the call."""
-        await self._some([ino for ino in self._since if but is None or ino != but.ino])
+        await self._some(list(self._since))
 
     async def _some(self, numbers: list[int]) -> None:
-
         async def one(ino: int) -> None:
             lock = self._volume.inode_lock(ino)
             if lock.mode < EX:
                 return  # surrendered meanwhile, and flushed with that
             await lock.hold(EX, exclusive=True)
-            try:
-                if lock.subject is not None:
-                    await self.flush_or_note(lock.subject)
-            finally:
-                lock.drop(EX, exclusive=True)
+            await self._flush_held(lock)
 
         await for_each(numbers, one, workers=WRITES_AT_ONCE)
+
+    async def _idle_ones(self) -> None:
+        """Write back what nobody is using: the caller holds a file, so it must not wait for another's lock."""
+        for ino in list(self._since):
+            lock = self._volume.inode_lock(ino)
+            if lock.try_hold(EX, exclusive=True):
+                await self._flush_held(lock)
+
+    async def _flush_held(self, lock: Lock) -> None:
+        try:
+            if lock.subject is not None:
+                await self.flush_or_note(lock.subject)
+        finally:
+            lock.drop(EX, exclusive=True)
 
     # --- one file --------------------------------------------------------------------------------------------
 
@@ -231,4 +240,7 @@ class WriteBack:
             volume.journal.add(group)
             tree.insert(volume, inode, path, extent, spare)
             inode.blocks += extent.length
+            # All before is on the store, so the size may follow: no commit leaves blocks behind the end of a file.
+            end = (extent.logical + extent.length) * BLOCK_BYTES
+            inode.size_on_disk = max(inode.size_on_disk, min(inode.size, end))
             volume.journal.add(inode)

@@ -42,8 +42,8 @@ class _Orphans:
         """See ``directory.EnterEntry``."""
         context, number = self._context, place.entry.inode
         if place.entry.name != b"%016x" % number:
-            context.findings.add(ORPHAN_NAME, directory=place.directory, inode=number, name=place.name)
-        if context.map.is_inode(number):
+            context.findings.add(ORPHAN_NAME, place.removal, directory=place.directory, inode=number, name=place.name)
+        if context.area.superblock.is_inode_number(number) and context.map.is_inode(number):
             context.findings.add(ORPHAN_LINKED, place.removal, inode=number, directory=place.directory)
             return Verdict(is_removed=True)
         inode = decode_inode(context, number, data, place.name) if data is not None else None

@@ -99,7 +99,9 @@ DIRECTORY_CHILDREN = _problem(
 ORPHAN = _problem(
     "orphan", "inode {inode} has no name and waits in journal {journal}'s list to be freed", "freed", is_note=True
 )
-ORPHAN_NAME = _problem("orphan-name", "orphan directory {directory} lists inode {inode} under the name {name}")
+ORPHAN_NAME = _problem(
+    "orphan-name", "orphan directory {directory} lists inode {inode} under the name {name}", "removed from the list"
+)
 ORPHAN_LINKED = _problem(
     "orphan-linked", "inode {inode} stands in orphan directory {directory}, but has a name", "removed from the list"
 )

@@ -11,8 +11,9 @@ revoking     a peer waits; no new local holder gets in       last local holder d
 demoting     the surrender callout flushes and purges        its end: RELEASE to the DLM
 ============ =============================================== ===================================
 
-A revoke of a lock that is being used over and over is put off until ``MIN_HOLD`` after the grant, so
-that its holder makes progress instead of passing the lock back and forth for single operations.
+A revoke of a lock that is being used over and over is put off, at most until ``MIN_HOLD`` after the grant,
+so that its holder makes progress instead of passing the lock back and forth for single operations.  When
+it is not used for ``IDLE`` the holder has had its turn.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from dlm.client import Grant
 from dlm.messages import NEVER
 from dlm.modes import EX, NL, PR
 from dlm.names import Resource
-from membership.seams import Clock
-
 from matrixfs.locks.lock import Callouts, Lock, Waiter
 from matrixfs.locks.resources import describe
+from membership.seams import Clock
 
 log = logging.getLogger(__name__)
 
-MIN_HOLD = 0.008  # seconds from the grant; anchors.md 7.5
+MIN_HOLD = 0.015  # seconds from the grant; anchors.md 7.5
+IDLE = 0.001  # seconds
 MIN_HOLD_USES = 3  # fewer uses since the grant: lookup then write, or one write, need no protection
 LOCKS_MAX = 200_000  # cached locks beyond this are reclaimed, least recently used first
 RECLAIM_INTERVAL = 1.0  # seconds
@@ -182,16 +183,19 @@ class LockCache:
         lock.revoke_to = mode if lock.revoke_to is None else min(mode, lock.revoke_to)
         if lock.revoking:
             return
-        delay = lock.granted_at + MIN_HOLD - self._clock.monotonic()
-        if delay > 0 and lock.uses >= MIN_HOLD_USES and self._nursery is not None:
+        end = lock.granted_at + MIN_HOLD
+        if lock.uses >= MIN_HOLD_USES and self._clock.monotonic() < end and self._nursery is not None:
             self.deferred += 1
-            self._nursery.start_soon(self._revoke_later, lock, delay)
+            self._nursery.start_soon(self._revoke_later, lock, end)
             return
         lock.revoking = True
         self.advance(lock)
 
-    async def _revoke_later(self, lock: Lock, delay: float) -> None:
-        await self._clock.sleep(delay)
+    async def _revoke_later(self, lock: Lock, end: float) -> None:
+        used = -1
+        while used != lock.uses and self._clock.monotonic() < end and not lock.revoking:
+            used = lock.uses
+            await self._clock.sleep(IDLE)
         if lock.revoke_to is not None and not lock.revoking:
             lock.revoking = True
             self.advance(lock)

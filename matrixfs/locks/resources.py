@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dlm.names import Resource
 
+__all__ = ["GROUP", "INODE", "OPEN", "RENAME", "Resource", "describe"]
+
 RENAME = 1
 INODE = 2
 OPEN = 3

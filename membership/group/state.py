@@ -189,7 +189,10 @@ class GroupCore:
         if isinstance(body, Heartbeat):
             if node in self.peers:
                 self.peers[node].hears = frozenset(n for n in range(NODE_SLOTS) if body.hears >> n & 1)
-                self._is_stray |= self._is_astray(node, view, now)
+                self._is_stray |= self._is_astray(node, {view, body.accepted}, now)
+            self._highest = max(self._highest, body.accepted)
+            if self._proposal is not None and self._proposal.number < body.accepted:
+                self._proposal, self._is_stray = None, True
         elif isinstance(body, Propose):
             self._on_propose(node, body)
         elif isinstance(body, Accept):
@@ -230,13 +233,13 @@ class GroupCore:
     def _beat(self, now: float) -> None:
         mask = sum(1 << node for node in self.hears())
         for node in self.peers:
-            self._out.post(node, Heartbeat(mask))
+            self._out.post(node, Heartbeat(mask, self._accepted))
         self._next_heartbeat = now + self._timing.heartbeat
 
-    def _is_astray(self, node: int, view: int, now: float) -> bool:
-        """A member that missed Install, or took another view meanwhile, and had the time to tell."""
+    def _is_astray(self, node: int, numbers: set[int], now: float) -> bool:
+        """A member that missed Install, or accepted another view since, and had the time to come back."""
         late = now - self._installed_at > 2 * self._timing.heartbeat
-        return late and node in self.view.members and view != self.view.number
+        return late and node in self.view.members and numbers != {self.view.number}
 
     def _members_of(self, view: View) -> frozenset[tuple[int, int]]:
         return frozenset((a.node, a.incarnation) for a in view.members.values())
@@ -251,7 +254,7 @@ class GroupCore:
         """702: has the membership changed?  Then the coordinator of the new set proposes it."""
         desired = self._desired()
         if self._proposal is not None and self._proposal.members != desired:
-            self._proposal = None
+            self._proposal, self._is_stray = None, True  # who accepted it waits for a greater one
         if (desired == self._members_of(self.view) and not self._is_stray) or self._proposal is not None:
             return
         addresses = self.addresses()
@@ -274,9 +277,12 @@ class GroupCore:
         self._highest = max(self._highest, body.number)
         addresses = self.addresses()
         known = all(n in addresses and addresses[n].incarnation == inc for n, inc in body.members)
-        if body.number < self._accepted or not known or not {n for n, _ in body.members} <= self.hears():
+        if body.number < self._accepted:
+            return  # the proposer learns the greater number from our heartbeats
+        if not known or not {n for n, _ in body.members} <= self.hears():
             return
-        if lowest([addresses[n] for n, _ in body.members]) != node:
+        # Only from the coordinator we would choose: in a half-cut triangle two of them court the third node.
+        if lowest([addresses[n] for n, _ in self._desired()]) != node:
             return
         self._accepted = body.number
         self._out.post(node, Accept(body.number))
@@ -305,5 +311,5 @@ class GroupCore:
     def _install(self, number: int, members: Iterable[tuple[int, int]], now: float) -> None:
         addresses = self.addresses()
         self.view = View(number, {node: addresses[node] for node, _ in members})
-        self._installed_at = now
+        self._installed_at, self._is_stray = now, False
         self._out.tell(ViewInstalled(self.view))

@@ -438,9 +438,10 @@ class AdminCore:
 
     def _administrate(self) -> None:
         for node, incarnation in self.header.fencing.items():
-            if (node, incarnation) not in self._fencing | self._confirmed:
-                self._fencing.add((node, incarnation))
-                self._out.tell(FenceOrder(node, incarnation, self._evicted_at[node, incarnation]))
+            key, evicted_at = (node, incarnation), self._evicted_at[node, incarnation]
+            if key not in self._fencing | self._confirmed and evicted_at != float("inf"):
+                self._fencing.add(key)
+                self._out.tell(FenceOrder(node, incarnation, evicted_at))
         if not self._busy and self._wanted() != (self.header.members, self.header.fencing):
             self._take(self._next_generation())
 

@@ -24,6 +24,7 @@ from membership.messages import (
 )
 from membership.orders import (
     GhostsReleased,
+    LinkLost,
     JournalState,
     Rebuild,
     ReleaseGhosts,
@@ -116,6 +117,8 @@ def _key(item: Order | Reply) -> object:
         return ("replay", item.node, item.incarnation)
     if isinstance(item, ReleaseGhosts | GhostsReleased):
         return ("release", item.node, item.incarnation)
+    if isinstance(item, LinkLost):
+        return ("link lost", item.node)
     names = {"Suspend": "suspend", "Rebuild": "rebuild", "Resume": "resume"}
     names |= {"Suspended": "suspend", "Rebuilt": "rebuild", "Resumed": "resume"}
     return names[type(item).__name__]

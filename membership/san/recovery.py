@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from membership.orders import (
     GhostsReleased,
     JournalOwner,
+    LinkLost,
     Rebuild,
     Rebuilt,
     ReleaseGhosts,
@@ -218,6 +219,8 @@ class FilesystemRecovery:
             return
         if isinstance(reply, Replayed):
             self._on_replayed(node, reply)
+        elif isinstance(reply, LinkLost):
+            self._is_changed = self._is_changed or (reply.attempt == self.attempt and self.phase is not Phase.ERROR)
         elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
             other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
             if not other:

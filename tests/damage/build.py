@@ -72,13 +72,19 @@ class Built:
         group.free = group.blocks - (bits & ((1 << group.blocks) - 1)).bit_count()
         await self.put(group)
 
-    async def entries(self, name: str) -> tuple[Record, list[Entry]]:
-        """The leaf of a directory of depth 0, or the first leaf of one of depth 1, and its entries."""
-        inode = await self.inode(name)
+    async def entries(self, directory: str, name: bytes | None = None) -> tuple[Record, list[Entry]]:
+        """The leaf of a directory of depth 0, or the one with ``name`` of a directory of depth 1, and its entries."""
+        inode = await self.inode(directory)
         if inode.depth == 0:
-            return inode, unpack_entries_untrusted(inode.tail, inode.entries, name)
-        leaf = await self.record(int.from_bytes(inode.tail[8:16], "little"), DirectoryLeafRecord)
-        return leaf, unpack_entries_untrusted(leaf.body, leaf.entries, name)
+            return inode, unpack_entries_untrusted(inode.tail, inode.entries, directory)
+        assert inode.depth == 1
+        for at in range(inode.entries):
+            child = int.from_bytes(inode.tail[16 * at + 8 : 16 * at + 16], "little")
+            leaf = await self.record(child, DirectoryLeafRecord)
+            entries = unpack_entries_untrusted(leaf.body, leaf.entries, directory)
+            if any(entry.name == name for entry in entries):
+                return leaf, entries
+        raise AssertionError(f"{name!r} is not in {directory}")
 
     async def set_entries(self, leaf: Any, entries: Sequence[Entry]) -> None:
         name = "tail" if isinstance(leaf, InodeRecord) else "body"

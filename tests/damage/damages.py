@@ -122,7 +122,7 @@ async def _(built: Built) -> None:
     await flip(built, built.inodes["small"])
 
 
-@damage("inode-damaged", repaired=False, also=("lost-inode",))
+@damage("inode-damaged", repaired=False, also=("lost-inode", "block-leaked", "inode-nlink"))
 async def _(built: Built) -> None:
     await flip(built, built.inodes["dir"])
 
@@ -137,7 +137,7 @@ async def _(built: Built) -> None:
     await built.change("small", layout=9)
 
 
-@damage("inode-layout", repaired=False)
+@damage("inode-layout", repaired=False, also=("block-leaked",))
 async def _(built: Built) -> None:
     await built.change("extents", depth=99)
 
@@ -147,7 +147,7 @@ async def _(built: Built) -> None:
     await built.change("small", size=4000)
 
 
-@damage("inode-layout", repaired=False)
+@damage("inode-layout", repaired=False, also=("inode-nlink",))
 async def _(built: Built) -> None:
     await built.change("dir/sub", layout=INLINE, size=0)
 
@@ -251,7 +251,7 @@ async def _(built: Built) -> None:
     await built.change("extents", tail=inode.tail[24:48] + inode.tail[:24])
 
 
-@damage("tree-root", repaired=False, also=("lost-inode",))
+@damage("tree-root", repaired=False, also=("lost-inode", "block-leaked", "inode-nlink"))
 async def _(built: Built) -> None:
     await built.change("dir", entries=200)
 
@@ -322,7 +322,7 @@ async def _(built: Built) -> None:
     await built.put(leaf)
 
 
-@damage("tree-order", repaired=False, also=("lost-inode", "directory-parent"))
+@damage("tree-order", repaired=False, also=("lost-inode", "block-leaked", "inode-nlink"))
 async def _(built: Built) -> None:
     inode = await built.inode("deep")
     first, second = child(inode.tail), child(inode.tail, 1)
@@ -345,13 +345,13 @@ async def _(built: Built) -> None:
     await built.change(ORPHANS_START, mode=stat.S_IFREG | 0o600)
 
 
-@damage("system-directory", repaired=False, also=("lost-inode",))
+@damage("system-directory", repaired=False, also=("lost-inode", "block-leaked", "inode-nlink"))
 async def _(built: Built) -> None:
     await built.change(ROOT_INODE, mode=stat.S_IFREG | 0o600)
 
 
 async def _change_entry(built: Built, directory: str, name: bytes, **fields: Any) -> None:
-    leaf, entries = await built.entries(directory)
+    leaf, entries = await built.entries(directory, name)
     await built.set_entries(leaf, [e._replace(**fields) if e.name == name else e for e in entries])
 
 
@@ -493,7 +493,7 @@ async def _(built: Built) -> None:
     await built.change("dir/open and unlinked", flags=FLAG_TRUNCATING, size=0)
 
 
-@damage("orphan-name", prepare=_orphan_file, repaired=False, also=("orphan",))
+@damage("orphan-name", prepare=_orphan_file, also=("orphan",))
 async def _(built: Built) -> None:
     await _change_entry_of(built, ORPHANS_START + 1, name=b"0" * 16)
 
@@ -536,7 +536,7 @@ async def _(built: Built) -> None:
 
 
 async def _remove_entry(built: Built, directory: str, name: bytes) -> None:
-    leaf, entries = await built.entries(directory)
+    leaf, entries = await built.entries(directory, name)
     await built.set_entries(leaf, [entry for entry in entries if entry.name != name])
     inode = await built.inode(directory)
     await built.change(directory, size=inode.size - 18 - len(name), children=inode.children - 1)

@@ -107,12 +107,12 @@ def crash_points(built: Built) -> range:
 async def test_a_repair_may_crash_anywhere(damage: Damage, mode: str) -> None:
     """F5: power loss at any write of a repair; the next one ends with a clean filesystem, and nothing new is lost."""
     built = await damage.make()
-    await fsck(built.volume.disk, Mode.REPAIR)
+    counts = (await fsck(built.volume.disk, Mode.REPAIR)).counts
     for k in crash_points(built):
         crashed = built.volume.disk.crash_image(k, mode, seed=k)
         outcome = await fsck(crashed, Mode.REPAIR)
         assert outcome.exit_code in (0, 1), (k, outcome.left)
-        assert (outcome.counts.files, outcome.counts.directories) == (52, 5)
+        assert outcome.counts == counts
 
 
 async def test_asking() -> None:
@@ -192,7 +192,7 @@ async def test_random_flips_never_crash_fsck_and_repairs_never_lose_what_was_sou
     disk, first = built.volume.disk, built.volume.first * 4096
     before = disk.snapshot()
     rng = random.Random(5)
-    used = [block for block in range(first // 4096, disk.size_bytes // 4096) if any(await disk.read(block * 4096, 64))]
+    used = [block for block in range(first // 4096, disk.size_bytes // 4096) if any(await disk.read(block * 4096, 512))]
     for _ in range(60):
         for _ in range(rng.choice((1, 2, 5))):
             disk.corrupt(

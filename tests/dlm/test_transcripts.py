@@ -76,7 +76,7 @@ def test_transcript(name, cluster_of, request):
                 out += player.play(line)
         blocks.append("\n".join([*commands, "----", *out]))
     seen = "\n\n".join(blocks) + "\n"
-    if request.config.getoption("--rewrite-dlm"):
+    if request.config.getoption("--rewrite-dlm", default=False):
         with open(path, "w", encoding="utf-8") as file:
             file.write(seen)
     else:

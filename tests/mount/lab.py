@@ -2,7 +2,7 @@
 
 Everything is started through the product's own commands, found in the virtual environment of the running
 Python and, for mount(8), through its helpers in /sbin.  ``Lab.close`` ends what was started, by pid, whatever state it
-is in.
+is in: stopped, half started, or waiting for a peer that is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from matrixfs.fuse import registry
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS_MAX = 120
 END_SECONDS_MAX = 30
+LOOK_SECONDS = 0.02  # between two looks at a condition that is waited for
 
 
 class LabError(Exception):
@@ -106,11 +107,14 @@ class Lab:
 
     def start(self, node: LabNode) -> None:
         """Start a node's matrixd; returns when it is a member."""
-        node.state.mkdir(parents=True, exist_ok=True)
-        self.run(
-            "matrixd", "--daemon", "--store", self.store, "--address", node.address, "--name", node.name, "--state", node.state,
-        )  # fmt: skip
+        self.run(*self.matrixd(node))
         node.pids.append(node.daemon_pid)
+
+    def matrixd(self, node: LabNode) -> list[str | Path]:
+        """The command line that starts a node's matrixd."""
+        return [
+            "matrixd", "--daemon", "--store", self.store, "--address", node.address, "--name", node.name, "--state", node.state,
+        ]  # fmt: skip
 
     def mount(self, node: LabNode, *options: str) -> None:
         """Mount the tree on a node, with plain mount(8)."""
@@ -125,8 +129,9 @@ class Lab:
 
     def stop(self, node: LabNode) -> None:
         """Stop a node's matrixd in good order."""
+        pid = node.daemon_pid
         self.run("matrixctl", "--state", node.state, "stop")
-        _wait_gone(node.pids[:1] and [node.pids[0]])
+        wait_gone([pid])
 
     def up(self) -> None:
         """Format, start and mount everything."""
@@ -150,6 +155,14 @@ class Lab:
         found: dict[str, Any] = json.loads(self.run("matrixctl", "--state", node.state, "status", "--json").stdout)
         return found
 
+    def counters(self, node: LabNode) -> dict[str, Any]:
+        """The counters of a node's mount process, as matrixctl status --json shows them."""
+        mounts = [mount for mount in self.status(node)["local_mounts"] if mount["mountpoint"] == str(node.mountpoint)]
+        if len(mounts) != 1 or mounts[0]["counters"] is None:
+            raise LabError(f"{node.name}: the mount process tells no counters: {mounts}")
+        found: dict[str, Any] = mounts[0]["counters"]
+        return found
+
     def fsck(self, *options: str) -> subprocess.CompletedProcess[str]:
         """fsck.matrixfs; the exit code is the caller's to judge."""
         return self.run("fsck.matrixfs", *options, self.store, check=False)
@@ -158,13 +171,27 @@ class Lab:
 
     def kill(self, node: LabNode) -> float:
         """SIGKILL matrixd and the mount process at once, as if the machine had died; when, by the monotonic clock."""
-        pids = [node.daemon_pid, node.mount_pid]
+        return self.kill_all([node])
+
+    def kill_all(self, nodes: Sequence[LabNode]) -> float:
+        """The same to several nodes at one instant."""
+        pids = [pid for node in nodes for pid in (node.daemon_pid, node.mount_pid)]
         at = time.monotonic()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        _wait_gone(pids)
-        self.detach(node)
+        _signal(pids, signal.SIGKILL)
+        wait_gone(pids)
+        for node in nodes:
+            self.detach(node)
         return at
+
+    def pause(self, node: LabNode) -> None:
+        """SIGSTOP to both processes: a node that hangs, and may wake up later."""
+        _signal([node.daemon_pid, node.mount_pid], signal.SIGSTOP)
+
+    def unpause(self, node: LabNode) -> None:
+        """SIGCONT to whatever of the node is still there."""
+        for pid in node.pids:
+            if self._is_ours(pid):
+                _signal([pid], signal.SIGCONT)
 
     def detach(self, node: LabNode) -> None:
         """Free a mount point whose process is gone."""
@@ -173,19 +200,30 @@ class Lab:
 
     def close(self) -> None:
         """End everything this lab started, and free its mount points; the files stay."""
+        for node in self.nodes:
+            self.unpause(node)
         with contextlib.suppress(LabError, subprocess.TimeoutExpired):
             self.down()
+        self.destroy()
+
+    def destroy(self) -> None:
+        """End everything this lab started without asking it."""
         for node in self.nodes:
-            for pid in node.pids:
-                if _is_ours(pid, self.directory, self.name):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            _signal([pid for pid in node.pids if self._is_ours(pid)], signal.SIGKILL)
             self.detach(node)
 
     def remove(self) -> None:
         """Close, and delete the lab's directory."""
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a pid still is a process of this lab: its command line names the lab's directory."""
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return str(self.directory).encode() in line
 
 
 def _alive(node: LabNode) -> bool:
@@ -195,22 +233,25 @@ def _alive(node: LabNode) -> bool:
         return False
 
 
-def _is_ours(pid: int, directory: Path, name: str) -> bool:
-    """Whether a pid still is a process of this lab: its command line names the lab's directory."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return str(directory).encode() in line
-
-
-def _wait_gone(pids: Sequence[int]) -> None:
-    deadline = time.monotonic() + END_SECONDS_MAX
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
-        while registry.start_ticks(pid) is not None:
-            if time.monotonic() > deadline:
-                raise LabError(f"process {pid} does not end")
-            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def wait_gone(pids: Sequence[int]) -> None:
+    """Wait for processes to end, whoever their parent is.  Raises LabError."""
+    for pid in pids:
+        wait_until(lambda pid=pid: registry.start_ticks(pid) is None, f"process {pid} ends")
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = END_SECONDS_MAX) -> None:
+    """Wait until ``condition()`` is true; ``seconds`` are for a broken product, not a bound under test.  Raises LabError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {seconds:g} s in vain until {what}")
+        time.sleep(LOOK_SECONDS)
 
 
 def walk_tree(top: Path) -> Iterator[Path]:

@@ -3,6 +3,9 @@
 Everything is the product's own code (``matrixfs.member.Member`` and all below it) but the network, the disk,
 the clock, and the administrator: a few lines here that give the orders of R5 in their order.  FUSE is replaced
 by direct calls of ``matrixfs.fs``.
+
+A kill may come at any instant, also while an attempt is under way: ``kill`` only fences, ``change`` recovers, and an
+attempt that waits for an answer of a dead mount gives up and the next one begins (R5: restartable at every step).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from matrixfs.ondisk.superblock import Superblock
 from membership.errors import Fenced
 from membership.orders import (
     GhostsReleased,
+    Order,
     Rebuild,
     Rebuilt,
     ReleaseGhosts,
@@ -37,6 +41,10 @@ from tests.sim.disk import SimDisk, SimPort
 from tests.sim.network import SimClock, SimNetwork, SimRng, SimTransport, deterministic_scheduling
 
 MIB = 1 << 20
+
+
+class Overtaken(Exception):
+    """A mount died that the attempt waited for."""
 
 
 class SimMount:
@@ -77,12 +85,21 @@ class SimMount:
 class World:
     """The disk, the network, the mounts, and their administrator."""
 
-    def __init__(self, seed: int, *, size: int = 48 * MIB, journals: int = 4, latency: tuple[float, float] = (0.0, 0.0004)) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        size: int = 48 * MIB,
+        journals: int = 4,
+        journal_blocks: int | None = None,
+        latency: tuple[float, float] = (0.0, 0.0004),
+    ) -> None:
         self.rng = random.Random(seed)
         self.clock = SimClock()
         self.network = SimNetwork(rng=random.Random(self.rng.random()), delay=(0.00005, 0.001))
         self.disk = SimDisk(size, 4096, seed=seed, latency=latency)
         self.journals = journals
+        self.journal_blocks = journal_blocks
         self.superblock: Superblock
         self.mounts: dict[int, SimMount] = {}
         self.dead: list[DeadInstance] = []
@@ -96,26 +113,33 @@ class World:
 
     async def format(self) -> None:
         self.superblock = await format_volume(
-            self.disk, name="sim", journals=self.journals, journal_blocks=None, clock=self.clock, rng=SimRng(1)
+            self.disk,
+            name="sim",
+            journals=self.journals,
+            journal_blocks=self.journal_blocks,
+            clock=self.clock,
+            rng=SimRng(1),
         )
 
     def replied(self, mount: SimMount, reply: Reply) -> None:
         self._replies.append((mount.instance, reply))
-        self._changed.set()
-        self._changed = trio.Event()
+        self._wake()
 
     # --- what tests call ----------------------------------------------------------------------------
 
     async def start(self, *nodes: int) -> list[SimMount]:
         """Mount on these nodes and wait until they may work."""
+        while any(dead.journal in nodes for dead in self.dead):  # each node has one journal here
+            await self.change()
         for node in nodes:
             self.incarnations += 1
             mount = self.mounts[node] = SimMount(self, node, self.incarnations)
             self._nursery.start_soon(mount.run)
         await self.change()
-        for node in nodes:
-            await self.mounts[node].member.wait_ready()
-        return [self.mounts[node] for node in nodes]
+        started = [self.mounts[node] for node in nodes if node in self.mounts]
+        for mount in started:
+            await mount.member.wait_ready()
+        return started
 
     def kill(self, node: int) -> SimMount:
         """SIGKILL and fence: nothing of it reaches the disk or a peer any more.  Recovery is ``change``."""
@@ -123,7 +147,10 @@ class World:
         mount.scope.cancel()
         mount.port.cut("killed")
         self.network.kill(node, "lockspace")
-        self.dead.append(DeadInstance(node, mount.instance.incarnation, mount.journal, tuple(self._views)))
+        views = tuple(view for view in self._views if mount.instance in view)
+        if views:  # else it never got as far as taking its journal
+            self.dead.append(DeadInstance(node, mount.instance.incarnation, mount.journal, views))
+        self._wake()
         return mount
 
     async def leave(self, node: int) -> None:
@@ -133,53 +160,74 @@ class World:
         del self.mounts[node]
         mount.scope.cancel()
         self.network.kill(node, "lockspace")
+        self._wake()
         await self.change()
 
     async def change(self, *, replay: bool = True) -> None:
-        """One attempt after a change of members, through to the release of ghosts (R5)."""
+        """Attempts after a change of members until one gets through, to the release of ghosts too (R5)."""
         async with self._admin:
-            self.attempt += 1
-            members = tuple(mount.transport.address for _, mount in sorted(self.mounts.items()))
-            if not members:
-                self._views.clear()
-                self.dead = [DeadInstance(d.node, d.incarnation, d.journal, ()) for d in self.dead]
-                return
-            view = LockspaceView(self.attempt, members, tuple(self.dead))
-            self._views.append(tuple(Instance(m.node, m.incarnation) for m in members))
-            await self._all(lambda _: Suspend(self.attempt), Suspended)
-            await self._all(lambda _: Rebuild(view, ()), Rebuilt)
-            for dead in [dead for dead in self.dead if not dead.views]:
-                await self._recover(dead)
-            await self._all(lambda mount: Resume(self.attempt, mount.journal), Resumed)
-            del self._views[:-1]
-            if replay:
-                await self.finish_recovery()
+            while True:
+                try:
+                    await self._attempt()
+                    if replay:
+                        await self.finish_recovery()
+                    return
+                except Overtaken:
+                    continue
 
     async def finish_recovery(self) -> None:
+        """Replay the journals of the dead and release what they held.  Raises Overtaken when another mount dies."""
         for dead in list(self.dead):
             await self._recover(dead)
 
+    async def _attempt(self) -> None:
+        self.attempt += 1
+        attempt = self.attempt
+        members = tuple(mount.transport.address for _, mount in sorted(self.mounts.items()))
+        if not members:  # nobody is left who knows anything: cold start comes next
+            self._views.clear()
+            self.dead = [DeadInstance(d.node, d.incarnation, d.journal, ()) for d in self.dead]
+            return
+        view = LockspaceView(attempt, members, tuple(self.dead))
+        self._views.append(tuple(Instance(m.node, m.incarnation) for m in members))
+        await self._all(lambda _: Suspend(attempt), Suspended)
+        await self._all(lambda _: Rebuild(view, ()), Rebuilt)
+        for dead in [dead for dead in self.dead if not dead.views]:
+            await self._recover(dead)
+        await self._all(lambda mount: Resume(attempt, mount.journal), Resumed)
+        del self._views[:-1]
+
     async def _recover(self, dead: DeadInstance) -> None:
+        if not self.mounts:
+            raise Overtaken
         replayer = self.mounts[min(self.mounts)]
         replayer.member.order(Replay(self.attempt, dead))
-        reply = await self._wait(replayer.instance, Replayed)
-        assert isinstance(reply, Replayed) and reply.ok, reply
+        reply = await self._wait(replayer, Replayed)
+        assert isinstance(reply, Replayed)
+        assert reply.ok, reply
         await self._all(lambda _: ReleaseGhosts(self.attempt, dead.node, dead.incarnation), GhostsReleased)
         self.dead.remove(dead)
 
-    async def _all(self, order: Callable[[SimMount], object], reply: type) -> None:
-        for _, mount in sorted(self.mounts.items()):
-            mount.member.order(order(mount))  # type: ignore[arg-type]
-        for _, mount in sorted(self.mounts.items()):
-            await self._wait(mount.instance, reply)
+    async def _all(self, order: Callable[[SimMount], Order], reply: type[Reply]) -> None:
+        mounts = [mount for _, mount in sorted(self.mounts.items())]
+        for mount in mounts:
+            mount.member.order(order(mount))
+        for mount in mounts:
+            await self._wait(mount, reply)
 
-    async def _wait(self, instance: Instance, kind: type) -> Reply:
+    async def _wait(self, mount: SimMount, kind: type[Reply]) -> Reply:
         while True:
+            if self.mounts.get(mount.instance.node) is not mount:
+                raise Overtaken
             for item in self._replies:
-                if item[0] == instance and isinstance(item[1], kind) and item[1].attempt == self.attempt:
+                if item[0] == mount.instance and isinstance(item[1], kind) and item[1].attempt == self.attempt:
                     self._replies.remove(item)
                     return item[1]
             await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 @asynccontextmanager

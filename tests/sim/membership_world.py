@@ -250,12 +250,12 @@ class World:
 
     # -- what a test calls
 
-    async def start(self, number: int, *, wait: bool = True) -> Machine:
-        """Start (or restart) matrixd number 1, 2...: name n1, address 10.0.0.1."""
+    async def start(self, number: int, *, wait: bool = True, host: int | None = None) -> Machine:
+        """Start (or restart) matrixd number 1, 2...: name n1, address 10.0.0.1; ``host``: on another machine."""
         name = f"n{number}"
         old = self.machines.get(name)
         assert old is None or not old.running
-        boot = b"B" * 16 if self.one_machine else bytes([number]) * 16
+        boot = b"B" * 16 if self.one_machine else bytes([host or number]) * 16
         machine = Machine(self, name, f"10.0.0.{number}", boot)
         machine.pid = next(self._pids)
         machine.port = self.disk.port(f"{name}-{machine.pid}")

@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import mmap
@@ -46,7 +47,7 @@ class BufferPool:
     def take(self, length: int) -> AlignedBuffer:
         """A buffer of at least ``length`` bytes (1 .. TRANSFER_BYTES_MAX); its content is arbitrary."""
         assert 0 < length <= TRANSFER_BYTES_MAX, length
-        size = next(size for size in _CLASSES if size >= length)
+        size = _CLASSES[bisect.bisect_left(_CLASSES, length)]
         idle = self._free[size]
         if not idle:
             idle.extend(_cut(size))

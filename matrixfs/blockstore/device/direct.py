@@ -99,9 +99,10 @@ class DirectDevice:
             await trio.lowlevel.checkpoint()
             return b""
         engine = self._enter()
-        buffers = [engine.buffers.take(size) for size in _parts(length)]
+        parts = _parts(length)
+        buffers = [engine.buffers.take(size) for size in parts]
         try:
-            views = [buffer.view[:size] for buffer, size in zip(buffers, _parts(length), strict=True)]
+            views = [buffer.view[:size] for buffer, size in zip(buffers, parts, strict=True)]
             await self._transfer(engine, Kind.READ, offset, views, buffers, guard=guard)
             self.counters.reads += 1
             self.counters.bytes_read += length
@@ -237,6 +238,8 @@ class DirectDevice:
 
 def _parts(length: int) -> list[int]:
     """``length`` split at TRANSFER_BYTES_MAX."""
+    if length <= TRANSFER_BYTES_MAX:
+        return [length]
     whole, rest = divmod(length, TRANSFER_BYTES_MAX)
     return [TRANSFER_BYTES_MAX] * whole + ([rest] if rest else [])
 

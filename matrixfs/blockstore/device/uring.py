@@ -31,6 +31,8 @@ _FEATURES_NEEDED = 1 << 0 | 1 << 1  # one mmap for both rings; completions are n
 _OFFSET_SQES = 0x10000000
 _REGISTER_EVENTFD, _REGISTER_PROBE = 4, 8
 _PROBE_OPERATIONS, _PROBE_SUPPORTED = 64, 1
+_ONE: Final = ctypes.c_uint(1)
+_PROBE_ROOM: Final = ctypes.c_uint(_PROBE_OPERATIONS)
 _OPCODE: Final = {Kind.READ: 22, Kind.WRITE: 23, Kind.FLUSH: 3}
 _FSYNC_DATASYNC = 1
 
@@ -45,6 +47,9 @@ COMPLETIONS = 1024
 assert _PARAMS.size == 120
 assert _SQE.size == 64
 assert _CQE.size == 16
+
+# min_complete, flags, signal mask, its size.  Typed: a bare int leaves the upper half of a variadic argument undefined.
+_ENTER_REST: Final = (ctypes.c_uint(0), ctypes.c_uint(0), ctypes.c_void_p(None), ctypes.c_size_t(0))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -81,7 +86,7 @@ class Ring:
         try:
             self._require_operations()
             descriptor = ctypes.c_int(wake_fd)
-            _call(_REGISTER, ctypes.c_int(self._fd), ctypes.c_uint(_REGISTER_EVENTFD), ctypes.byref(descriptor), 1)
+            _call(_REGISTER, ctypes.c_int(self._fd), ctypes.c_uint(_REGISTER_EVENTFD), ctypes.byref(descriptor), _ONE)
             self._map(_PARAMS.unpack(params))
         except BaseException:
             os.close(self._fd)
@@ -90,7 +95,7 @@ class Ring:
     def _require_operations(self) -> None:
         probe = bytearray(16 + 8 * _PROBE_OPERATIONS)
         memory = (ctypes.c_char * len(probe)).from_buffer(probe)
-        _call(_REGISTER, ctypes.c_int(self._fd), ctypes.c_uint(_REGISTER_PROBE), memory, _PROBE_OPERATIONS)
+        _call(_REGISTER, ctypes.c_int(self._fd), ctypes.c_uint(_REGISTER_PROBE), memory, _PROBE_ROOM)
         for opcode in _OPCODE.values():
             _, _, flags, _ = struct.unpack_from("<BBHI", probe, 16 + 8 * opcode)
             if not flags & _PROBE_SUPPORTED:
@@ -125,9 +130,7 @@ class Ring:
             self._fill(slot * _SQE.size, operation, key)
         self._words[self._sq_tail] = (tail + len(entries)) & 0xFFFFFFFF
         try:
-            taken = _call(
-                _ENTER, ctypes.c_int(self._fd), ctypes.c_uint(len(entries)), ctypes.c_uint(0), ctypes.c_uint(0), None, 0
-            )
+            taken = _call(_ENTER, ctypes.c_int(self._fd), ctypes.c_uint(len(entries)), *_ENTER_REST)
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.EBUSY}:
                 raise

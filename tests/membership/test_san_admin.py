@@ -1,0 +1,261 @@
+"""Figures 10 and 11 on the pure core: candidate, commit, undo, eviction, late writers (002-36 to 002-45)."""
+
+from __future__ import annotations
+
+import pytest
+
+from membership.effects import Outbox
+from membership.group.state import View
+from membership.label import DEFAULT_TIMING
+from membership.messages import CandidateFailed, Commit, HeaderChanged, JoinRequest, LeaveRequest, Nominate, Undo, Won
+from membership.san.admin import (
+    AdminCore,
+    FenceOrder,
+    HeaderInForce,
+    Log,
+    NodeDead,
+    ReadHeader,
+    Role,
+    TakeGeneration,
+    WriteHeader,
+)
+from membership.san.ballot import Decided, Passed
+from membership.san.fence import FenceResult
+from membership.san.header import NOBODY, make_header
+from membership.seams import PeerAddress
+
+CLUSTER = b"C" * 16
+NODES = {n: PeerAddress(n, 100 + n, f"10.0.0.{n + 1}", 7) for n in range(3)}
+CONFIRMED = FenceResult(confirmed=True, driver="process", detail="killed")
+
+
+def header(generation: int, administrator: int = NOBODY, members=(), fencing=()):
+    return make_header(
+        CLUSTER,
+        generation,
+        administrator=administrator,
+        members={n: 100 + n for n in members},
+        fencing={n: 100 + n for n in fencing},
+    )
+
+
+class Rig:
+    """One AdminCore; ``drive`` gives what it wants done."""
+
+    def __init__(self, me: int = 0, view=(0, 1, 2), start=None, number: int = 7) -> None:
+        self.out = Outbox()
+        self.core = AdminCore(NODES[me], start or header(0), DEFAULT_TIMING, self.out)
+        self.now = 10.0
+        self.alive = frozenset(view)
+        self.view(view, number)
+
+    def view(self, members, number: int) -> None:
+        self.core.view_installed(View(number, {n: NODES[n] for n in members}), self.now)
+
+    def drive(self, *, settled: bool = True):
+        self.core.drive(self.alive, NODES, self.now, settled=settled)
+        send = [(e.node, e.body) for e in self.out.send]
+        events = [e for e in self.out.events if not isinstance(e, Log)]
+        self.out.send.clear()
+        self.out.events.clear()
+        return send, events
+
+
+def become_admin(rig: Rig, generation: int = 1) -> None:
+    me = rig.core.me
+    rig.drive()
+    number = rig.core._nomination.number
+    rig.core.receive(me.node, Nominate(number, 0), rig.now)
+    assert rig.drive()[1] == [TakeGeneration(generation)]
+    rig.core.generation_taken(Decided(me.node, me.incarnation), rig.now)
+    send, _ = rig.drive()
+    assert (me.node, Won(number, generation)) in send
+    rig.core.receive(me.node, Commit(number), rig.now)
+    write = next(e for e in rig.drive()[1] if isinstance(e, WriteHeader))
+    rig.core.header_written(write.header, rig.now)
+    assert rig.core.role is Role.ADMIN
+    rig.drive()
+
+
+@pytest.mark.seed("002-39", "002-40")
+def test_coordinator_nominates_and_commits_the_one_it_nominated():
+    rig = Rig(0)
+    send, _ = rig.drive()
+    assert [(n, type(b)) for n, b in send] == [(0, Nominate)]
+    number = send[0][1].nomination
+    rig.core.receive(0, CandidateFailed(number, "no path to the disk"), rig.now)
+    send, _ = rig.drive()
+    assert [n for n, _ in send] == [1]  # not the failed one again
+    number = send[0][1].nomination
+    rig.core.receive(2, Won(number, 1), rig.now)
+    assert rig.drive()[0] == [(2, Undo(number))]
+    rig.core.receive(1, Won(number, 1), rig.now)
+    assert rig.drive()[0] == [(1, Commit(number))]
+
+
+@pytest.mark.seed("002-41")
+def test_undo_leaves_the_header_alone_and_the_next_passes_over():
+    rig = Rig(1)
+    rig.core.receive(0, Nominate(5, 0), rig.now)
+    assert rig.drive()[1] == [TakeGeneration(1)]
+    rig.core.generation_taken(Decided(1, 101), rig.now)
+    assert rig.drive()[0] == [(0, Won(5, 1))]
+    rig.core.receive(0, Undo(5), rig.now)
+    assert rig.core.role is Role.PEER
+    assert rig.drive() == ([], [])
+    rig.core.receive(0, Nominate(6, 1), rig.now)
+    assert rig.drive()[1] == [TakeGeneration(2)]
+
+
+def test_a_second_commit_writes_once():
+    rig = Rig(1)
+    rig.core.receive(0, Nominate(5, 0), rig.now)
+    rig.drive()
+    rig.core.generation_taken(Decided(1, 101), rig.now)
+    rig.drive()
+    rig.core.receive(0, Commit(5), rig.now)
+    rig.core.receive(0, Commit(5), rig.now)
+    assert [type(e) for e in rig.drive()[1]] == [WriteHeader]
+
+
+@pytest.mark.seed("002-40")
+def test_candidate_that_cannot_ballot_says_so():
+    rig = Rig(1)
+    rig.core.receive(0, Nominate(5, 0), rig.now)
+    rig.drive()
+    rig.core.generation_taken(None, rig.now)
+    send, _ = rig.drive()
+    assert [type(b) for _, b in send] == [CandidateFailed]
+    assert rig.core.role is Role.PEER
+
+
+def test_a_generation_of_a_dead_owner_is_passed_over_and_of_a_live_one_is_not():
+    rig = Rig(1, view=(0, 1))
+    rig.core.receive(0, Nominate(5, 0), rig.now)
+    rig.drive()
+    rig.core.generation_taken(Decided(2, 102), rig.now)  # not in our view
+    assert rig.drive()[1] == [TakeGeneration(2)]
+    rig.core.generation_taken(Decided(0, 100), rig.now)  # it may be about to write its header
+    send, events = rig.drive()
+    assert [type(b) for _, b in send] == [CandidateFailed]
+    assert not events
+    rig.core.receive(0, Nominate(6, 0), rig.now)
+    rig.drive()
+    rig.now += 0.1
+    rig.core.generation_taken(Passed(9), rig.now)
+    events = rig.drive()[1]
+    assert ReadHeader() in events
+    assert TakeGeneration(9) in events
+
+
+@pytest.mark.seed("002-36", "002-37")
+def test_join_and_leave_change_the_header_before_anybody_is_told():
+    rig = Rig(0)
+    become_admin(rig)
+    rig.core.receive(1, JoinRequest(101), rig.now)
+    assert rig.drive() == ([], [TakeGeneration(2)])
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    send, events = rig.drive()
+    assert not send
+    assert events[0].header.members == {0: 100, 1: 101}
+    rig.core.header_written(events[0].header, rig.now)
+    assert {b for _, b in rig.drive()[0]} == {HeaderChanged(2)}
+    rig.core.receive(1, LeaveRequest(101), rig.now)
+    rig.drive()
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    left = rig.drive()[1][0].header
+    assert (left.members, left.fencing) == ({0: 100}, {})
+
+
+@pytest.mark.seed("002-38", "002-45")
+def test_eviction_fences_after_the_header_and_tells_only_after_the_confirmation():
+    rig = Rig(0, start=header(4, 0, (0, 1, 2)))
+    rig.core.role = Role.ADMIN
+    rig.view((0, 1), 8)
+    rig.alive = frozenset({0, 1})
+    assert rig.drive()[1] == [TakeGeneration(5)]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    write = rig.drive()[1][0].header
+    assert (write.members, write.fencing) == ({0: 100, 1: 101}, {2: 102})
+    rig.core.header_written(write, rig.now)
+    events = rig.drive()[1]
+    assert FenceOrder(2, 102, rig.now) in events
+    rig.core.fence_done(2, 102, FenceResult(confirmed=False, driver="none", detail="no"), rig.now)
+    events = rig.drive()[1]
+    assert not any(isinstance(e, NodeDead) for e in events)
+    assert FenceOrder(2, 102, rig.now) in events  # again
+    rig.core.fence_done(2, 102, CONFIRMED, rig.now)
+    events = rig.drive()[1]
+    assert NodeDead(2, 102) in events
+    assert TakeGeneration(6) in events  # off the fencing list
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    assert rig.drive()[1][0].header.fencing == {}
+
+
+def test_a_minority_and_an_unsettled_group_do_nothing():
+    rig = Rig(2, view=(2,), start=header(4, 0, (0, 1, 2)))
+    rig.alive = frozenset({0, 1})
+    assert rig.drive() == ([], [])
+    rig.alive = frozenset({0})
+    assert rig.drive() == ([], [])  # exactly half without the lowest address
+    rig.alive = frozenset()
+    assert rig.drive(settled=False) == ([], [])
+    assert [type(b) for _, b in rig.drive()[0]] == [Nominate]
+
+
+def test_a_newcomer_never_votes_against_living_members():
+    rig = Rig(0, view=(0,), start=header(4, 1, (1,)))  # we have the lowest address, and a broken link
+    rig.alive = frozenset({1})
+    assert rig.drive() == ([], [])
+
+
+@pytest.mark.seed("002-45")
+def test_an_older_header_is_never_taken_and_is_overwritten_again():
+    rig = Rig(0, start=header(4, 0, (0, 1, 2), ()))
+    rig.core.role = Role.ADMIN
+    rig.core.header_read(header(5, 0, (0, 1), (2,)), rig.now)
+    order = next(e for e in rig.drive()[1] if isinstance(e, FenceOrder))
+    rig.core.header_read(header(3, 2, (0, 1, 2)), rig.now)
+    assert rig.core.header.generation == 5
+    rig.core.header_overwritten()
+    written = next(e for e in rig.drive()[1] if isinstance(e, WriteHeader)).header
+    assert written.generation == 5
+    # A lease fence that waited meanwhile proves nothing: the target may have renewed on the old header.
+    lease = FenceResult(confirmed=True, driver="lease", detail="")
+    rig.now = order.evicted_at + DEFAULT_TIMING.dead
+    rig.core.fence_done(2, 102, lease, rig.now)
+    assert not any(isinstance(e, NodeDead) for e in rig.drive()[1])
+    rig.core.header_written(written, rig.now)
+    again = next(e for e in rig.drive()[1] if isinstance(e, FenceOrder))
+    assert again.evicted_at == rig.now
+    rig.core.fence_done(2, 102, lease, rig.now + DEFAULT_TIMING.dead)
+    assert NodeDead(2, 102) in rig.drive()[1]
+
+
+def test_a_deposed_administrator_steps_down():
+    rig = Rig(0)
+    become_admin(rig)
+    rig.core.header_read(header(9, 1, (0, 1)), rig.now)
+    assert rig.core.role is Role.PEER
+    events = rig.drive()[1]
+    assert any(isinstance(e, HeaderInForce) and not e.mine for e in events)
+    rig.core.fence_done(2, 102, CONFIRMED, rig.now)
+    assert not any(isinstance(e, NodeDead) for e in rig.drive()[1])
+
+
+def test_our_own_former_incarnation_counts_as_fenced():
+    rig = Rig(0, view=(0,), start=make_header(CLUSTER, 4, members={0: 55, 1: 101}, fencing={}))
+    rig.alive = frozenset()
+    become_admin(rig, generation=5)
+    assert rig.core.header.members == {0: 100}
+    assert rig.core.header.fencing == {1: 101}
+
+
+def test_an_administrator_that_leaves_names_nobody():
+    rig = Rig(0)
+    become_admin(rig)
+    rig.core.is_leaving = True
+    assert TakeGeneration(2) in rig.drive()[1]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    last = rig.drive()[1][0].header
+    assert (last.administrator, last.members) == (NOBODY, {})

@@ -1,0 +1,108 @@
+"""Real clusters for the tests of this directory: three nodes a module, a fresh directory in their tree a test.
+
+Stores and mount points lie in /var/tmp, which does direct I/O (many a /tmp is a tmpfs).  ``guard.py`` watches from
+outside, so that nothing stays behind when a test hangs in a mount or pytest is killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from tests.mount.lab import Lab, LabNode
+
+_numbers = itertools.count(1)
+
+TEST_SECONDS = 60  # for a broken product, not a bound under test
+STORE_SIZE = "512M"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One directory of the shared tree, as each node's mount shows it."""
+
+    lab: Lab
+    name: str
+
+    def on(self, node: LabNode) -> Path:
+        return node.mountpoint / self.name
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.on(node) for node in self.lab.nodes]
+
+    @property
+    def a(self) -> Path:
+        return self.on(self.lab.nodes[0])
+
+    @property
+    def b(self) -> Path:
+        return self.on(self.lab.nodes[1])
+
+    @property
+    def c(self) -> Path:
+        return self.on(self.lab.nodes[2])
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[tuple[Path, TextIO]]:
+    """This run's directory, and the guard's ear."""
+    path = Path(f"/var/tmp/mfs-tests-{os.getpid()}")
+    path.mkdir()
+    guard = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("guard.py")), str(path)],
+        stdin=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert guard.stdin is not None
+    try:
+        yield path, guard.stdin
+    finally:
+        guard.stdin.close()
+        guard.wait()
+
+
+@pytest.fixture
+def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
+    """Whoever hangs longer than TEST_SECONDS loses his cluster."""
+    ear = base[1]
+    print(TEST_SECONDS, file=ear, flush=True)
+    yield
+    print(10 * TEST_SECONDS, file=ear, flush=True)
+
+
+def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3) -> Lab:
+    """A lab below this run's directory; not formatted yet."""
+    directory = base[0] / name
+    shutil.rmtree(directory, ignore_errors=True)
+    return Lab(directory, nodes=nodes, size=STORE_SIZE, name=name)
+
+
+@pytest.fixture(scope="module")
+def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Three nodes, all mounted, for the tests of one module; at its end the store must be clean."""
+    lab = new_lab(base, request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+    try:
+        lab.up()
+        yield lab
+        lab.down()
+        found = lab.fsck("-n")
+        assert found.returncode == 0, found.stdout + found.stderr
+    finally:
+        lab.remove()
+
+
+@pytest.fixture
+def tree(lab: Lab, request: pytest.FixtureRequest, watched: None) -> Tree:
+    """A fresh directory."""
+    tree = Tree(lab, f"{next(_numbers)}-{request.node.name[:60].replace('/', '_')}")
+    tree.a.mkdir()
+    return tree

@@ -1,0 +1,61 @@
+"""Ends a lab's processes when its tests hang or die: a process beside pytest, which may be stuck in the mount itself.
+
+A call that waits in a FUSE mount can't be interrupted by a test's timeout; when the mount process dies, it fails with
+ENOTCONN.  So this process reads lines from its standard input, each a number of seconds until the next line must come.
+When none comes in time, and when the input ends, it sends SIGKILL to every process whose command line names the
+directory, and frees the mount points below it.
+
+Run as ``guard.py DIRECTORY``; the directory's name must be one that only this run of the tests uses.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+BEGIN_SECONDS = 120.0
+
+
+def clean(directory: str) -> None:
+    """Kill, detach, and delete."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            names_it = directory.encode() in (entry / "cmdline").read_bytes()
+            if names_it:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue  # it ended meanwhile
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        path = line.split(" ")[4]
+        if path.startswith(directory):
+            subprocess.run(["umount", "-i", "-l", path], check=False, capture_output=True)
+
+
+def main(directory: str) -> None:
+    """Watch until the input ends."""
+    seconds = BEGIN_SECONDS
+    while True:
+        ready, _, _ = select.select([0], [], [], seconds)
+        if not ready:
+            print(f"guard: nothing heard for {seconds:g} s, ending all of {directory}", file=sys.stderr, flush=True)
+            clean(directory)
+            seconds = BEGIN_SECONDS
+            continue
+        data = os.read(0, 4096)
+        if not data:
+            break
+        seconds = float(data.split()[-1])
+    clean(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest; we clean up after it
+    main(sys.argv[1])
