@@ -100,7 +100,7 @@ class _Mount:
             )
             port = await self._mesh.listen(cluster.node_address)
             request = await self._request(raw, superblock, port)
-            admission = await self._session.join(request, self._counters, self._store.fileno())
+            admission = await self._session.join(request, self._counters)
             self._gate = FencingGate(self._store, self._clock)
             self._gate.extend(admission.lease_deadline, admission.generation)
             area = Window(self._gate, cluster.data_offset, cluster.data_length)

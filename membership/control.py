@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from membership.control_ask import socket_path
-from membership.control_inflight import InflightWatch
 from membership.control_mounts import LocalMount
 from membership.control_stream import FrameStream, PeerProcess, peer_of
 from membership.control_wire import (
@@ -39,6 +38,7 @@ from membership.control_wire import (
 from membership.errors import BadMessage, MatrixError, OperatorError
 from membership.label import BLOCK_BYTES, Label, timing_of
 from membership.orders import request_from_dict_untrusted
+from membership.presence import Landing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -218,8 +218,8 @@ class _Server:
             process.close()
 
     async def _carry_mount(self, stream: FrameStream, process: PeerProcess, channel: MountChannel) -> None:
-        watch = self._watch(channel)
-        mount = LocalMount(stream, process, channel, watch, self._clock)
+        landing = Landing(self._node.status()["store"], self._clock)
+        mount = LocalMount(stream, process, channel, landing, self._clock)
         admission = {
             "fs_name": channel.request.fs_name,
             "journal": channel.journal,
@@ -234,15 +234,6 @@ class _Server:
             await mount.run()
         finally:
             self._mounts.discard(mount)
-            watch.close()
-
-    def _watch(self, channel: MountChannel) -> InflightWatch:
-        timing = timing_of(self._label)
-        incarnation = channel.request.incarnation
-        watch = InflightWatch(self._node.status()["store"], incarnation, timing.io_bound, self._clock)
-        if not watch.is_marked:
-            log.warning("a mount did not mark its store: after its death recovery will wait %g s", timing.io_bound)
-        return watch
 
     def _cluster_info(self) -> ClusterInfo:
         status, label = self._node.status(), self._label

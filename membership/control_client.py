@@ -4,7 +4,7 @@ How a mount process uses it::
 
     session = await MountSession.connect(state_dir)     # after daemonizing: the kernel vouches for this pid
     ... open session.cluster.store_path, read the superblock and the journals ...
-    admission = await session.join(request, counters, store_fd)
+    admission = await session.join(request, counters)
     async for order in session:                         # raises Fenced when matrixd is gone
         ...
     await session.left()                                # from another task: ends the loop above
@@ -29,7 +29,6 @@ import trio
 
 from membership import control_stream
 from membership.control_ask import explain_connect_error, socket_path
-from membership.control_inflight import mark_inflight
 from membership.control_wire import (
     PROTOCOL_VERSION,
     Admission,
@@ -88,16 +87,12 @@ class MountSession:
             stream.close()
             raise
 
-    async def join(
-        self, request: MountRequest, counters: Callable[[], Message], store_fd: int | None = None
-    ) -> Admission:
+    async def join(self, request: MountRequest, counters: Callable[[], Message]) -> Admission:
         """Ask for the mount; orders may come as soon as this returns.
 
         Args:
             request: what to mount.  Its ``pid`` and ``start_time`` are replaced by what the kernel tells matrixd.
             counters: called for every ``matrixctl status``; returns plain values (W1), must not block.
-            store_fd: the descriptor all writes of this mount go through.  It is marked, so that after a crash
-                matrixd knows when the last of them has landed (control_inflight.py); None: it waits ``io_bound``.
 
         Raises:
             MatrixError: refused (for example OperatorError: already mounted on this node), or matrixd ended or
@@ -106,8 +101,6 @@ class MountSession:
         self._counters = counters
         fields = {"kind": "join", "request": request_to_dict(request)}
         try:
-            if store_fd is not None:
-                mark_inflight(store_fd, request.incarnation)
             admitted = await _request(self._stream, fields, "admitted")
             return admission_of_untrusted(self.cluster, take(admitted, "admission", dict))
         except BaseException:

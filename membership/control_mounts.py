@@ -2,7 +2,7 @@
 
 Invariants:
 - L1. Dead means dead: ``MountChannel.left(clean=False)`` is called only when the kernel has said that the
-  process and all its threads are gone, and its last write has landed (control_inflight.py).  When the
+  process and all its threads are gone, and its last write has landed (presence.py).  When the
   connection ends without ``left``, or carries nonsense, the process has ``EXIT_SECONDS_MAX`` to fence itself
   and exit, then it is killed; one that can't die (stuck in the kernel) keeps its mount unrecovered, for it
   might still write.
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from membership.control_wire import Message, take, take_natural
-from membership.errors import BadMessage
+from membership.errors import BadMessage, DeviceError
 from membership.orders import order_to_dict, reply_from_dict_untrusted
 
 if TYPE_CHECKING:
-    from membership.control_inflight import InflightWatch
     from membership.control_stream import FrameStream, PeerProcess
     from membership.mounts import MountChannel
+    from membership.presence import Landing
     from membership.seams import Clock
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ class LocalMount:
     """An admitted mount of this node."""
 
     def __init__(
-        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, inflight: InflightWatch, clock: Clock
+        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, landing: Landing, clock: Clock
     ) -> None:
         self._stream = stream
         self._process = process
         self._channel = channel
-        self._inflight = inflight
+        self._landing = landing
         self._clock = clock
         self._ending = False
         self._serial = 0
@@ -71,7 +71,11 @@ class LocalMount:
             return
         self._stream.close()
         await self._wait_dead()
-        await self._inflight.wait_landed()
+        try:
+            await self._landing.wait(self._process.pid)
+        except DeviceError as error:  # it may still write: its mount stays unrecovered rather than overwritten
+            log.error("%s: %s", self, error)
+            return
         self._channel.left(clean=False)
         log.warning("%s: ended without leaving; its process is gone, its journal needs replay", self)
 

@@ -170,7 +170,7 @@ class NodeCore:
         if good:
             self.admin.header_written(header, now)
         else:
-            self.admin.write_failed()
+            self.admin.write_failed(now)
         self._settle(now)
 
     def fence_done(self, order: FenceOrder, result: FenceResult, now: float) -> None:

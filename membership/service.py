@@ -2,13 +2,12 @@
 
 One core, fed from several tasks; every input is applied with no checkpoint between the input and its effects
 (``apply``), so the order of messages is the order of decisions.  Tasks: the links, the heartbeat tick, and the disk
-work of node_disk.py: renewals, and one short task per ballot, header write and fence.
+work of node_disk.py: renewals, and one short task per ballot, header write and fence.  node_mounts.py has the mounts.
 
-Invariants:
+Invariant:
 
 V1. A renewal counts from its start (L1).  At the deadline, or off the header, the node fences itself: every mount is
     told to withdraw, and ``run`` raises Fenced.  It never joins again in this process.
-V2. A mount is in the node's slot on disk before it is admitted (H2).
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from membership.database.keeper import DatabaseKeeper
 from membership.errors import Fenced, OperatorError, PeerError
 from membership.label import NAME_BYTES_MAX, timing_of
 from membership.lease.core import LeaseState
-from membership.lease.records import HOST_BYTES_MAX, MOUNTS_MAX, HeartbeatSlot, MountProcess
+from membership.lease.records import HOST_BYTES_MAX
 from membership.lease.slots import Claimant, claim_slot
 from membership.messages import encode
-from membership.mounts import MountChannel
 from membership.node_core import NodeCore
 from membership.node_disk import NodeDisk
 from membership.node_events import EventBook
-from membership.orders import Lease, Left, Withdraw
+from membership.node_mounts import NodeMounts
 from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.agent import Admitted, Refused, ToMount
 from membership.san.header import read_header
@@ -41,7 +39,9 @@ from membership.status_of import status_of
 if TYPE_CHECKING:
     from membership.fence.process import HostIdentity
     from membership.label import Label
-    from membership.orders import MountRequest, Said
+    from membership.lease.records import HeartbeatSlot, MountProcess
+    from membership.mounts import MountChannel
+    from membership.orders import MountRequest
     from membership.san.fence import FenceDriver
     from membership.seams import Clock, Rng, SectorDevice
     from membership.status import Status
@@ -74,15 +74,6 @@ class MeshTransport(Transport, Protocol):
 
 
 MeshFactory = Callable[[PeerAddress], MeshTransport]
-
-
-@dataclass(slots=True, eq=False)
-class _Admission:
-    """A mount that waits for its journal."""
-
-    request: MountRequest
-    answered: trio.Event
-    outcome: Admitted | Refused | None = None
 
 
 class Node:
@@ -118,7 +109,6 @@ class Node:
         self.core: NodeCore | None = None
         self.slot: HeartbeatSlot | None = None
         self.book = EventBook(clock)
-        self.channels: dict[bytes, MountChannel] = {}
         self.incarnation = int.from_bytes(rng.randbytes(8), "little") | 1
         self._host = host
         self._mesh_factory = mesh
@@ -126,8 +116,7 @@ class Node:
         self._rng = rng
         self._fences = fences
         self._nursery: trio.Nursery | None = None
-        self._admissions: dict[bytes, _Admission] = {}
-        self._mounts: dict[bytes, MountProcess] = {}  # what the slot must show (V2)
+        self._mounts: NodeMounts | None = None
         self._disk: NodeDisk | None = None
         self._peers: list[PeerAddress] | None = None  # as the mesh knows them
         self._member = trio.Event()
@@ -151,19 +140,34 @@ class Node:
         mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
         slot.port = await mesh.listen(self.config.host, self.config.port)
         header = await read_header(self.device, self.label.owner)
-        self.core = NodeCore(slot.peer(node), header, self.timing)
-        self.slot, self._mesh = slot, mesh
+        self._assemble(slot, mesh, NodeCore(slot.peer(node), header, self.timing))
+        try:
+            await self._serve(mesh, task_status)
+            if self._fenced:
+                raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
+            await self._disk_tasks().mark_left()
+        finally:
+            self._finished.set()
+
+    def _assemble(self, slot: HeartbeatSlot, mesh: MeshTransport, core: NodeCore) -> None:
+        self.slot, self._mesh, self.core = slot, mesh, core
+        self._mounts = NodeMounts(core, self.book, self, self.config.name)
         self._disk = NodeDisk(
-            self.device, slot, self.core,
+            self.device, slot, core,
             clock=self.clock, rng=self._rng, fences=self._fences, book=self.book, shell=self,
         )  # fmt: skip
+        self._mounts.attach(self._disk)
+
+    async def _serve(self, mesh: MeshTransport, task_status: trio.TaskStatus[None]) -> None:
+        """All tasks, until this node left or lost its right."""
+        disk = self._disk_tasks()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(mesh.run)
                 nursery.start_soon(self._pump, mesh)
                 nursery.start_soon(self._tick)
-                nursery.start_soon(self._disk.renew_always)
+                nursery.start_soon(disk.renew_always)
                 nursery.start_soon(DatabaseKeeper(self.device, self.label.owner, self.clock, self).run)
                 await self._member.wait()
                 if not self._ended.is_set():
@@ -173,17 +177,14 @@ class Node:
         finally:
             self._nursery = None
             self._end("matrixd ends")
-        if self._fenced:
-            raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
-        await self._disk.mark_left()
-        self._finished.set()
 
     async def stop(self) -> None:
         """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts exist."""
-        if self._mounts:
-            names = ", ".join(channel.request.mountpoint for channel in self.channels.values()) or "a mount is starting"
-            raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
         core = self._core()
+        assert self._mounts is not None
+        if self._mounts.processes:
+            names = ", ".join(self._mounts.mountpoints())
+            raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
         while not core.agent.is_quiet():
             await self.clock.sleep(self.timing.heartbeat)
         self.apply(core.leave)
@@ -195,13 +196,8 @@ class Node:
     def _end(self, reason: str) -> None:
         self._member.set()
         self._ended.set()
-        for channel in self.channels.values():
-            channel.push(Withdraw(reason))
-            channel.close()
-        for admission in self._admissions.values():
-            admission.answered.set()
-
-    # -- mounts ------------------------------------------------------------------------------------------------
+        if self._mounts is not None:
+            self._mounts.withdraw(reason)
 
     async def admit_mount(self, request: MountRequest) -> MountChannel:
         """Admit a mount; waits until the administrator assigned a journal, or said that the mount replays first.
@@ -210,55 +206,9 @@ class Node:
             OperatorError: already mounted here, too many mounts, refused by the administrator.
             PeerError: this node is not a member yet, or no longer.
         """
-        core = self._core()
-        if core.lease.state is not LeaseState.MEMBER or core.admin.is_leaving:
-            raise PeerError(f"node {self.config.name} is not a member of the cluster: wait for it, or start matrixd")
-        if request.fs_uuid in self._mounts:
-            raise OperatorError(f"{request.fs_name} is already mounted on this node, or still being unmounted")
-        if len(self._mounts) >= MOUNTS_MAX:
-            raise OperatorError(f"this node has {MOUNTS_MAX} mounts, the most it can have")
-        admission = _Admission(request, trio.Event())
-        self._mounts[request.fs_uuid] = MountProcess(request.pid, request.start_time, request.incarnation)
-        self._admissions[request.fs_uuid] = admission
-        admitted = False
-        try:
-            await self._disk_tasks().renew()  # V2
-            self.apply(lambda now: core.join_mount(request, now))
-            await admission.answered.wait()
-            channel = self._admitted(admission)
-            admitted = True
-            return channel
-        finally:
-            self._admissions.pop(request.fs_uuid, None)
-            if not admitted:
-                self._mounts.pop(request.fs_uuid, None)
-                self.apply(lambda now: core.mount_said(request, Left(clean=True), now))  # it never wrote
-
-    def _admitted(self, admission: _Admission) -> MountChannel:
-        outcome = admission.outcome
-        if isinstance(outcome, Refused):
-            raise OperatorError(outcome.reason)
-        if outcome is None:
-            raise PeerError(f"node {self.config.name} lost its right to the store while it mounted")
-        return self.channels[admission.request.fs_uuid]
-
-    def _open_channel(self, admission: _Admission, journal: int) -> None:
-        """At once with the answer: orders may follow it before ``admit_mount`` runs again."""
-        core = self._core()
-        self.channels[admission.request.fs_uuid] = MountChannel(
-            admission.request, core.me.node, self.generation, core.lease.deadline, journal, self._said
-        )
-
-    def _said(self, channel: MountChannel, said: Said) -> None:
-        """A mount speaks."""
-        request = channel.request
-        if isinstance(said, Left):
-            if self.channels.get(request.fs_uuid) is channel:
-                del self.channels[request.fs_uuid]
-                del self._mounts[request.fs_uuid]
-                self._disk_tasks().renew_soon()
-            self.book.log("mount", f"{request.fs_name} on {request.mountpoint} {'left' if said.clean else 'died'}")
-        self.apply(lambda now: self._core().mount_said(request, said, now))
+        self._core()
+        assert self._mounts is not None
+        return await self._mounts.admit(request)
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -311,7 +261,14 @@ class Node:
     def apply(self, step: Callable[[float], None]) -> None:
         """Run a core step and carry out its effects: send, then tell.  No checkpoint."""
         core = self._core()
-        step(self.clock.monotonic())
+        now = self.clock.monotonic()
+        core.lease.tick(now)  # a process that was stopped for a while must not act on its past
+        if not self._ended.is_set() and core.lease.state is not LeaseState.FENCED:
+            step(now)
+            self._carry_out_all(core)
+        self._check_lease(core)
+
+    def _carry_out_all(self, core: NodeCore) -> None:
         effects = core.take()
         if self._mesh is not None:
             peers = core.peers(self.clock.monotonic())
@@ -322,7 +279,6 @@ class Node:
                 self._mesh.send(envelope.node, encode(core.group.view.number, envelope.body))
         for event in effects.events:
             self._carry_out(event)
-        self._check_lease(core)
 
     def _check_lease(self, core: NodeCore) -> None:
         if core.lease.state is LeaseState.MEMBER:
@@ -334,17 +290,9 @@ class Node:
             self.lose("its lease ended before it could renew it" if late else "it was evicted")
 
     def _carry_out(self, event: object) -> None:
-        if isinstance(event, ToMount):
-            channel = self.channels.get(event.fs_uuid)
-            if channel is not None and channel.request.incarnation == event.incarnation:
-                channel.push(event.order)
-        elif isinstance(event, Admitted | Refused):
-            admission = self._admissions.get(event.fs_uuid)
-            if admission is not None and admission.request.incarnation == event.incarnation:
-                admission.outcome = event
-                if isinstance(event, Admitted):
-                    self._open_channel(admission, event.journal)
-                admission.answered.set()
+        if isinstance(event, ToMount | Admitted | Refused):
+            assert self._mounts is not None
+            self._mounts.carry_out(event)
         elif isinstance(event, Log):
             self.book.log(event.kind, event.text)
         elif isinstance(event, Finished):
@@ -382,10 +330,10 @@ class Node:
             self._end(reason)
 
     def mount_processes(self) -> tuple[MountProcess, ...]:
-        """V2: what our slot must show."""
-        return tuple(self._mounts.values())
+        """What our slot must show (H2)."""
+        return tuple(self._mounts.processes.values()) if self._mounts is not None else ()
 
     def renewed(self) -> None:
         """Mounts learn of the new deadline (O4)."""
-        for channel in self.channels.values():
-            channel.push(Lease(self.lease_deadline, self.generation))
+        if self._mounts is not None:
+            self._mounts.renewed()

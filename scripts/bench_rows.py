@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -183,7 +183,7 @@ def stat_each(files: list[str]) -> list[float]:
     return [timed(lambda: os.stat(path)) for path in files]  # noqa: B023 - called at once
 
 
-# --- the reference for messages ------------------------------------------------------------------------------------------
+# --- the reference for messages ---------------------------------------------------------------------------------------
 
 
 def round_trips(count: int) -> list[float]:
@@ -223,8 +223,3 @@ async def _exchange(address: tuple[str, int], count: int) -> list[float]:
                 left -= len(await stream.receive_some(left))
             seconds.append(time.perf_counter() - began)
     return seconds
-
-
-def own_directories(tops: list[Path], name: str) -> Iterator[Path]:
-    """The directory the bench works in, below each of ``tops``; not made."""
-    return (top / name for top in tops)

@@ -51,7 +51,13 @@ class Demo:
 
     def bring_up(self) -> None:
         """mkfs, three daemons, three mounts."""
-        self.say(f"formatting {self.lab.store} ({self.lab.size})")
+        self.say(f"writing {self.lab.store} in full ({self.lab.size}): a disk has no holes that must be filled first")
+        size = 2 << 30
+        with open(self.lab.store, "wb", buffering=0) as store:
+            for _ in range(size >> 20):
+                store.write(bytes(1 << 20))
+            os.fsync(store.fileno())
+        self.say("formatting it")
         self.lab.format()
         for node in self.lab.nodes:
             self.lab.start(node)

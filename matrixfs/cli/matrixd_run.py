@@ -24,11 +24,11 @@ from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
-from membership.control_inflight import mark_inflight
 from membership.errors import MatrixError, OperatorError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import ProcessFence, this_host
 from membership.label import Label, read_label, timing_of
+from membership.presence import Landing
 from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
 
@@ -92,7 +92,6 @@ async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
 async def _serve(options: MatrixdOptions, readiness: Readiness, device: DirectDevice, label: Label) -> None:
     clock = SystemClock()
     node = _make_node(options, device, label, clock)
-    mark_inflight(device.fileno(), node.incarnation)  # a header or slot still under way must not outlive our fencing
     stopped = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, node, stopped, nursery.cancel_scope)
@@ -120,7 +119,7 @@ def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, cloc
         make_mesh,
         clock,
         rng,
-        (ProcessFence(host, clock), LeaseFence(timing_of(label), clock)),
+        (ProcessFence(host, clock, Landing(device.name, clock)), LeaseFence(timing_of(label), clock)),
     )
 
 

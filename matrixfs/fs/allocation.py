@@ -177,14 +177,17 @@ class Allocator:
             near_index = self._superblock.group_of(near)
             if self.lock(near_index).mode == EX:
                 first = near_index
-        if self.lock(first).mode == EX or self._arbitrated(first):
+        preferred = self.lock(first).mode == EX or self._arbitrated(first)
+        if preferred:
             yield first
         others: list[int] = []
         for step in range(groups):
             index = (self._home + step) % groups
+            if preferred and index == first:
+                continue
             if self._arbitrated(index):
                 yield index
-            elif len(others) < groups:
+            else:
                 others.append(index)
         yield from sorted(others, key=lambda index: self.lock(index).mode != EX)
 

@@ -114,7 +114,9 @@ class Journal:
         self._after_placing: list[Callable[[], None]] = []
         self._place_lock = trio.Lock()
         self._wanted = trio.Event()  # the running transaction grew too large
-        self._data_unflushed = False
+        self._failed = False
+        self._data_writes = 0  # counts writes of file data,
+        self._data_flushed = 0  # and those of them that a flush is known to cover
         self.statistics = dict.fromkeys(
             ("commits", "blocks_logged", "revokes", "blocks_placed", "flushes", "releases", "checkpoints"), 0
         )
@@ -141,9 +143,10 @@ class Journal:
         """Leave nothing in the log, and say so.  No operation may be running."""
         await self.commit()
         await self.checkpoint()
-        assert not self._pending and self.running.empty
-        self._header.state = CLEAN
-        await self._write_header()
+        async with self._place_lock:  # a checkpoint may still be writing the header
+            assert not self._pending and self.running.empty
+            self._header.state = CLEAN
+            await self._write_header()
 
     # --- changes (no checkpoint in any of these: J1) -------------------------------------------------
 
@@ -170,7 +173,12 @@ class Journal:
 
     def data_written(self) -> None:
         """File data was written to the store: the next commit flushes first (J4)."""
-        self._data_unflushed = True
+        self._data_writes += 1
+
+    @property
+    def _data_unflushed(self) -> bool:
+        """Whether file data may still be lost with the store's power; a flush that did not return yet proves nothing."""
+        return self._data_flushed < self._data_writes
 
     # --- waiting for durability ------------------------------------------------------------------------
 
@@ -181,17 +189,18 @@ class Journal:
     async def commit(self) -> None:
         """Return when all that was added before the call is durable.  Raises DeviceError, Fenced."""
         target = self.running
-        if target.empty:
+        if target.empty and not self._failed:
             if self._committing is None:
                 return
             target = self._committing
         while not target.done:
+            if self._failed:
+                raise Fenced("the journal failed earlier: this mount is withdrawn")
             if self._committing is not None:
                 await self._committing.finished.wait()
-            elif target is self.running:
-                await self._commit_running()
             else:
-                raise Fenced("the journal failed earlier: this mount is withdrawn")
+                assert target is self.running
+                await self._commit_running()
 
     async def admit(self) -> None:
         """Before an operation changes anything: wait while the running transaction is too large to grow."""
@@ -205,9 +214,10 @@ class Journal:
             await self._flush()
 
     async def _flush(self) -> None:
-        self._data_unflushed = False  # before: what is written during the flush is not covered by it
+        covered = self._data_writes  # what is written during the flush is not
         self.statistics["flushes"] += 1
         await self._device.flush()
+        self._data_flushed = max(self._data_flushed, covered)
 
     async def _commit_running(self) -> None:
         transaction, self.running = self.running, Transaction()
@@ -218,7 +228,7 @@ class Journal:
                 for block in transaction.blocks.values()
             ]
             parts = _split(images, sorted(transaction.revokes))
-            await self._make_room(sum(1 + len(part[0]) for part in parts) + len(parts))
+            await self._make_room(sum(1 + len(part[0]) for part in parts))
             if self._data_unflushed:
                 await self._flush()
             frames = [
@@ -226,6 +236,9 @@ class Journal:
                 for number, (part_images, part_revokes) in enumerate(parts)
             ]
             self._committed(transaction, images, frames)
+        except BaseException:
+            self._failed = True  # its changes are lost: nothing that builds on them may become durable
+            raise
         finally:
             self._begun = None
             self._committing = None
@@ -300,15 +313,14 @@ class Journal:
         if not self._pending and not self._frames:
             return
         self.statistics["checkpoints"] += 1
-        first_unplaced = self._sequence
         async with self._place_lock:
             batch = list(self._pending)
             for at in range(0, len(batch), PLACE_BATCH):
                 await self._place(batch[at : at + PLACE_BATCH], durable=False)
             await self._flush()
-            if self._pending:
-                first_unplaced = min(pending.sequence for pending in self._pending.values())
-            await self._trim(first_unplaced)
+            # No checkpoint up to the trimming: what is committed but not placed, and what is half written, must stay.
+            needed = self._begun.sequence if self._begun else self._sequence
+            await self._trim(min((pending.sequence for pending in self._pending.values()), default=needed))
 
     async def _place(self, addresses: list[int], *, durable: bool) -> None:
         """Write images in place.  Under ``_place_lock``, so that an older image never lands after a newer one."""
@@ -357,10 +369,12 @@ class Journal:
 
     async def _make_room(self, blocks: int) -> None:
         """Wait until frames of ``blocks`` in all fit, however they fall at the end of the log."""
-        if 2 * blocks > self._length - 1:
-            raise AssertionError(f"a transaction of {blocks} blocks can't fit a journal of {self._length}")
+        assert blocks < self._length, f"a transaction of {blocks} blocks can't fit a journal of {self._length}"
         while self._length - 1 - self._used() <= blocks + min(blocks, IMAGES_MAX + 1):
             await self.checkpoint()
+            if not self._frames:
+                self._head = 1  # an empty log: begin it anew, so that nothing is lost to its end
+                return
 
 
 def _split(

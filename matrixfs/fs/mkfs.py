@@ -1,8 +1,8 @@
 """Make an empty filesystem in a data area (what mkfs.matrixfs calls after the label is safe).
 
-Only what a mount reads is written: the superblock and its copy, the root and the orphan directories,
-one header and one zeroed frame block per journal, one bitmap block per allocation group; so a large
-area takes little longer than a small one.  Nothing else needs zeroing: every metadata block carries
+Only what a mount reads or writes at once is written: the superblock and its copy, the root and the orphan
+directories, the journals (zeroed), one bitmap block per allocation group; so a large area takes little
+longer than a small one.  Nothing else needs zeroing: every metadata block carries
 the new filesystem's uuid, and what an earlier one left behind carries another (R7).
 
 Invariant M1: block 0 is zero, durably, before anything else is written, and becomes the superblock only
@@ -38,6 +38,8 @@ from membership.seams import Clock, Rng, SectorDevice
 AREA_BLOCKS_MIN = 2048  # 8 MiB: below it the journals would leave no room for files
 GROUPS_WANTED = 16  # several nodes each prefer groups of their own, so small stores get smaller groups
 GROUPS_MIN = 4
+CLEAR_BLOCKS = 256  # zeroed at once: 1 MiB
+CLEAR_WORKERS = 8
 JOURNAL_BLOCKS_DEFAULT_MIN = 256
 JOURNAL_BLOCKS_DEFAULT_MAX = 16384
 JOURNAL_SHARE = 4  # by default all journals together take at most 1/4 of the area
@@ -117,12 +119,27 @@ async def format_volume(
     geometry = plan_volume(device.size_bytes // BLOCK_BYTES, journals, journal_blocks)
     superblock = _superblock(name, geometry, clock, rng)
     await device.write(0, bytes(BLOCK_BYTES), durable=True)  # M1
+    await _clear_journals(device, superblock)
     await _write_all(device, _system_records(superblock, rng))
     await _write_all(device, (empty_group(superblock, index) for index in range(superblock.groups)))
     await device.flush()
     await device.write(0, superblock.encode(), durable=True)
     await device.flush()
     return superblock
+
+
+async def _clear_journals(device: SectorDevice, superblock: Superblock) -> None:
+    """Write zeros through all journals.
+
+    No frame of an earlier filesystem is left, and a store in a sparse file gets its blocks now (measured on ext4: a
+    durable write takes 0.25 ms into written blocks, 4 ms into a hole).
+    """
+    start = superblock.journal_start
+    end = start + superblock.journals * superblock.journal_blocks
+    chunks = [(at, min(CLEAR_BLOCKS, end - at)) for at in range(start, end, CLEAR_BLOCKS)]
+    await for_each(
+        chunks, lambda chunk: device.write(chunk[0] * BLOCK_BYTES, bytes(chunk[1] * BLOCK_BYTES)), workers=CLEAR_WORKERS
+    )
 
 
 def empty_group(superblock: Superblock, index: int) -> GroupRecord:
@@ -194,7 +211,7 @@ def _superblock(name: str, geometry: Geometry, clock: Clock, rng: Rng) -> Superb
 
 
 def _system_records(superblock: Superblock, rng: Rng) -> list[Record]:
-    """All but the groups and block 0; journals come with the zeroed block of their first frame."""
+    """All but the groups and block 0."""
     records: list[Record] = [_directory(superblock, ROOT_INODE, 0o755)]
     for index in range(superblock.journals):
         records.append(_directory(superblock, ORPHANS_START + index, 0o700))
@@ -242,9 +259,6 @@ async def _write_all(device: SectorDevice, records: Iterable[Record]) -> None:
     """Write each record to its address, ``WRITERS`` at a time."""
 
     async def write(record: Record) -> None:
-        data = record.encode()
-        if isinstance(record, JournalHeader):
-            data += bytes(BLOCK_BYTES)  # no frame of an earlier filesystem is mistaken for the first one
-        await device.write(record.address * BLOCK_BYTES, data)
+        await device.write(record.address * BLOCK_BYTES, record.encode())
 
     await for_each(records, write, workers=WRITERS)

@@ -12,6 +12,7 @@ gets the OPEN lock in EX, which nobody can while the file is open anywhere:
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DELETE_TIMEOUT = 0.2  # seconds to wait for nodes that only cache the OPEN lock to give it up
-QUEUE_MAX = 100_000
 DELETES_AT_ONCE = 4
 
 
@@ -41,7 +41,8 @@ class Opens:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._counts: dict[int, int] = {}
-        self._send, self._receive = trio.open_memory_channel[int](QUEUE_MAX)
+        self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
+        self._closed = False
         self._queued: set[int] = set()
         self.deleted = 0
         self.left_to_others = 0
@@ -86,7 +87,7 @@ class Opens:
 
     def try_delete(self, ino: int) -> None:
         """Have it deleted in the background if it is an orphan that nobody has open."""
-        if ino not in self._queued and not self.is_open(ino):
+        if ino not in self._queued and not self._closed and not self.is_open(ino):
             self._queued.add(ino)
             self._send.send_nowait(ino)
 
@@ -99,8 +100,13 @@ class Opens:
             self.try_delete(number)
         return len(numbers)
 
+    def close(self) -> None:
+        """Begin no further deletion: what is queued stays in the list of orphans, for the next mount."""
+        self._closed = True
+        self._send.close()
+
     async def run(self) -> None:
-        """Delete what is queued; until cancelled."""
+        """Delete what is queued; until ``close``."""
         async with trio.open_nursery() as nursery:
             for _ in range(DELETES_AT_ONCE):
                 nursery.start_soon(self._work)
@@ -108,6 +114,8 @@ class Opens:
     async def _work(self) -> None:
         async for ino in self._receive:
             self._queued.discard(ino)
+            if self._closed:
+                continue
             try:
                 await self._delete(ino)
             except OSError as error:

@@ -18,7 +18,11 @@ async def for_each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]],
     Raises:
         MatrixError: the first that ``work`` raised, not wrapped in a group; the rest is cancelled.
     """
-    queue = iter(items)
+    todo = list(items)
+    if len(todo) == 1:  # the usual case on the hot paths: no task for it
+        await work(todo[0])
+        return
+    queue = iter(todo)
     failures: list[MatrixError] = []
 
     async def worker() -> None:
@@ -31,7 +35,7 @@ async def for_each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]],
                 return
 
     async with trio.open_nursery() as nursery:
-        for _ in range(workers):
+        for _ in range(min(workers, len(todo))):
             nursery.start_soon(worker)
     if failures:
         raise failures[0]

@@ -3,14 +3,14 @@
 The format is ``matrixfs/ondisk/journal.py``.  Three steps: read the log and check all of it, write the
 newest image of each block, declare the journal clean.
 
-J1. Nothing is written before the whole log was read and every image in it was found good.
-J2. A frame that is not there, or torn, ends the log: its writer was never told that it is durable.  But a
+P1. Nothing is written before the whole log was read and every image in it was found good.
+P2. A frame that is not there, or torn, ends the log: its writer was never told that it is durable.  But a
     transaction that begins *behind* it proves that the frame was durable once, because the writer starts no
     transaction before all frames of the earlier ones are durable: that log has a hole, which is corruption.
-J3. A transaction counts only with all its parts; revokes of one that doesn't count don't count either.
-J4. An image replays only over something older.  What lies in place and is sound metadata of the same or a
+P3. A transaction counts only with all its parts; revokes of one that doesn't count don't count either.
+P4. An image replays only over something older.  What lies in place and is sound metadata of the same or a
     greater generation was written by a later holder of the block's lock.
-J5. The header says CLEAN only when every image is durable in place; until then replay can start again from
+P5. The header says CLEAN only when every image is durable in place; until then replay can start again from
     the beginning, after a crash at any write, and ends with the same blocks.
 """
 
@@ -157,7 +157,7 @@ class _LogReader:
         self._place = f"{device.name}: journal {header.index}"
 
     async def read_log(self) -> _Log:
-        """All complete transactions.  Raises CorruptionError (J1, J2)."""
+        """All complete transactions.  Raises CorruptionError (P1, P2)."""
         log = _Log(sequence_next=self._header.sequence_first)
         position, sequence = self._header.block_first, self._header.sequence_first
         pending: list[_Frame] = []
@@ -246,7 +246,7 @@ class _LogReader:
             log.newest[block] = (generation, frame.payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
 
     async def _check_no_hole(self, position: int, sequence: int) -> None:
-        """Raise CorruptionError when a transaction begins behind frame ``sequence``, where the log ended (J2).
+        """Raise CorruptionError when a transaction begins behind frame ``sequence``, where the log ended (P2).
 
         The frame after it would start within ``IMAGES_MAX`` + 1 blocks, or within so many of the beginning.
         """
@@ -265,7 +265,7 @@ class _LogReader:
 
 
 async def _write_newer(device: SectorDevice, superblock: Superblock, log: _Log) -> int:
-    """Write each image that is newer than what lies in place (J4); return how many were."""
+    """Write each image that is newer than what lies in place (P4); return how many were."""
     written = 0
 
     async def write_if_newer(block: int) -> None:

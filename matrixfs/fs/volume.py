@@ -87,6 +87,9 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self._inode_callouts = InodeCallouts(self)
+        self._closing = False
+        self._pauses: set[trio.CancelScope] = set()
+        self._background_ended: trio.Event | None = None  # None: ``run`` was not called
 
     # --- inodes under their locks ---------------------------------------------------------------------------
 
@@ -145,17 +148,39 @@ class Volume:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit, check-point, write back, delete orphans, settle freed numbers; until cancelled."""
+        self._background_ended = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.journal.run)
-            nursery.start_soon(self.opens.run)
-            nursery.start_soon(self.write_back.run)
-            nursery.start_soon(self._settle)
             task_status.started()
+            async with trio.open_nursery() as background:
+                background.start_soon(self.opens.run)
+                background.start_soon(self.write_back.run)
+                background.start_soon(self._settle)
+            self._background_ended.set()
+
+    async def pause(self, seconds: float) -> bool:
+        """Sleep between two rounds of background work; False, at once, when the volume closes: no further round."""
+        with trio.CancelScope() as scope:
+            self._pauses.add(scope)
+            try:
+                if not self._closing:
+                    await self.clock.sleep(seconds)
+            finally:
+                self._pauses.discard(scope)
+        return not self._closing
 
     async def _settle(self) -> None:
-        while True:
-            await self.clock.sleep(SETTLE_INTERVAL)
+        while await self.pause(SETTLE_INTERVAL):
             await self.allocator.settle()
+
+    async def _end_background(self) -> None:
+        """Let background work end what it has begun, since it takes locks and changes blocks."""
+        self._closing = True
+        self.opens.close()
+        for scope in self._pauses:
+            scope.cancel()
+        if self._background_ended is not None:
+            await self._background_ended.wait()
 
     async def sync(self) -> None:
         """Everything written so far is durable on return."""
@@ -164,6 +189,7 @@ class Volume:
 
     async def close(self) -> None:
         """Flush all, give up all locks, leave a clean journal.  No operation may be running."""
+        await self._end_background()
         await self.sync()
         await self.allocator.settle()
         await self.locks.leave()

@@ -28,6 +28,7 @@ FILE_BYTES_MAX = 4 << 20  # buffered bytes of one file beyond which its writer w
 TOTAL_BYTES_MAX = 128 << 20  # and of all files
 AGE_MAX = 3.0  # seconds that data stays buffered though nobody asks
 WRITES_AT_ONCE = 4
+DURABLE_BYTES_MAX = 64 << 10  # an overwrite up to this size is made durable by itself, without a flush
 TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 
 
@@ -90,8 +91,7 @@ class WriteBack:
 
     async def run(self) -> None:
         """Write back what is old; until cancelled."""
-        while True:
-            await self._volume.clock.sleep(1.0)
+        while await self._volume.pause(1.0):
             now = self._volume.clock.monotonic()
             await self._some([ino for ino, since in self._since.items() if now - since >= AGE_MAX])
 
@@ -173,9 +173,11 @@ class WriteBack:
         near = 0
         for logical, physical, length in pieces:
             data = view[(logical - first) * BLOCK_BYTES : (logical - first + length) * BLOCK_BYTES]
-            if physical:
-                await volume.device.write(physical * BLOCK_BYTES, data)
-                volume.journal.data_written()
+            if physical:  # the file has these blocks already: no metadata waits for the data (J4 doesn't apply)
+                durable = len(data) <= DURABLE_BYTES_MAX
+                await volume.device.write(physical * BLOCK_BYTES, data, durable=durable)
+                if not durable:
+                    volume.journal.data_written()
                 near = physical + length
             else:
                 near = await self._write_new(inode, logical, data, near)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 
 from matrixfs.fs.parallel import for_each
+from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.superblock import Superblock
+from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
 from membership.seams import SectorDevice
 
@@ -56,6 +58,25 @@ class Area:
             and first >> superblock.group_shift == last >> superblock.group_shift < superblock.groups
             and first & (1 << superblock.group_shift) - 1 != 0
         )
+
+
+async def read_groups(area: Area) -> AsyncIterator[tuple[int, GroupRecord | CorruptRecord]]:
+    """(index, its record or what is wrong with it) of every allocation group, in order.  Raises DeviceError."""
+    superblock = area.superblock
+    for start in range(0, superblock.groups, READ_AT_ONCE):
+        indexes = range(start, min(start + READ_AT_ONCE, superblock.groups))
+        read = await area.read_many([superblock.group_block(index) for index in indexes])
+        for index in indexes:
+            block = superblock.group_block(index)
+            yield index, _decode_group(superblock, index, read[block])
+
+
+def _decode_group(superblock: Superblock, index: int, data: bytes) -> GroupRecord | CorruptRecord:
+    block = superblock.group_block(index)
+    try:
+        return GroupRecord.decode_untrusted(data, f"group {index}", owner=superblock.owner, address=block)
+    except CorruptRecord as error:
+        return error
 
 
 def neighbours(blocks: Collection[int]) -> Iterator[tuple[int, int]]:

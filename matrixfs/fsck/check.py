@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from matrixfs.fsck.area import READ_AT_ONCE, Area
+from matrixfs.fsck.area import Area, read_groups
 from matrixfs.fsck.blockmap import BlockMap
 from matrixfs.fsck.context import Context, Progress
 from matrixfs.fsck.groups import check_groups
@@ -10,7 +10,6 @@ from matrixfs.fsck.lost import find_lost
 from matrixfs.fsck.orphans import check_orphans
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.walk import NamespaceWalk, check_link_counts
-from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from membership.errors import CorruptRecord
 
@@ -42,14 +41,8 @@ def _claim_system(context: Context) -> None:
 
 async def _expected_blocks(area: Area) -> int:
     """How many blocks the groups say are in use: for progress only, so damage doesn't matter."""
-    superblock = area.superblock
-    used = superblock.group_start + 1
-    for at in range(0, superblock.groups, READ_AT_ONCE):
-        blocks = [superblock.group_block(index) for index in range(at, min(at + READ_AT_ONCE, superblock.groups))]
-        for block, data in (await area.read_many(blocks)).items():
-            try:
-                group = GroupRecord.decode_untrusted(data, "", owner=superblock.owner, address=block)
-            except CorruptRecord:
-                continue
+    used = area.superblock.group_start + 1
+    async for _, group in read_groups(area):
+        if not isinstance(group, CorruptRecord):
             used += max(0, group.blocks - group.free)
     return used

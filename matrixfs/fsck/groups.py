@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from matrixfs.fsck.area import read_groups
 from matrixfs.fsck.context import Context, reason
 from matrixfs.fsck.fixes import ClearBits, RebuildGroup, SetBits
-from matrixfs.fsck.lost import greatest_generation, leaked_bits, read_group
+from matrixfs.fsck.lost import greatest_generation, leaked_bits
 from matrixfs.fsck.problems import (
     BLOCK_LEAKED,
     BLOCK_MISSING,
@@ -20,8 +21,7 @@ from membership.errors import CorruptRecord
 async def check_groups(context: Context) -> None:
     """Check all groups; everything that is in use was claimed before.  Raises DeviceError."""
     superblock = context.area.superblock
-    for index in range(superblock.groups):
-        group = await read_group(context.area, index)
+    async for index, group in read_groups(context.area):
         if isinstance(group, CorruptRecord):
             await _check_lost_group(context, index, group)
         else:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import AsyncIterator
 
 from matrixfs.fs.replay import check_image_untrusted
-from matrixfs.fsck.area import READ_AT_ONCE, Area, bit_runs
+from matrixfs.fsck.area import READ_AT_ONCE, Area, bit_runs, read_groups
 from matrixfs.fsck.context import Context
 from matrixfs.fsck.inodes import check_content, check_inode_fields
 from matrixfs.fsck.orphans import report_unlisted
@@ -26,8 +26,7 @@ async def find_lost(context: Context) -> None:
     """Look for inodes in blocks that are in use and unclaimed.  Raises DeviceError."""
     numbers: list[tuple[bool, int]] = []
     superblock = context.area.superblock
-    for index in range(superblock.groups):
-        group = await read_group(context.area, index)
+    async for index, group in read_groups(context.area):
         if isinstance(group, CorruptRecord):
             continue
         async for block, data in read_bits(context.area, index, leaked_bits(context, group)):
@@ -68,17 +67,6 @@ def live_inode(superblock: Superblock, block: int, data: bytes) -> InodeRecord |
     except CorruptRecord:
         return None
     return inode if inode.mode else None
-
-
-async def read_group(area: Area, index: int) -> GroupRecord | CorruptRecord:
-    """A group's block, or what is wrong with it.  Raises DeviceError."""
-    block = area.superblock.group_block(index)
-    try:
-        return GroupRecord.decode_untrusted(
-            await area.read(block), f"group {index}", owner=area.superblock.owner, address=block
-        )
-    except CorruptRecord as error:
-        return error
 
 
 def leaked_bits(context: Context, group: GroupRecord) -> int:

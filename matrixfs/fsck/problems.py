@@ -60,7 +60,7 @@ INODE_ORPHAN_MARK = _problem(
 )
 EXTENT_PAST_EOF = _problem(
     "extent-past-eof",
-    "inode {inode} has blocks behind its end (a crash while it grew)",
+    "inode {inode} has blocks behind its end, and no truncation is under way",
     "marked for truncation, which the next mount finishes",
     is_note=True,
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from matrixfs.fs.replay import ReplayReport
+from matrixfs.fsck.context import printable
 from matrixfs.fsck.problems import Finding, Findings
 from matrixfs.fsck.run import Outcome
 from membership.seams import Clock
@@ -84,7 +85,7 @@ class TextReporter:
     def ask(self, fixable: int) -> bool:
         """See ``Reporter``."""
         self._clear()
-        return self._confirm(f"Repair {fixable} problems?")
+        return self._confirm(f"Repair {_many(fixable, 'problem')}?")
 
     def close(self) -> None:
         """Leave the terminal tidy."""
@@ -139,19 +140,26 @@ def summary(outcome: Outcome) -> str:
     """The last line, after e2fsck's."""
     counts = outcome.counts
     if outcome.left.errors:
-        state = f"{outcome.left.errors} problems left"
+        state = f"{_many(outcome.left.errors, 'problem')} left"
         if outcome.left.fixable:
             state += " (repair with -y)"
     elif outcome.found.errors:
-        state = f"clean after {outcome.found.errors} repaired problems"
+        state = f"clean after {_many(outcome.found.errors, 'repaired problem')}"
     else:
         state = "clean"
     if not outcome.name:
         return f"no filesystem: {state}"
     return (
-        f"{outcome.name}: {state}, {counts.files} files, {counts.directories} directories,"
-        f" {counts.blocks_used}/{outcome.blocks_total} blocks used"
+        f"{printable(outcome.name.encode())}: {state}, {_many(counts.files, 'file')},"
+        f" {_many(counts.directories, 'directory')}, {counts.blocks_used}/{outcome.blocks_total} blocks used"
     )
+
+
+def _many(count: int, word: str) -> str:
+    """``count`` of something."""
+    if count == 1:
+        return f"1 {word}"
+    return f"{count} {word[:-1]}ies" if word.endswith("y") else f"{count} {word}s"
 
 
 def document(store: str, outcome: Outcome, reporter: SilentReporter) -> dict[str, Any]:

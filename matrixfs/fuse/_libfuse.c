@@ -1,7 +1,7 @@
 /*
  * What pyfuse3 lacks, added beside it (coherence.md 5).
  *
- * This module defines fuse_session_new and fuse_session_destroy.  Loaded with RTLD_GLOBAL before pyfuse3, these
+ * This module defines fuse_session_new, fuse_session_destroy and fuse_reply_open.  Loaded with RTLD_GLOBAL before pyfuse3, these
  * definitions are found first when pyfuse3's own references are bound; they adjust the operation table and call
  * libfuse's real functions.
  *
@@ -57,6 +57,7 @@ _Static_assert(sizeof(struct notify_entry) == 16, "wire format of struct fuse_no
 
 typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
 typedef void (*session_destroy_fn)(struct fuse_session *);
+typedef int (*reply_open_fn)(fuse_req_t, const struct fuse_file_info *);
 
 static struct fuse_session *session;
 static struct fuse_lowlevel_ops inner;
@@ -156,6 +157,26 @@ __attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_ses
 		real_destroy(se);
 }
 
+/*
+ * In libfuse's place for pyfuse3, whose FileInfo has no "noflush" (kernel >= 5.16: close(2) sends no FLUSH, which is
+ * worth a third of an open-read-close).  We never use "nonseekable", so it carries the wish.
+ */
+__attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *info)
+{
+	static reply_open_fn real_reply;
+	struct fuse_file_info reply = *info;
+
+	if (real_reply == NULL)
+		real_reply = (reply_open_fn)real("fuse_reply_open");
+	if (real_reply == NULL)
+		return -ENOSYS; /* can't be: usable() said so */
+	if (reply.nonseekable) {
+		reply.nonseekable = 0;
+		reply.noflush = 1;
+	}
+	return real_reply(req, &reply);
+}
+
 /* ---- for Python ---- */
 
 static int current_fd(void)
@@ -167,7 +188,8 @@ PyDoc_STRVAR(usable_doc, "usable() -> bool\n\nWhether libfuse's real functions w
 
 static PyObject *usable(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL);
+	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL &&
+			       real("fuse_reply_open") != NULL);
 }
 
 PyDoc_STRVAR(session_fd_doc, "session_fd() -> int\n\nThe session's file descriptor; -1 without a mounted session, or when pyfuse3 "

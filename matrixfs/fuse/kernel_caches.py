@@ -93,6 +93,10 @@ class KernelCaches:
         self.nodes.root = root_ino
         self._epoch = notifier.epoch() == 0
 
+    def detach(self) -> None:
+        """The tree is unmounted, so the kernel caches nothing of it: purges return at once from now on."""
+        self._notifier = None
+
     @property
     def has_epoch(self) -> bool:
         """Whether names are trusted until invalidated, rather than for ``SHORT`` seconds."""
@@ -136,12 +140,12 @@ class KernelCaches:
 
     async def _repeat(self, ino: int) -> None:
         """We gave the kernel a reference that it hasn't taken in yet, or one whose FORGET we haven't read yet (K2)."""
-        assert self._notifier is not None
         for _ in range(REPEAT_MAX):
             await self._clock.sleep(REPEAT_SECONDS)
             self._counters["repeats"] += 1
-            known = self.nodes.known(ino)
-            if not known or self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
+            if self._notifier is None or not self.nodes.known(ino):
+                return
+            if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
         self._bump()  # whoever finds it by name asks again
         log.warning("inode %d: the kernel neither knows nor forgets it", ino)
@@ -182,7 +186,11 @@ class KernelCaches:
         if record.names is not None and not self.pending.busy(directory):
             if any(record.names.values()):
                 await self._settle(record)
-            job = self._workers.submit(self._dropper(self.nodes.node_id(directory), record.names))
+            if self._notifier is None:
+                return
+            dropper = _Dropper(self._notifier, self.nodes.node_id(directory), record.names)
+            self._counters["names_dropped"] += len(record.names)
+            job = self._workers.submit(dropper)
             if await job.wait(NAMES_BOUND):
                 return
             job.cancelled = True
@@ -194,14 +202,10 @@ class KernelCaches:
             self._counters["settled"] += 1
             await self._clock.sleep(left)
 
-    def _dropper(self, node_id: int, names: dict[bytes, bool]) -> _Dropper:
-        assert self._notifier is not None
-        self._counters["names_dropped"] += len(names)
-        return _Dropper(self._notifier, node_id, names)
-
     def _bump(self) -> None:
         """One step of the epoch: no name of the mount is trusted any more, so none need be remembered."""
-        assert self._notifier is not None
+        if self._notifier is None:  # unmounted while our caller waited
+            return
         self._counters["epochs"] += 1
         code = self._notifier.epoch()
         if code in _DONE:

@@ -21,6 +21,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from matrixfs.fuse import libfuse
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
@@ -285,7 +286,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             node.opens += 1
             node.pages = True
         append = bool(flags & os.O_APPEND)
-        return pyfuse3.FileInfo(fh=self._handles.add(inode.ino, flags), keep_cache=keep, direct_io=append)
+        # A descriptor that can't write has nothing to report at close: with the extension "nonseekable" means "no FLUSH".
+        quiet = flags & os.O_ACCMODE == os.O_RDONLY and libfuse.available()
+        handle = self._handles.add(inode.ino, flags)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=append, nonseekable=quiet)
 
     @upcall(0)
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
@@ -324,7 +328,23 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(handle=True)
     async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
         """Write, at the true end where the file was opened so."""
+        if handle.append:
+            await self._drop_set_id(handle.ino)
         return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+
+    async def _drop_set_id(self, ino: int) -> None:
+        """Writing takes away set-user-ID and set-group-ID.
+
+        The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a flag
+        for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
+        """
+        mode = (await self._attributes.getattr(self._volume, ino)).mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:  # without it, set-group-ID means mandatory locking
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(mode=stat.S_IMODE(kept)))
+            await self._caches.purge_inode(ino)  # the kernel doesn't ask for the mode after a write
 
     @upcall(handle=True)
     async def flush(self, handle: Handle) -> None:

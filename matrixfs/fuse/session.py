@@ -155,6 +155,7 @@ class Session:
         """Serve until the tree is unmounted or withdrawn."""
         with self._serving:
             await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
+        self._caches.detach()
 
     def stop(self) -> None:
         """Unmount as umount(8) would, without waiting: ``run`` returns when it is done.  A busy tree stays mounted."""

@@ -91,9 +91,12 @@ class LockCache:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            while True:
-                await self._clock.sleep(RECLAIM_INTERVAL)
-                self._reclaim()
+            try:
+                while True:
+                    await self._clock.sleep(RECLAIM_INTERVAL)
+                    self._reclaim()
+            finally:
+                self._nursery = None  # the mount ends: what is still held stays held
 
     def lock(self, resource: Resource, callouts: Callouts) -> Lock:
         """The cache's lock of ``resource``, made if need be (at NL, without a message)."""
@@ -122,10 +125,21 @@ class LockCache:
         with trio.move_on_after(timeout):
             await trio.lowlevel.wait_task_rescheduled(lambda _: self._abandon(lock, waiter))
             return True
-        if lock.requested and not lock.waiters and self._manager is not None:
+        self._withdraw(lock)
+        return False
+
+    def _withdraw(self, lock: Lock) -> None:
+        """A waiter gave up: don't ask for more than the others need, they might wait for it for ever."""
+        if lock.requested and all(waiter.mode < lock.requested for waiter in lock.waiters):
+            assert self._manager is not None
             self._manager.cancel(lock.resource)
             lock.requested = NL
-        return False
+            self.advance(lock)
+            self._forget_if_unused(lock)
+
+    def _forget_if_unused(self, lock: Lock) -> None:
+        if lock.mode == NL and lock.idle:
+            self._locks.pop(lock.resource, None)
 
     def _abandon(self, lock: Lock, waiter: Waiter) -> trio.lowlevel.Abort:
         if waiter.admitted:  # the wake-up is on its way
@@ -142,9 +156,8 @@ class LockCache:
                 self._request(lock, lock.waiters[0].mode)
             return
         assert lock.revoke_to is not None
-        if not lock.demoting and lock.drained(lock.revoke_to):
+        if not lock.demoting and lock.drained(lock.revoke_to) and self._nursery is not None:
             lock.demoting = True
-            assert self._nursery is not None
             self._nursery.start_soon(self._demote, lock)
 
     def _request(self, lock: Lock, mode: int) -> None:
@@ -223,8 +236,7 @@ class LockCache:
         lock.revoking = lock.demoting = False
         self._manager.release(lock.resource, mode, None)
         self.advance(lock)
-        if mode == NL and lock.idle:
-            self._locks.pop(lock.resource, None)
+        self._forget_if_unused(lock)
 
     # --- giving up on our own account ------------------------------------------------------------
 

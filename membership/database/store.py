@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EVENTS_KEPT = 1500  # of at most some 200 bytes each: the image stays well below its 1 MiB slot
 TEXT_MAX = 240
+SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 class MembershipDatabase:
@@ -35,6 +36,8 @@ class MembershipDatabase:
     @classmethod
     def from_image_untrusted(cls, image: bytes, where: str) -> Self:
         """Open an image from the disk.  Raises CorruptRecord, nothing else (R11)."""
+        if not image.startswith(SQLITE_MAGIC):
+            raise CorruptRecord(where, "magic", SQLITE_MAGIC, image[: len(SQLITE_MAGIC)])
         database: Self | None = None
         try:
             database = cls(image)
@@ -49,7 +52,7 @@ class MembershipDatabase:
         except CorruptRecord:
             _close(database)
             raise
-        except (sqlite3.Error, SQLAlchemyError, ValueError, TypeError, OverflowError) as error:
+        except (sqlite3.Error, SQLAlchemyError, ValueError, TypeError, OverflowError, MemoryError) as error:
             _close(database)
             raise CorruptRecord(where, "database", "a membership database", type(error).__name__) from None
         return database

@@ -1,4 +1,6 @@
-"""The process fence: kill matrixd and its mounts on this machine and wait for their exit (architecture 4).
+"""The process fence: kill matrixd and its mounts on this machine, wait for their exit, and for their last writes.
+
+Architecture 4.  The exit alone proves nothing: what a process had in flight may land after it (``presence``).
 
 This module is the implementation of a seam towards the operating system: /proc, pidfd and signals.  A pid is
 only ever signalled through a pidfd whose start time was compared with the slot's, so a reused pid is never hit.
@@ -7,17 +9,20 @@ only ever signalled through a pidfd whose start time was compared with the slot'
 from __future__ import annotations
 
 import os
-import select
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
+from membership.errors import DeviceError
 from membership.san.fence import FenceResult
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from membership.lease.records import HeartbeatSlot
+    from membership.presence import Landing
     from membership.seams import Clock
 
 KILL_WAIT_SECONDS = 10.0  # a process in an uninterruptible call is not gone: say so and let the caller ask again
@@ -97,9 +102,17 @@ class ProcessFence:
 
     name = "process"
 
-    def __init__(self, host: HostIdentity, clock: Clock) -> None:
+    def __init__(self, host: HostIdentity, clock: Clock, landing: Landing) -> None:
+        """Fence from ``host``.
+
+        Args:
+            host: this machine, and this boot of it.
+            clock: for the waits.
+            landing: knows when what a dead process left in flight has reached the store.
+        """
         self._host = host
         self._clock = clock
+        self._landing = landing
 
     def is_gone(self, target: HeartbeatSlot) -> bool | None:
         """Looks for the matrixd process."""
@@ -120,8 +133,14 @@ class ProcessFence:
                 if not await self._kill(pid, start_time, killed):
                     detail = f"process {pid} did not exit in {KILL_WAIT_SECONDS:g} s after SIGKILL"
                     return FenceResult(confirmed=False, driver=self.name, detail=detail)
-        except OSError as error:
-            return FenceResult(confirmed=False, driver=self.name, detail=f"can't kill: {error.strerror}")
+            for pid, _ in processes:
+                if process_start(pid) is not None:
+                    continue  # another process has the pid by now, and the mark may be its own
+                if not await self._bounded(self._landing.wait(pid)):
+                    detail = f"process {pid} is gone, but a write of it is still in flight"
+                    return FenceResult(confirmed=False, driver=self.name, detail=detail)
+        except (OSError, DeviceError) as error:
+            return FenceResult(confirmed=False, driver=self.name, detail=f"can't make sure: {error}")
         names = ", ".join(str(pid) for pid in killed)
         return FenceResult(
             confirmed=True, driver=self.name, detail=f"killed {names}" if killed else "its processes were gone"
@@ -134,25 +153,26 @@ class ProcessFence:
         try:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             killed.append(pid)
-            return await self._exited(fd)
+            return await self._bounded(trio.lowlevel.wait_readable(fd))
         except ProcessLookupError:
             return True  # it exited between the two calls
         finally:
             os.close(fd)
 
-    async def _exited(self, fd: int) -> bool:
-        async with trio.open_nursery() as nursery:
+    async def _bounded(self, waiting: Awaitable[object]) -> bool:
+        """Wait at most ``KILL_WAIT_SECONDS``; whether that was enough."""
+        over = False
 
-            async def give_up() -> None:
-                await self._clock.sleep(KILL_WAIT_SECONDS)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(give_up)
-            await trio.lowlevel.wait_readable(fd)
+        async def give_up() -> None:
+            await self._clock.sleep(KILL_WAIT_SECONDS)
             nursery.cancel_scope.cancel()
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            await waiting
+            over = True
+            nursery.cancel_scope.cancel()
+        return over
 
     def _rebooted(self, target: HeartbeatSlot) -> bool:
         return bool(target.machine_id) and target.machine_id == self._host.machine_id

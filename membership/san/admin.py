@@ -136,6 +136,7 @@ class AdminCore:
         self._passed_over = 0  # generations up to here belong to others that never wrote a header
         self._busy = False  # a ballot or header write is under way
         self._since = 0.0  # of the candidacy
+        self._retry_at = float("-inf")  # after a ballot or write that failed: not at disk speed
         self._leavers: dict[int, int] = {}
         self._joiners: dict[int, int] = {}
         self._confirmed: set[tuple[int, int]] = set()  # fenced, not yet off the header
@@ -216,6 +217,7 @@ class AdminCore:
             self._out.tell(ReadHeader())
             return
         if outcome is None:
+            self._retry_at = now + self._timing.heartbeat
             self._give_up("the ballot blocks can't be used")
             return
         owner = (outcome.node, outcome.incarnation)
@@ -239,9 +241,11 @@ class AdminCore:
                 if node != self.me.node:
                     self._out.post(node, HeaderChanged(header.generation))
 
-    def write_failed(self) -> None:
+    def write_failed(self, now: float) -> None:
         """A header of ours could not be written, or was overtaken."""
         self._busy = False
+        self._retry_at = now + self._timing.heartbeat
+        self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
 
     def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float) -> None:
@@ -268,10 +272,10 @@ class AdminCore:
         if not settled or not self._may_act(alive, addresses):
             return
         if self.role is Role.ADMIN:
-            self._administrate()
+            self._administrate(now)
         elif self.role is Role.ELECTED and now - self._since > self._timing.link_dead:
             self._drop_candidacy("no answer of the coordinator")
-        elif self.role is Role.CANDIDATE and not self._busy:
+        elif self.role is Role.CANDIDATE and not self._busy and now >= self._retry_at:
             self._take(self._next_generation())
         if self._view.coordinator == self.me.node and not self._admin_in_view():
             self._elect(now)
@@ -401,6 +405,7 @@ class AdminCore:
         """The generation is another's.  If its owner can still write the header, let it; else pass over."""
         lost_at = self._lost_at.setdefault(self._generation, now)
         if self._in_view(*owner) and now - lost_at <= self._timing.link_dead:
+            self._retry_at = now + self._timing.heartbeat
             if self.role is not Role.ADMIN:
                 self._give_up(f"node {owner[0]} was faster")
             return
@@ -436,13 +441,13 @@ class AdminCore:
                 members[node] = incarnation
         return members, fencing
 
-    def _administrate(self) -> None:
+    def _administrate(self, now: float) -> None:
         for node, incarnation in self.header.fencing.items():
             key, evicted_at = (node, incarnation), self._evicted_at[node, incarnation]
             if key not in self._fencing | self._confirmed and evicted_at != float("inf"):
                 self._fencing.add(key)
                 self._out.tell(FenceOrder(node, incarnation, evicted_at))
-        if not self._busy and self._wanted() != (self.header.members, self.header.fencing):
+        if not self._busy and now >= self._retry_at and self._wanted() != (self.header.members, self.header.fencing):
             self._take(self._next_generation())
 
     def _write(self) -> None:

@@ -24,8 +24,8 @@ from membership.messages import (
 )
 from membership.orders import (
     GhostsReleased,
-    LinkLost,
     JournalState,
+    LinkLost,
     Rebuild,
     ReleaseGhosts,
     Replay,

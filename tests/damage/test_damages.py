@@ -10,9 +10,9 @@ import trio
 from matrixfs.fs.replay import ReplayReport
 from matrixfs.fsck.problems import PROBLEMS, Findings
 from matrixfs.fsck.run import Mode, Outcome, run_fsck
-from tests.damage.build import Built
-from tests.damage.damages import DAMAGES, Damage
-from tests.damage.volume import FixedClock
+from tests.damage.build import Built, sample
+from tests.damage.damages import DAMAGES, Damage, flip
+from tests.damage.volume import FixedClock, LogWriter, small_store
 from tests.sim.disk import SimDisk
 
 
@@ -113,6 +113,70 @@ async def test_a_repair_may_crash_anywhere(damage: Damage, mode: str) -> None:
         outcome = await fsck(crashed, Mode.REPAIR)
         assert outcome.exit_code in (0, 1), (k, outcome.left)
         assert outcome.counts == counts
+
+
+async def dirty_store() -> Built:
+    """A sample whose journal 1 holds a change of the file "small" that is not in place."""
+    built = await sample(await small_store()).write()
+    writer = LogWriter(built.volume, 1)
+    await writer.open()
+    inode = await built.inode("small")
+    inode.generation, inode.uid = 9, 1000
+    await writer.frame([inode])
+    built.volume.disk.mark()
+    return built
+
+
+async def test_looking_replays_in_memory_only() -> None:
+    """F2."""
+    built = await dirty_store()
+    built.volume.disk.corrupt(100)
+    listener = Listener()
+    outcome = await fsck(built.volume.disk, Mode.LOOK, listener)
+    assert codes(outcome.found) == {"label-copy"}
+    assert [(journal, report.written, in_memory) for journal, report, in_memory in listener.journals] == [(1, 1, True)]
+    assert built.volume.disk.log == []
+    assert (await built.inode("small")).uid == 0
+
+
+async def test_journals_are_replayed_before_anything_else() -> None:
+    built = await dirty_store()
+    listener = Listener()
+    outcome = await fsck(built.volume.disk, Mode.REPAIR, listener)
+    assert outcome.exit_code == 0, "a replay corrects no error"
+    assert [(journal, in_memory) for journal, _, in_memory in listener.journals] == [(1, False)]
+    assert (await built.inode("small")).uid == 1000
+
+
+async def test_nothing_is_repaired_beside_a_journal_that_cannot_be_replayed() -> None:
+    damage = next(damage for damage in DAMAGES if damage.code == "journal-log")
+    built = await damage.make()
+    await built.change("linked", nlink=4)
+    await flip(built, 0, 140)
+    before = await built.inode("linked")
+    outcome = await fsck(built.volume.disk, Mode.REPAIR)
+    assert codes(outcome.found) == {"journal-log", "inode-nlink", "superblock"}
+    assert codes(outcome.left) == {"journal-log", "inode-nlink"}, "the superblock is in no journal"
+    assert await built.inode("linked") == before
+
+
+@pytest.mark.parametrize("mode", ["drop", "tear"])
+async def test_many_orphans_are_freed_in_several_transactions(mode: str) -> None:
+    """F5: more blocks than the journal holds at once; power loss anywhere between."""
+    builder = sample(await small_store())
+    for number in range(330):
+        orphan = builder.file(f"orphan {number}")
+        builder.extents(orphan, [1])
+        builder.orphan(number % 2, orphan)
+    built = await builder.write()
+    assert built.superblock.journal_blocks < 330
+    outcome = await fsck(built.volume.disk, Mode.REPAIR)
+    assert (outcome.exit_code, outcome.repaired, outcome.rounds, codes(outcome.left)) == (0, 330, 1, set())
+    for k in crash_points(built):
+        crashed = built.volume.disk.crash_image(k, mode, seed=k)
+        again = await fsck(crashed, Mode.REPAIR)
+        assert codes(again.left) == set(), k
+        assert again.counts == outcome.counts
 
 
 async def test_asking() -> None:

@@ -18,9 +18,8 @@ from click.testing import CliRunner
 
 from matrixfs.cli.host import lock_state
 from matrixfs.cli.matrixd_cmd import main, parse_address
-from membership.clock import SystemClock
+from membership import presence
 from membership.control_ask import ask, stop_matrixd
-from membership.control_inflight import InflightWatch
 from membership.errors import OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK, Label
 
@@ -106,18 +105,16 @@ def test_it_serves_and_sigterm_ends_it_cleanly(tmp_path: Path, store: Path) -> N
         assert ask(str(state), {"kind": "status"})["state"] == "member"
         assert (state / "matrixd.pid").read_text() == f"{process.pid}\n"
         assert state.stat().st_mode & 0o777 == 0o700
-        assert is_marked(store)
+        assert holder_of(store) == process.pid  # whoever fences it waits until that is gone
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert not (state / "matrixd.sock").exists()
-    assert not is_marked(store)
+    assert holder_of(store) is None
 
 
-def is_marked(store: Path) -> bool:
-    """Does an open file of the fake node live?  Whoever fences it waits for that (control_inflight.py)."""
-    watch = InflightWatch(str(store), 77, 2.0, SystemClock())
-    watch.close()
-    return watch.is_marked
+def holder_of(store: Path) -> int | None:
+    with store.open("rb") as file:
+        return presence.find_holder(file.fileno())
 
 
 def test_sigterm_with_mounts_is_refused_and_it_runs_on(tmp_path: Path, store: Path) -> None:

@@ -20,7 +20,8 @@ from matrixfs.cli import fsck_cmd
 from matrixfs.fs.mkfs import format_volume
 from matrixfs.fsck.fixes import SetBits, SetInode
 from matrixfs.fsck.problems import EXTENT_PAST_EOF, GROUP_FREE, INODE_DAMAGED, ORPHAN, Findings
-from matrixfs.fsck.report import LINES_PER_CODE, TextReporter
+from matrixfs.fsck.report import LINES_PER_CODE, TextReporter, summary
+from matrixfs.fsck.run import Outcome
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES, DATA_BLOCK, DEFAULT_TIMING
@@ -79,7 +80,7 @@ def test_clean(store: tuple[Path, Superblock], capsys: pytest.CaptureFixture[str
         captured = capsys.readouterr()
         assert captured.err == ""
         used = superblock.group_start + 1 + superblock.groups
-        assert captured.out == f"web: clean, 0 files, 1 directories, {used}/{ROOM} blocks used\n"
+        assert captured.out == f"web: clean, 0 files, 1 directory, {used}/{ROOM} blocks used\n"
     assert path.read_bytes() == content
 
 
@@ -90,13 +91,13 @@ def test_corrected(store: tuple[Path, Superblock], capsys: pytest.CaptureFixture
     assert run("-n", path) == 4
     assert capsys.readouterr().out.splitlines() == [
         "group 1 says 254 blocks are free, its bitmap says 255 [group-free]; repair: corrected",
-        "web: 1 problems left (repair with -y), 0 files, 1 directories, 775/2304 blocks used",
+        "web: 1 problem left (repair with -y), 0 files, 1 directory, 775/2304 blocks used",
     ]
     assert path.read_bytes() == content
     assert run(path) == 4, "no terminal: nobody can be asked, nothing is repaired"
     assert path.read_bytes() == content
     assert run("-y", path) == 1
-    assert "web: clean after 1 repaired problems, " in capsys.readouterr().out
+    assert "web: clean after 1 repaired problem, " in capsys.readouterr().out
     assert run("-y", path) == 0
 
 
@@ -107,7 +108,7 @@ def test_uncorrected(store: tuple[Path, Superblock], capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("inode 1 (a directory of the filesystem itself) is damaged (bad checksum")
     assert lines[0].endswith("[inode-damaged]; this version can't repair it")
-    assert lines[-1].startswith("web: 1 problems left, ")
+    assert lines[-1].startswith("web: 1 problem left, ")
 
 
 def test_json(store: tuple[Path, Superblock], capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +228,11 @@ def test_progress_is_paced_and_cleared() -> None:
     assert out.getvalue() == "line\n"
     assert text.ask(3)
     text.report("empty", 0, 0)
+
+
+def test_a_hostile_filesystem_name_reaches_no_terminal() -> None:
+    assert summary(Outcome(name="a\x1b[2J")).startswith("a\\x1b[2J: clean, 0 files")
+    assert summary(Outcome()).startswith("no filesystem: clean")
 
 
 def test_many_findings_of_a_kind_are_cut_short() -> None:

@@ -40,7 +40,7 @@ def errors(findings: Findings) -> list[str]:
     return [finding.text for finding in findings.kept if not finding.problem.is_note]
 
 
-async def work(volume: Volume, rng: random.Random, steps: int) -> None:
+async def work(volume: Volume, rng: random.Random, steps: int, *, leave_open: float) -> None:
     """Operations of every kind on a handful of names in a few directories; some files stay open."""
     directories = [ROOT_INODE]
     for step in range(steps):
@@ -50,7 +50,7 @@ async def work(volume: Volume, rng: random.Random, steps: int) -> None:
         with contextlib.suppress(OSError):  # a name that is there, or isn't: as good as any other outcome
             if choice < 4:
                 inode = await namespace.create(volume, parent, name, FILE, 0, 0)
-                if rng.random() < 0.2:
+                if rng.random() < leave_open:
                     await volume.opens.opened(inode.ino)
                 size = rng.choice((10, 3000, 5000, 40_000, 300_000))
                 await data.write(volume, inode.ino, rng.choice((0, 0, 70_000)), rng.randbytes(size))
@@ -84,7 +84,7 @@ def test_a_killed_mounts_store_is_clean_after_replay_and_mountable_after_repair(
         rng = random.Random(seed)
         (mount,) = await world.start(0)
         with trio.move_on_after(rng.uniform(5, 30)):
-            await work(mount.volume, rng, 120)
+            await work(mount.volume, rng, 120, leave_open=0.2)
         world.kill(0)
         findings = await check(world.disk, world.superblock)
         assert errors(findings) == []
@@ -95,8 +95,27 @@ def test_a_killed_mounts_store_is_clean_after_replay_and_mountable_after_repair(
             assert errors(findings) == []
         world.dead.clear()  # fsck was its recovery
         (again,) = await world.start(1)
-        await work(again.volume, rng, 60)
+        await work(again.volume, rng, 60, leave_open=0)  # open files would keep it mounted
         await world.leave(1)
         assert errors(await check(world.disk, world.superblock)) == []
+
+    run_world(seed, body, journal_blocks=256)
+
+
+@pytest.mark.parametrize("seed", range(11, 15))
+@pytest.mark.seed("002-32")
+def test_power_lost_at_any_write_leaves_a_store_that_replays_to_clean(seed: int) -> None:
+    async def body(world: World) -> None:
+        rng = random.Random(seed)
+        (mount,) = await world.start(0)
+        world.disk.mark()
+        with trio.move_on_after(20):
+            await work(mount.volume, rng, 150, leave_open=0.2)
+        world.kill(0)
+        entries = len(world.disk.log)
+        for k in sorted(rng.sample(range(entries + 1), 25)):
+            for mode in ("drop", "tear"):
+                crashed = world.disk.crash_image(k, mode, seed=k)
+                assert errors(await check(crashed, world.superblock)) == [], (k, mode)
 
     run_world(seed, body, journal_blocks=256)

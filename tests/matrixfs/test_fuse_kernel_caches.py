@@ -286,3 +286,26 @@ async def test_a_failing_notification_ends_its_job(caplog: pytest.LogCaptureFixt
     assert await workers.submit(fail).wait(30)
     assert "kernel notification failed" in caplog.text
     assert workers.stop(30)
+
+
+@pytest.mark.parametrize("purge", ["purge_inode", "purge_names"])
+async def test_an_unmount_during_a_purge_ends_it(world: World, purge: str) -> None:
+    """A kernel that has no mount any more answers ENOENT to all: without ``detach`` each purge would take its repeats."""
+    world.caches.nodes.looked_up(100, 1)
+    world.caches.handed_out(100, b"sub", is_directory=True)
+    world.kernel.unknown = REPEAT_MAX
+    slept = world.clock.sleep
+
+    async def unmounted_meanwhile(seconds: float) -> None:
+        await slept(seconds)
+        world.caches.detach()
+
+    world.clock.sleep = unmounted_meanwhile
+    await getattr(world.caches, purge)(100)
+    assert len(world.clock.slept) == 1
+    told = list(world.kernel.told)
+    world.caches.nodes.looked_up(101, 1)
+    world.caches.handed_out(101, b"name")
+    await world.caches.purge_inode(101)
+    await world.caches.purge_names(101)
+    assert world.kernel.told == told

@@ -1,4 +1,4 @@
-"""Journal replay: J1-J5 of matrixfs/fs/replay.py, one by one and with the power lost at every write."""
+"""Journal replay: P1-P5 of matrixfs/fs/replay.py, one by one and with the power lost at every write."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def assert_refused(volume: Volume, match: str, expect: tuple[int, int] | N
     with pytest.raises(CorruptionError, match=match) as caught:
         await replay(volume.disk, volume.superblock, 1, expect=expect)
     assert "\n" not in str(caught.value)
-    assert volume.disk.log == [], "J1: nothing is written"
+    assert volume.disk.log == [], "P1: nothing is written"
 
 
 async def test_a_clean_journal_needs_nothing() -> None:
@@ -355,7 +355,7 @@ async def fill_at_random(volume: Volume, writer: LogWriter, rng: random.Random) 
 @pytest.mark.parametrize("mode", ["drop", "keep-some", "tear"])
 @pytest.mark.seed("002-32")
 async def test_power_loss_at_any_write_and_again_while_replaying_again(mode: str, seed: int) -> None:
-    """J5: crash replay at every write, crash the second replay too, and the third one finds the same blocks."""
+    """P5: crash replay at every write, crash the second replay too, and the third one finds the same blocks."""
     rng = random.Random(seed)
     volume, writer = await dirty(seed=seed)
     model = await fill_at_random(volume, writer, rng)

@@ -23,7 +23,6 @@ from membership.clock import SystemClock
 from membership.control import serve_control
 from membership.control_ask import ask
 from membership.control_client import MountSession
-from membership.control_inflight import mark_inflight
 from membership.control_wire import encode_frame
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.fence.process import process_start
@@ -277,14 +276,16 @@ async def test_losing_matrixd_is_fenced(tmp_path: Path) -> None:
 
 CHILD = """
 import os, sys, trio
-from membership.control_inflight import mark_inflight
+from membership import presence
 from membership.control_client import MountSession
 from membership.orders import JournalState, MountRequest
 
 async def main():
     session = await MountSession.connect(sys.argv[1])
     request = MountRequest(b"f" * 16, "web", 1, 1, 9, "127.0.0.1", 1, "/mnt/a", (JournalState(0, 0, 0, False),))
-    await session.join(request, dict, os.open(session.cluster.store_path, os.O_RDWR) if "mark" in sys.argv[2] else None)
+    await session.join(request, dict)
+    if "write" in sys.argv[2]:
+        presence.mark(os.open(session.cluster.store_path, os.O_RDWR))
     print("joined", flush=True)
     if "hang up" in sys.argv[2]:
         session.close()
@@ -319,7 +320,7 @@ async def child(world: World, behaviour: str):
 
 @pytest.mark.seed("002-10")
 async def test_a_killed_mount_process_is_a_dead_instance(tmp_path: Path) -> None:
-    async with serving(tmp_path) as world, child(world, "mark") as process:
+    async with serving(tmp_path) as world, child(world, "plain") as process:
         process.send_signal(signal.SIGKILL)
         await world.node.wait_said(Left(clean=False))
         assert process.wait() == -signal.SIGKILL
@@ -327,26 +328,19 @@ async def test_a_killed_mount_process_is_a_dead_instance(tmp_path: Path) -> None
 
 
 async def test_a_dead_mount_is_dead_when_its_last_write_has_landed(tmp_path: Path) -> None:
+    """The forked helper keeps the open file, as a queued write does."""
     async with serving(tmp_path) as world:
         world.clock.impatient = True
-        with (tmp_path / "store").open("r+b") as request_in_flight:  # keeps the open file, as a queued write does
-            mark_inflight(request_in_flight.fileno(), 9)
-            async with child(world, "not again") as process:
-                process.send_signal(signal.SIGKILL)
-                while len(world.clock.slept) < 20:
-                    await trio.lowlevel.checkpoint()
-                assert process.wait() == -signal.SIGKILL
-                assert world.node.said == []
-        await world.node.wait_said(Left(clean=False))
-
-
-async def test_a_mount_without_a_mark_gets_the_time_of_a_write_in_flight(tmp_path: Path) -> None:
-    async with serving(tmp_path) as world, child(world, "plain") as process:
-        process.send_signal(signal.SIGKILL)
-        while world.clock.slept.count(2.0) < 2:  # to die, and then io_bound
-            await trio.lowlevel.checkpoint()
-        assert process.wait() == -signal.SIGKILL
-        assert world.node.said == []
+        async with child(world, "write, leak") as process:
+            world.node.channels[0].push(Suspend(1))
+            assert await trio.to_thread.run_sync(process.stdout.readline) == b"Suspend\n"  # so it has forked
+            process.send_signal(signal.SIGKILL)
+            while len(world.clock.slept) < 20:
+                await trio.lowlevel.checkpoint()
+            assert process.wait() == -signal.SIGKILL
+            assert world.node.said == []
+            process.stdin.close()
+            await world.node.wait_said(Left(clean=False))
 
 
 async def test_a_helper_that_keeps_the_socket_open_hides_no_death(tmp_path: Path) -> None:
@@ -363,7 +357,7 @@ async def test_kernels_that_do_not_hand_out_the_pidfd_of_a_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_stream, "_SO_PEERPIDFD", 9999)
-    async with serving(tmp_path) as world, child(world, "mark") as process:
+    async with serving(tmp_path) as world, child(world, "plain") as process:
         process.send_signal(signal.SIGKILL)
         await world.node.wait_said(Left(clean=False))
 
@@ -400,7 +394,7 @@ async def test_a_mount_that_hangs_up_is_killed_before_it_counts_as_dead(tmp_path
 
 
 async def test_a_mount_whose_orders_end_is_cut_off(tmp_path: Path) -> None:
-    async with serving(tmp_path) as world, child(world, "mark") as process:
+    async with serving(tmp_path) as world, child(world, "plain") as process:
         (channel,) = world.node.channels
         channel.push(Withdraw("isolated"))
         channel.close()

@@ -15,6 +15,7 @@ from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity, ProcessFence, process_start, this_host, wait_exit
 from membership.label import DEFAULT_TIMING
 from membership.lease.records import HeartbeatSlot, MountProcess
+from membership.presence import Landing
 from membership.san.fence import FenceResult, fence_target, is_gone
 from tests.sim.network import SimClock
 
@@ -50,11 +51,13 @@ def slot(pid: int, start: int, *, boot: bytes | None = None, machine: bytes | No
     return made
 
 
+def process_fence(clock, store=__file__) -> ProcessFence:
+    return ProcessFence(this_host(), clock, Landing(str(store), clock))
+
+
 async def test_kills_matrixd_and_its_mounts_and_waits_for_both(child, mount):
-    target = slot(
-        child.pid, process_start(child.pid), mounts=(MountProcess(mount.pid, process_start(mount.pid), 5),)
-    )
-    driver = ProcessFence(this_host(), SystemClock())
+    target = slot(child.pid, process_start(child.pid), mounts=(MountProcess(mount.pid, process_start(mount.pid), 5),))
+    driver = process_fence(SystemClock())
     assert driver.is_gone(target) is False
     result = await driver.fence(target, 0.0)
     assert result == FenceResult(confirmed=True, driver="process", detail=f"killed {child.pid}, {mount.pid}")
@@ -68,20 +71,20 @@ async def test_gone_counts_as_confirmed(child):
     target = slot(child.pid, process_start(child.pid))
     child.kill()
     child.wait()
-    result = await ProcessFence(this_host(), SystemClock()).fence(target, 0.0)
+    result = await process_fence(SystemClock()).fence(target, 0.0)
     assert (result.confirmed, result.detail) == (True, "its processes were gone")
 
 
 async def test_a_reused_pid_is_never_killed(child):
     target = slot(child.pid, process_start(child.pid) - 1)
-    driver = ProcessFence(this_host(), SystemClock())
+    driver = process_fence(SystemClock())
     assert driver.is_gone(target) is True
     assert (await driver.fence(target, 0.0)).confirmed
     assert child.poll() is None
 
 
 async def test_another_boot_of_this_machine_is_gone_and_another_machine_is_unknown(child):
-    driver = ProcessFence(this_host(), SystemClock())
+    driver = process_fence(SystemClock())
     rebooted = slot(child.pid, process_start(child.pid), boot=b"x" * 16)
     assert driver.is_gone(rebooted) is True
     assert (await driver.fence(rebooted, 0.0)).confirmed
@@ -89,14 +92,14 @@ async def test_another_boot_of_this_machine_is_gone_and_another_machine_is_unkno
     assert driver.is_gone(elsewhere) is None
     assert not (await driver.fence(elsewhere, 0.0)).confirmed
     unknown = HostIdentity(b"b" * 16, b"", 1, 1)
-    assert ProcessFence(unknown, SystemClock()).is_gone(slot(1, 1, boot=b"x" * 16, machine=b"")) is None
+    assert ProcessFence(unknown, SystemClock(), Landing(__file__, SystemClock())).is_gone(slot(1, 1, boot=b"x" * 16, machine=b"")) is None
     assert child.poll() is None
 
 
 async def test_a_process_that_does_not_exit_is_not_confirmed(child, monkeypatch, autojump_clock):
     target = slot(child.pid, process_start(child.pid))
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda fd, number: None)
-    result = await ProcessFence(this_host(), SimClock()).fence(target, 0.0)
+    result = await process_fence(SimClock()).fence(target, 0.0)
     assert not result.confirmed
     assert "did not exit" in result.detail
 
@@ -106,8 +109,8 @@ async def test_no_permission_is_not_confirmed(child, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
-    result = await ProcessFence(this_host(), SystemClock()).fence(slot(child.pid, process_start(child.pid)), 0.0)
-    assert result == FenceResult(confirmed=False, driver="process", detail="can't kill: Operation not permitted")
+    result = await process_fence(SystemClock()).fence(slot(child.pid, process_start(child.pid)), 0.0)
+    assert result == FenceResult(confirmed=False, driver="process", detail="can't make sure: [Errno 1] Operation not permitted")
 
 
 async def test_wait_exit(child):
@@ -156,3 +159,33 @@ def test_this_host_knows_itself():
     assert host.start_time == process_start(host.pid)
     assert len(host.boot_id) == 16
     assert process_start(2**22 + 1) is None
+
+
+HOLDER = """
+import os, sys
+from membership import presence
+presence.mark(os.open(sys.argv[1], os.O_RDWR))
+if os.fork() == 0:  # keeps the open file, as a write in flight does
+    print("marked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+async def test_a_write_in_flight_holds_the_confirmation_back(tmp_path, autojump_clock):
+    """The exit of a process proves nothing about its io_uring requests (R5; matrixfs/../test_uring_exit.py)."""
+    store = tmp_path / "store"
+    store.write_bytes(bytes(4096))
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLDER, store], stdin=pipe, stdout=pipe) as process:  # noqa: ASYNC220
+        assert process.stdout.readline() == b"marked\n"
+        target = slot(process.pid, process_start(process.pid))
+        process.kill()
+        process.wait()
+        first = await process_fence(SimClock(), store).fence(target, 0.0)
+        assert not first.confirmed
+        assert "in flight" in first.detail
+        process.stdin.close()
+        process.stdout.read()  # ends with the holder
+        assert (await process_fence(SystemClock(), store).fence(target, 0.0)).confirmed

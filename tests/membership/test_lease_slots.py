@@ -102,7 +102,7 @@ async def test_different_names_get_different_slots_also_at_the_same_instant(auto
         nodes = {}
 
         async def claim(name: str, nodes=nodes, device=device) -> None:
-            nodes[name], _ = await claim_slot(claimant(device, name, incarnation=hash(name) % 2**60 + 1))
+            nodes[name], _ = await claim_slot(claimant(device, name, incarnation=ord(name)))
 
         # All names probe from the same slot: only it and its neighbours are free.
         for node in range(NODE_SLOTS - 4):
@@ -162,7 +162,7 @@ async def test_slots_on_the_header_and_damaged_ones_are_never_taken(autojump_clo
     device = disk()
     free = 7
     fencing = {n: 5 for n in range(NODE_SLOTS // 2) if n != free}
-    members = {n: 5 for n in range(NODE_SLOTS // 2, NODE_SLOTS - 1)}
+    members = dict.fromkeys(range(NODE_SLOTS // 2, NODE_SLOTS - 1), 5)
     await write_header(device, make_header(LABEL.owner, 1, members=members, fencing=fencing))
     await device.write(slot_block(NODE_SLOTS - 1) * BLOCK_BYTES, b"garbage!" * 512)
     node, _ = await claim_slot(claimant(device))

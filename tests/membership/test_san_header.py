@@ -128,6 +128,7 @@ async def test_rivals_on_one_disk_decide_one_owner_per_generation(autojump_clock
 async def test_an_unreadable_ballot_area_is_a_failed_candidate(autojump_clock):
     device = disk()
     device.corrupt((HEADER_BLOCK + 1 + 4) * BLOCK_BYTES + 3, 0xFF)
-    assert await take_generation(device, CLUSTER, (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is not None or True
+    assert await take_generation(device, CLUSTER, (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None
+    device = disk()
     device.fail("read", 2 * BLOCK_BYTES, BLOCK_BYTES)
     assert await take_generation(device, CLUSTER, (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None

@@ -20,6 +20,7 @@ from membership.messages import (
 from membership.orders import (
     GhostsReleased,
     JournalState,
+    LinkLost,
     MountRequest,
     Rebuild,
     Rebuilt,
@@ -456,6 +457,19 @@ def test_agent_drops_orders_of_older_attempts_and_of_unknown_mounts():
     agent.receive(OrderTo(1, FS, 11, order_to_dict(Resume(11, 0))))  # an attempt begins with Suspend
     assert not out.events
     assert order_from_dict_untrusted(order_to_dict(Suspend(9))) == Suspend(9)
+
+
+def test_a_lost_link_begins_a_new_attempt_once():
+    bench = mounted()
+    attempt = bench.web.attempt
+    bench.agents[1][0].reply(FS, 11, LinkLost(attempt, 2))
+    bench.settle()
+    assert bench.web.attempt == attempt + 1
+    bench.agents[2][0].reply(FS, 12, LinkLost(attempt, 1))  # of the attempt before: cured already
+    bench.settle()
+    assert bench.web.attempt == attempt + 1
+    assert bench.kinds() == ["Suspend", "Rebuild", "Resume"]
+    assert not bench.web.dead
 
 
 def test_left_is_said_until_it_is_heard():

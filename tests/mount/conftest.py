@@ -79,11 +79,11 @@ def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
     print(10 * TEST_SECONDS, file=ear, flush=True)
 
 
-def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3) -> Lab:
+def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3, size: str = STORE_SIZE) -> Lab:
     """A lab below this run's directory; not formatted yet."""
     directory = base[0] / name
     shutil.rmtree(directory, ignore_errors=True)
-    return Lab(directory, nodes=nodes, size=STORE_SIZE, name=name)
+    return Lab(directory, nodes=nodes, size=size, name=name)
 
 
 @pytest.fixture(scope="module")

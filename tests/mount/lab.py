@@ -26,6 +26,7 @@ from matrixfs.fuse import registry
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS_MAX = 120
 END_SECONDS_MAX = 30
+LOG_TAIL = 3000  # characters of a log that an error shows
 LOOK_SECONDS = 0.02  # between two looks at a condition that is waited for
 
 
@@ -47,6 +48,13 @@ class LabNode:
     def daemon_pid(self) -> int:
         """matrixd's process."""
         return int((self.state / "matrixd.pid").read_text())
+
+    def log_tail(self) -> str:
+        """The end of matrixd's log."""
+        try:
+            return (self.state / "matrixd.log").read_text()[-LOG_TAIL:]
+        except OSError:
+            return ""
 
     @property
     def mount_pid(self) -> int:
@@ -107,7 +115,10 @@ class Lab:
 
     def start(self, node: LabNode) -> None:
         """Start a node's matrixd; returns when it is a member."""
-        self.run(*self.matrixd(node))
+        try:
+            self.run(*self.matrixd(node))
+        except LabError as error:
+            raise LabError(f"{error}\n{node.log_tail()}") from None
         node.pids.append(node.daemon_pid)
 
     def matrixd(self, node: LabNode) -> list[str | Path]:

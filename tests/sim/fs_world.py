@@ -110,6 +110,7 @@ class World:
         self._nursery: trio.Nursery
         self._admin = trio.Lock()
         self._views: list[tuple[Instance, ...]] = []
+        self._taking_part: list[SimMount] = []  # mounts that the present attempt waits for
 
     async def format(self) -> None:
         self.superblock = await format_volume(
@@ -183,7 +184,8 @@ class World:
     async def _attempt(self) -> None:
         self.attempt += 1
         attempt = self.attempt
-        members = tuple(mount.transport.address for _, mount in sorted(self.mounts.items()))
+        self._taking_part = [mount for _, mount in sorted(self.mounts.items())]
+        members = tuple(mount.transport.address for mount in self._taking_part)
         if not members:  # nobody is left who knows anything: cold start comes next
             self._views.clear()
             self.dead = [DeadInstance(d.node, d.incarnation, d.journal, ()) for d in self.dead]
@@ -198,9 +200,7 @@ class World:
         del self._views[:-1]
 
     async def _recover(self, dead: DeadInstance) -> None:
-        if not self.mounts:
-            raise Overtaken
-        replayer = self.mounts[min(self.mounts)]
+        replayer = self._taking_part[0]
         replayer.member.order(Replay(self.attempt, dead))
         reply = await self._wait(replayer, Replayed)
         assert isinstance(reply, Replayed)
@@ -209,15 +209,14 @@ class World:
         self.dead.remove(dead)
 
     async def _all(self, order: Callable[[SimMount], Order], reply: type[Reply]) -> None:
-        mounts = [mount for _, mount in sorted(self.mounts.items())]
-        for mount in mounts:
+        for mount in self._taking_part:
             mount.member.order(order(mount))
-        for mount in mounts:
+        for mount in self._taking_part:
             await self._wait(mount, reply)
 
     async def _wait(self, mount: SimMount, kind: type[Reply]) -> Reply:
         while True:
-            if self.mounts.get(mount.instance.node) is not mount:
+            if any(self.mounts.get(member.instance.node) is not member for member in self._taking_part):
                 raise Overtaken
             for item in self._replies:
                 if item[0] == mount.instance and isinstance(item[1], kind) and item[1].attempt == self.attempt:

@@ -5,7 +5,8 @@ to the disk that hangs or fails, restart under a new incarnation, one machine (p
 fence only).  The mounts here keep no data: they answer orders and note them; ``World.check`` holds the invariants
 over all notes.
 
-What it does not model: power loss of the disk (tests/membership/test_san.py does, for the SAN header), paused processes.
+What it does not model: power loss of the disk (tests/membership/test_san_header.py does, for the SAN header),
+paused processes.
 
     python tests/sim/membership_world.py --seed 7 [--count 20]     random faults; prints the first seed that fails
 """
@@ -18,6 +19,7 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import trio
 import trio.testing
@@ -27,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # when run as a pr
 from membership.errors import Fenced, MatrixError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
-from membership.label import DATA_BLOCK, BLOCK_BYTES, Label, timing_of
+from membership.label import BLOCK_BYTES, DATA_BLOCK, Label, timing_of
 from membership.lease.core import LeaseState
 from membership.orders import (
     GhostsReleased,
@@ -46,12 +48,11 @@ from membership.orders import (
     Withdraw,
 )
 from membership.san.fence import FenceResult
-from membership.seams import PeerAddress
 from membership.san.header import HEADER_BLOCK, header_untrusted
+from membership.seams import PeerAddress
 from membership.service import Node, NodeConfig
 from tests.sim.disk import SimDisk
 from tests.sim.network import SimClock, SimNetwork, SimRng, deterministic_scheduling
-
 
 FS = bytes(range(16))
 JOURNALS = 4
@@ -234,7 +235,7 @@ class World:
         self._pids = itertools.count(100)
         self._nursery: trio.Nursery | None = None
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self.net.run)
@@ -368,8 +369,10 @@ class World:
                 )
             if core.filesystems is not None:
                 lines.append(f"   reports missing: {core.filesystems.reports_missing}")
-            lines += [f"      {e['wall_ns'] / 1e9 - 1.7e9:.3f} {e['kind']}: {e['text']}" for e in list(machine.node.book.events)[-12:]]
-            lines += [f"   mount pid {m.pid}: alive={m.alive} granting={m.granting} journal={m.journal}" for m in machine.mounts]
+            events = list(machine.node.book.events)[-12:]
+            lines += [f"      {e['wall_ns'] / 1e9 - 1.7e9:.3f} {e['kind']}: {e['text']}" for e in events]
+            for m in machine.mounts:
+                lines.append(f"   mount pid {m.pid}: alive={m.alive} granting={m.granting} journal={m.journal}")
         return "\n".join(lines)
 
     # -- checks
@@ -440,7 +443,8 @@ async def random_faults(seed: int, steps: int = 25) -> World:
         for _ in range(steps):
             await trio.sleep(rng.choice((0.0, 0.01, 0.1, 1.0, 5.0)))
             number = rng.choice((1, 2, 3))
-            await _fault(world, rng, number, rng.choice(("kill", "start", "start", "cut", "heal", "mount", "mount", "die")))
+            what = rng.choice(("kill", "start", "start", "cut", "heal", "mount", "mount", "die"))
+            await _fault(world, rng, number, what)
         world.net.heal_all()
         try:
             await _demand_progress(world)

@@ -17,15 +17,15 @@ import trio
 
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.inode import Inode
-from matrixfs.fs.volume import Volume
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import DeviceError, Fenced
-from tests.sim.checkers import AppendLog, State, record_of
+from tests.sim.checkers import ANYTHING, AppendLog, State, record_of
 from tests.sim.fs_world import SimMount, World
 
 DIRECTORIES = 3
 NAMES = tuple(b"name%d" % i for i in range(6))
 LOGS = 2
+WORKERS = 2  # on each mount
 HANG_SECONDS = 60.0  # of virtual time: far beyond any recovery
 FILE_BYTES = 40_000
 
@@ -47,11 +47,21 @@ class Operation:
         self.overlapped = False
 
 
+class Crew:
+    """The workers of one mount."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.stopping = False
+        self.gone = trio.Event()
+
+
 class Workload:
     """The model, and the workers that run against it."""
 
-    def __init__(self, world: World, seed: int) -> None:
+    def __init__(self, world: World, seed: int, pause: float) -> None:
         self.world = world
+        self.pause = pause  # seconds: longest time that a worker thinks between two operations
         self.rng = random.Random(seed)
         self.states: defaultdict[Key, State] = defaultdict(State)
         self.active: defaultdict[Key, list[Operation]] = defaultdict(list)
@@ -59,8 +69,8 @@ class Workload:
         self.logs: list[AppendLog] = []
         self.operations = 0
         self.quiet = 0  # operations whose outcome was compared with the model
-        self.stopping: dict[int, trio.Event] = {}
-        self.scopes: dict[int, trio.CancelScope] = {}
+        self.crews: dict[int, Crew] = {}
+        self.turns: defaultdict[Key, trio.Lock] = defaultdict(trio.Lock)
 
     async def prepare(self, mount: SimMount) -> None:
         """The directories and logs, made durable."""
@@ -77,32 +87,45 @@ class Workload:
 
     # --- nodes come and go ------------------------------------------------------------------------------
 
-    async def work(self, mount: SimMount, workers: int) -> None:
-        """Run workers on a mount until it is stopped or killed."""
-        node = mount.instance.node
-        self.stopping[node] = trio.Event()
-        with trio.CancelScope() as self.scopes[node]:
+    def begin(self, nursery: trio.Nursery, mount: SimMount) -> None:
+        """Start the workers of a mount; they end with ``finish``, ``stop`` or ``kill``."""
+        crew = self.crews[mount.instance.node] = Crew()
+        nursery.start_soon(self._work, mount, crew)
+
+    async def _work(self, mount: SimMount, crew: Crew) -> None:
+        with crew.scope:
             async with trio.open_nursery() as nursery:
-                for _ in range(workers):
-                    nursery.start_soon(self._worker, mount, random.Random(self.rng.random()))
+                for _ in range(WORKERS):
+                    nursery.start_soon(self._worker, mount, crew, random.Random(self.rng.random()))
+        crew.gone.set()
 
     def kill(self, node: int) -> None:
         """Kill a mount; what it had done and nobody saw may be lost."""
         mount = self.world.kill(node)
-        self.scopes[node].cancel()
+        self.crews[node].scope.cancel()
         for state in self.states.values():
             state.died(node)
         for log in self.logs:
             log.dead.add(tuple(mount.instance))
 
+    async def reach(self, operations: int) -> None:
+        """Wait until so many operations are done."""
+        while self.operations < operations:
+            await trio.sleep(self.pause)
+
     def stop(self, node: int) -> None:
         """Let the workers of a node end their operation and go."""
-        self.stopping[node].set()
+        self.crews[node].stopping = True
 
-    async def _worker(self, mount: SimMount, rng: random.Random) -> None:
+    async def finish(self, node: int) -> None:
+        """``stop``, and wait until they are gone."""
+        self.stop(node)
+        await self.crews[node].gone.wait()
+
+    async def _worker(self, mount: SimMount, crew: Crew, rng: random.Random) -> None:
         node = mount.instance.node
         actions = [action for action, weight in self._actions() for _ in range(weight)]
-        while not self.stopping[node].is_set():
+        while not crew.stopping:
             try:
                 with trio.fail_after(HANG_SECONDS):
                     await rng.choice(actions)(mount, rng)
@@ -112,7 +135,7 @@ class Workload:
             except trio.TooSlowError:
                 waits = {n: m.member.counters()["waits"] for n, m in self.world.mounts.items()}
                 raise AssertionError(f"node {node} hangs: {waits}") from None
-            await trio.sleep(rng.choice((0.0, 0.0005, 0.01)))
+            await trio.sleep(rng.choice((0.0, 0.0005, self.pause)))
 
     def _actions(self) -> list[tuple[Callable[[SimMount, random.Random], Awaitable[None]], int]]:
         return [
@@ -366,9 +389,8 @@ class Workload:
                 assert outcome == state.value, f"{key}: {_difference(outcome, state.value)}"
             elif len(state.possible) > 1 and all(isinstance(one, bytes) for one in state.possible):
                 _check_mixture(outcome, state.possible, key)
-            state.possible = [outcome]
-            if state.owner != node:
-                state.fallback, state.owner = [], None
+            state.possible = [ANYTHING] if ANYTHING in state.possible else [outcome]
+            state.saw(node, outcome, key)
 
         await self._perform(node, [key, content], lambda: data.read(volume, value[0], 0, 1 << 20), settle)
 
@@ -428,7 +450,7 @@ class Workload:
     async def _append(self, mount: SimMount, rng: random.Random) -> None:
         log = rng.choice(self.logs)
         writer = tuple(mount.instance)
-        async with self._turn(log, writer):  # one worker of a node at a time: so its order is known
+        async with self.turns[log.ino, writer]:  # one worker of a node at a time: so its order is known
             acked = log.acknowledged.setdefault(writer, [])
             padding = rng.choice((10, 100, 1500))
             await data.write(mount.volume, log.ino, 0, record_of(writer, len(acked), padding), append=True)
@@ -438,10 +460,6 @@ class Workload:
         if rng.random() < 0.2:
             await data.fsync(mount.volume, log.ino, False)
             log.durable[writer] = max(count, log.durable.get(writer, 0))
-
-    def _turn(self, log: AppendLog, writer: tuple[int, int]) -> trio.Lock:
-        turns: dict[Any, trio.Lock] = self.__dict__.setdefault("turns", {})
-        return turns.setdefault((log.ino, writer), trio.Lock())
 
     async def _read_log(self, mount: SimMount, rng: random.Random) -> None:
         await self.check_log(mount, rng.choice(self.logs))
@@ -488,5 +506,3 @@ def _check_mixture(found: bytes, versions: list[bytes], what: Key) -> None:
         for i, byte in enumerate(piece):
             assert byte == 0 or any(candidate[i] == byte for candidate in candidates), f"{what}: alien byte at {at + i}"
 
-
-__all__ = ["Volume", "Workload"]

@@ -17,11 +17,11 @@ from typing import Final
 
 import trio
 
-from matrixfs.blockstore.device import presence
 from matrixfs.blockstore.device.api import Counters, Guard, buffer_bytes, check_range
 from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer
 from matrixfs.blockstore.device.choice import attach_engine
 from matrixfs.blockstore.device.engine import NOTHING, Engine, Kind, Operation
+from membership import presence
 from membership.errors import DeviceError, OperatorError
 from membership.seams import Buffer
 

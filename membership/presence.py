@@ -7,8 +7,10 @@ a thread inside ``pwritev`` holds the exit up until its write is over.
 
 What does prove it is the descriptor: every operation in flight refers to the open file, so a lock that belongs to
 the open file (``F_OFD_SETLK``) goes only with the last of them.  Each opened store takes a shared lock on one byte,
-far behind any data, that stands for its process; whoever fences on the same host asks for that byte.
-(``membership/control_inflight.py`` marks mounts likewise, by incarnation, on the bytes below 2**62.)
+far behind any data, that stands for its process; whoever fences on the same host, or is about to have a dead mount's
+journal replayed, asks for that byte until it is free (``Landing``).
+
+An edge module (R1): file locks live here.
 
 Invariants:
     P1  The lock is taken before the first I/O and never given back but by the end of the open file.
@@ -20,10 +22,17 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from membership.errors import DeviceError
+
+if TYPE_CHECKING:
+    from membership.seams import Clock
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 _FIRST_BYTE: Final = 1 << 62
+_POLL_SECONDS_MIN: Final = 0.001  # the kernel tells nobody when it lets go
+_POLL_SECONDS_MAX: Final = 0.05
 
 assert _FLOCK.size == 32
 
@@ -52,3 +61,36 @@ def find_holder(fd: int) -> int | None:
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, 0, length=0))  # 0: up to the end
     kind, _, start, _, _ = _FLOCK.unpack(answer)
     return None if kind == fcntl.F_UNLCK else max(0, start - _FIRST_BYTE)
+
+
+class Landing:
+    """Waiting for the end of what a dead process of this host left in flight."""
+
+    def __init__(self, store_path: str, clock: Clock) -> None:
+        """See ``wait``.
+
+        Args:
+            store_path: the store, as a path of this host.
+            clock: for the waits.
+        """
+        self._store_path = store_path
+        self._clock = clock
+
+    async def wait(self, pid: int) -> None:
+        """Return when no I/O of ``pid``, which must be gone, can reach the store any more.
+
+        Raises:
+            DeviceError: the store can't be asked; nothing is known then.
+        """
+        try:
+            fd = os.open(self._store_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                pause = _POLL_SECONDS_MIN
+                while is_marked(fd, pid):
+                    await self._clock.sleep(pause)
+                    pause = min(2 * pause, _POLL_SECONDS_MAX)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            text = f"{self._store_path}: can't tell whether process {pid} has I/O in flight: {error.strerror}"
+            raise DeviceError(text, error.errno or 5) from None

@@ -1,0 +1,605 @@
+"""The lock cache against a scripted lock manager: scopes, reuse, callouts, fairness, cancellation (002-05 to 002-08)."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import trio
+
+from dlm.client import PLAIN_GRANTS, Grant
+from dlm.messages import NEVER
+from dlm.modes import EX, NL, PR
+from dlm.names import Resource
+from matrixfs.locks.cache import MIN_HOLD, MIN_HOLD_USES, LockCache
+from matrixfs.locks.lock import Lock
+from membership.errors import DeviceError
+from tests.sim.network import SimClock
+
+A = Resource(2, 100)
+B = Resource(2, 101)
+
+
+class Manager:
+    """Notes what it is asked; grants when told to, or at once."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self.log: list[tuple[object, ...]] = []
+        self.cache: LockCache
+
+    def request(self, resource: Resource, mode: int) -> Grant | None:
+        self.log.append(("request", resource[1], mode))
+        return PLAIN_GRANTS[mode] if self.at_once else None
+
+    def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
+        self.log.append(("release", resource[1], mode))
+
+    def cancel(self, resource: Resource) -> None:
+        self.log.append(("cancel", resource[1]))
+
+    def grant(self, resource: Resource, mode: int, finish: int = NEVER) -> None:
+        self.cache.granted(resource, Grant(mode, None, finish))
+
+    def take_log(self) -> list[tuple[object, ...]]:
+        log, self.log = self.log, []
+        return log
+
+
+class Callouts:
+    """Notes what is surrendered; can be made to wait or fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []
+        self.gate: trio.Event | None = None
+        self.error: Exception | None = None
+
+    async def surrender(self, lock: Lock, mode: int) -> None:
+        self.calls.append((lock.number, lock.mode, mode))
+        await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        assert lock.drained(mode), "a local holder is left"
+
+
+class Bench:
+    """A running cache."""
+
+    def __init__(self, nursery: trio.Nursery, manager: Manager) -> None:
+        self.nursery = nursery
+        self.manager = manager
+        self.callouts = Callouts()
+        self.fatal: list[BaseException] = []
+        self.cache = LockCache(SimClock(), self.fatal.append)
+        self.cache.attach(manager)
+        manager.cache = self.cache
+
+    def lock(self, resource: Resource = A) -> Lock:
+        return self.cache.lock(resource, self.callouts)
+
+    def start(self, lock: Lock, mode: int, exclusive: bool = False, timeout: float | None = None) -> Waiting:
+        waiting = Waiting(lock, mode, exclusive)
+        self.nursery.start_soon(waiting.run, timeout)
+        return waiting
+
+
+class Waiting:
+    """A task that wants a lock."""
+
+    def __init__(self, lock: Lock, mode: int, exclusive: bool) -> None:
+        self.lock, self.mode, self.exclusive = lock, mode, exclusive
+        self.scope = trio.CancelScope()
+        self.result: bool | None = None
+
+    async def run(self, timeout: float | None) -> None:
+        with self.scope:
+            self.result = await self.lock.hold(self.mode, self.exclusive, timeout)
+
+    def drop(self) -> None:
+        assert self.result
+        self.lock.drop(self.mode, self.exclusive)
+
+
+@pytest.fixture
+async def bench(nursery: trio.Nursery, autojump_clock: trio.abc.Clock) -> Bench:
+    bench = Bench(nursery, Manager())
+    await nursery.start(bench.cache.run)
+    return bench
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def held(bench: Bench, mode: int, exclusive: bool = False, resource: Resource = A) -> Lock:
+    """The lock, granted in ``mode`` and held."""
+    lock = bench.lock(resource)
+    waiting = bench.start(lock, mode, exclusive)
+    await settle()
+    bench.manager.grant(resource, mode)
+    await settle()
+    assert waiting.result
+    bench.manager.take_log()
+    return lock
+
+
+# --- reuse and scopes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.seed("002-06")
+async def test_a_cached_lock_costs_no_message_and_no_checkpoint(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    with trio.testing.assert_no_checkpoints():
+        for mode, exclusive in ((PR, False), (EX, False), (EX, True), (PR, True)):
+            assert lock.try_hold(mode, exclusive)
+            lock.drop(mode, exclusive)
+    assert bench.manager.log == []
+    assert bench.cache.find(A) is lock
+
+
+async def test_a_grant_at_once_needs_no_checkpoint(nursery: trio.Nursery) -> None:
+    bench = Bench(nursery, Manager(at_once=True))
+    await nursery.start(bench.cache.run)
+    with trio.testing.assert_no_checkpoints():
+        assert await bench.lock().hold(EX, exclusive=True)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.seed("002-07")
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ((PR, False), (PR, False), True),
+        ((PR, False), (EX, False), True),  # server scope: the DLM lock only, locals not excluded
+        ((EX, False), (EX, False), True),
+        ((EX, True), (PR, False), False),  # process scope
+        ((EX, True), (EX, True), False),
+        ((PR, False), (EX, True), False),
+        ((EX, False), (EX, True), False),
+    ],
+)
+async def test_scopes(bench: Bench, first: tuple[int, bool], second: tuple[int, bool], together: bool) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    assert await lock.hold(*first)
+    waiting = bench.start(lock, *second)
+    await settle()
+    assert waiting.result is (True if together else None)
+    assert lock.try_hold(*second) is (together and not second[1])
+    if lock.exclusive or together:
+        lock.drop(*first)
+        if together:
+            lock.drop(*second)
+    else:
+        lock.drop(*first)
+    await settle()
+    assert waiting.result
+    waiting.drop()
+    assert lock.idle
+    assert bench.manager.log == []
+
+
+async def test_readers_cached_in_pr_wait_for_a_greater_mode(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, PR)
+    writer = bench.start(lock, EX)
+    await settle()
+    assert bench.manager.take_log() == [("request", 100, EX)]
+    late = bench.start(lock, PR)  # no overtaking, though PR is cached
+    await settle()
+    assert (writer.result, late.result) == (None, None)
+    bench.manager.grant(A, EX)
+    await settle()
+    assert (writer.result, late.result) == (True, True)
+
+
+async def test_local_waiters_are_served_in_order(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX, True)
+    order: list[int] = []
+
+    async def user(number: int, mode: int, exclusive: bool) -> None:
+        await lock.hold(mode, exclusive)
+        order.append(number)
+        await trio.sleep(1)
+        lock.drop(mode, exclusive)
+
+    async with trio.open_nursery() as nursery:
+        for number, (mode, exclusive) in enumerate([(EX, True), (PR, False), (PR, False), (EX, True), (PR, False)]):
+            nursery.start_soon(user, number, mode, exclusive)
+            await settle()
+        lock.drop(EX, True)
+    order[1:3] = sorted(order[1:3])  # the two readers get in together
+    assert order == [0, 1, 2, 3, 4]
+    assert bench.manager.log == []
+
+
+async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = bench.lock()
+    reader, writer = bench.start(lock, PR), None
+    await settle()
+    writer = bench.start(lock, EX)
+    await settle()
+    assert bench.manager.take_log() == [("request", 100, PR)]
+    bench.manager.grant(A, PR)
+    await settle()
+    assert (reader.result, writer.result) == (True, None)
+    assert bench.manager.take_log() == [("request", 100, EX)]
+
+
+# --- revoke and callouts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.seed("002-08")
+@pytest.mark.parametrize("target", [PR, NL])
+async def test_a_revoke_waits_for_holders_then_surrenders_then_releases(bench: Bench, target: int) -> None:
+    lock = await held(bench, EX)
+    bench.cache.revoke(A, target)
+    late = bench.start(lock, PR)
+    await settle()
+    assert (bench.callouts.calls, late.result) == ([], None), "no new holder gets in, none is thrown out"
+    lock.drop(EX)
+    await settle()
+    assert bench.callouts.calls == [(100, EX, target)]
+    released = ("release", 100, target)
+    if target == PR:
+        assert late.result
+        assert bench.manager.log == [released]
+    else:
+        assert late.result is None
+        assert bench.manager.log == [released, ("request", 100, PR)]
+
+
+async def test_a_reader_may_stay_beside_a_demotion_to_pr(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    assert lock.try_hold(PR)
+    lock.drop(EX)
+    bench.cache.revoke(A, PR)
+    await settle()
+    assert bench.manager.log == [("release", 100, PR)]
+    lock.drop(PR)
+
+
+async def test_the_dlm_hears_of_it_only_after_the_callout(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    bench.callouts.gate = trio.Event()
+    bench.cache.revoke(A, PR)
+    await settle()
+    assert bench.manager.log == []
+    assert lock.mode == EX
+    bench.cache.revoke(A, NL)  # less is wanted meanwhile: surrendered again before anything is said
+    bench.callouts.gate.set()
+    await settle()
+    assert bench.callouts.calls == [(100, EX, PR), (100, EX, NL)]
+    assert bench.manager.log == [("release", 100, NL)]
+    assert bench.cache.find(A) is None
+
+
+async def test_a_repeated_or_crossed_revoke_is_nothing(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, PR)
+    bench.cache.revoke(A, PR)
+    bench.cache.revoke(B, NL)
+    lock.drop(PR)
+    bench.cache.revoke(A, NL)
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.callouts.calls == [(100, PR, NL)]
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.manager.log == [("release", 100, NL)]
+
+
+async def test_revoked_while_a_greater_mode_is_requested(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    """Two nodes hold PR and want EX: both give PR up, then one after the other gets EX."""
+    lock = await held(bench, PR)
+    lock.drop(PR)
+    writer = bench.start(lock, EX, True)
+    await settle()
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.manager.take_log() == [("request", 100, EX), ("release", 100, NL)]
+    assert writer.result is None
+    bench.manager.grant(A, EX)
+    await settle()
+    assert writer.result
+    assert bench.manager.log == []
+
+
+async def test_granted_while_it_is_demoted(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    """The conversion comes while the old mode is being surrendered for an earlier waiter."""
+    lock = await held(bench, PR)
+    lock.drop(PR)
+    writer = bench.start(lock, EX, True)
+    await settle()
+    bench.callouts.gate = trio.Event()
+    bench.cache.revoke(A, NL)
+    await settle()
+    bench.manager.grant(A, EX)
+    await settle()
+    assert writer.result is None
+    bench.callouts.gate.set()
+    await settle()
+    assert bench.manager.take_log() == [("request", 100, EX), ("release", 100, NL), ("request", 100, EX)]
+    bench.manager.grant(A, EX)
+    await settle()
+    assert writer.result
+
+
+async def test_release_when_finished_lets_the_waiter_in_first(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = bench.lock()
+    waiting = bench.start(lock, EX, True)
+    await settle()
+    bench.manager.grant(A, EX, NL)  # 003-39
+    await settle()
+    assert waiting.result
+    assert bench.callouts.calls == []
+    waiting.drop()
+    await settle()
+    assert bench.manager.log == [("request", 100, EX), ("release", 100, NL)]
+
+
+async def test_a_lock_in_use_is_held_a_minimum(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    for _ in range(MIN_HOLD_USES):
+        assert lock.try_hold(PR)
+        lock.drop(PR)
+    bench.cache.revoke(A, NL)
+    assert lock.try_hold(PR), "its holder goes on meanwhile"
+    lock.drop(PR)
+    await settle()
+    assert bench.callouts.calls == []
+    assert bench.cache.statistics()["revokes_deferred"] == 1
+    await trio.sleep(MIN_HOLD)
+    await settle()
+    assert bench.manager.log == [("release", 100, NL)]
+
+
+async def test_a_lock_used_once_goes_at_once(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.manager.log == [("release", 100, NL)]
+
+
+async def test_a_failed_callout_is_fatal_and_the_lock_stays(bench: Bench, autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """R8, R9: what is dirty is not safe, so the peer must not get the lock."""
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    bench.callouts.error = DeviceError("no path")
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.fatal == [bench.callouts.error]
+    assert bench.manager.log == []
+    assert lock.mode == EX
+    assert not lock.try_hold(PR)
+    assert "inode 100" in caplog.text
+
+
+async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    bench.callouts.gate = trio.Event()
+    bench.cache.revoke(A, NL)
+    again = bench.start(lock, EX)
+    await settle()
+    bench.callouts.gate.set()
+    await settle()
+    assert bench.manager.log == [("release", 100, NL), ("request", 100, EX)]
+    assert bench.cache.find(A) is lock
+    bench.manager.grant(A, EX)
+    await settle()
+    assert again.result
+
+
+# --- time-outs and cancellation -----------------------------------------------------------------------------------
+
+
+async def test_a_time_out_withdraws_the_request(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = bench.lock()
+    waiting = bench.start(lock, EX, True, timeout=0.2)
+    await trio.sleep(0.3)
+    assert waiting.result is False
+    assert bench.manager.take_log() == [("request", 100, EX), ("cancel", 100)]
+    assert lock.idle
+    again = bench.start(lock, PR)
+    await settle()
+    assert bench.manager.log == [("request", 100, PR)]
+    bench.manager.grant(A, PR)
+    await settle()
+    assert again.result
+
+
+async def test_a_time_out_does_not_leave_others_behind_its_request(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    """A deletion tries EX on an OPEN lock while the file is opened here: the open wants PR only, and PR is free."""
+    lock = bench.lock()
+    deletion = bench.start(lock, EX, True, timeout=0.2)
+    await settle()
+    opening = bench.start(lock, PR)
+    await trio.sleep(0.3)
+    assert deletion.result is False
+    assert bench.manager.take_log() == [("request", 100, EX), ("cancel", 100), ("request", 100, PR)]
+    bench.manager.grant(A, PR)
+    await settle()
+    assert opening.result
+
+
+async def test_a_time_out_with_the_mode_cached_sends_nothing(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    waiting = bench.start(lock, EX, True, timeout=0.2)
+    await trio.sleep(0.3)
+    assert waiting.result is False
+    assert bench.manager.log == []
+    lock.drop(EX)
+    assert lock.idle
+
+
+async def test_a_lock_that_was_never_granted_is_not_kept(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = bench.lock()
+    bench.start(lock, EX, True, timeout=0.2)
+    await trio.sleep(0.3)
+    assert bench.cache.find(A) is None
+    assert bench.cache.lock(A, bench.callouts) is lock
+
+
+async def test_cancelled_waiters_leave_the_queue(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX, True)
+    one, two = bench.start(lock, EX, True), bench.start(lock, PR)
+    await settle()
+    one.scope.cancel()
+    await settle()
+    assert one.result is None
+    lock.drop(EX, True)
+    await settle()
+    assert two.result
+    two.drop()
+    assert lock.idle
+
+
+async def test_cancelled_in_the_moment_of_the_grant(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    """The wake-up is on its way: the caller gets the lock, and no hold is lost."""
+    lock = bench.lock()
+    waiting = bench.start(lock, EX, True)
+    await settle()
+    bench.manager.grant(A, EX)
+    waiting.scope.cancel()
+    await settle()
+    assert waiting.result
+    waiting.drop()
+    assert lock.idle
+
+
+async def test_a_grant_that_nobody_waits_for_any_more_is_cached(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = bench.lock()
+    waiting = bench.start(lock, EX)
+    await settle()
+    waiting.scope.cancel()
+    await settle()
+    bench.manager.grant(A, EX)
+    assert lock.idle
+    assert lock.try_hold(EX, True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_cancellation_at_any_time_leaves_a_consistent_state(bench: Bench, autojump_clock: trio.abc.Clock, seed: int) -> None:
+    """Random holders, revokes, time-outs and cancels; in the end every count is zero and the lock still works."""
+    rng = random.Random(seed)
+    lock = bench.lock()
+    inside: list[tuple[int, bool]] = []
+
+    async def user() -> None:
+        mode, exclusive = rng.choice(((PR, False), (EX, False), (EX, True)))
+        with trio.move_on_after(rng.choice((0.001, 0.01, 100))):
+            if not await lock.hold(mode, exclusive, rng.choice((None, 0.005))):
+                return
+            try:
+                assert not any(other[1] for other in inside), "beside an exclusive holder"
+                assert not (exclusive and inside)
+                assert lock.mode >= mode
+                inside.append((mode, exclusive))
+                await trio.sleep(rng.uniform(0, 0.004))
+                inside.remove((mode, exclusive))
+            except trio.Cancelled:
+                inside.remove((mode, exclusive))
+                raise
+            finally:
+                lock.drop(mode, exclusive)
+
+    async def master() -> None:
+        """Grants what is asked, late; revokes at random."""
+        while True:
+            await trio.sleep(rng.uniform(0, 0.003))
+            if lock.requested:
+                bench.manager.grant(A, lock.requested)
+            elif rng.random() < 0.3 and lock.mode:
+                bench.cache.revoke(A, rng.choice((NL, PR)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(master)
+        async with trio.open_nursery() as users:
+            for _ in range(60):
+                users.start_soon(user)
+                await trio.sleep(rng.uniform(0, 0.003))
+        with trio.fail_after(5):
+            assert await lock.hold(EX, exclusive=True), "no progress"
+        nursery.cancel_scope.cancel()
+    lock.drop(EX, exclusive=True)
+    assert (lock.readers, lock.writers, lock.exclusive, list(lock.waiters)) == (0, 0, False, [])
+
+
+# --- the table of locks ---------------------------------------------------------------------------------------------
+
+
+async def test_a_lock_is_one_object_as_long_as_anybody_refers_to_it(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    lock.drop(EX)
+    bench.cache.revoke(A, NL)
+    await settle()
+    assert bench.cache.find(A) is None
+    assert bench.lock() is lock
+    number = id(lock)
+    del lock
+    gc.collect()
+    assert len(bench.cache._known) == 0, number
+
+
+async def test_discard_gives_up_only_what_is_idle(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, EX)
+    bench.cache.discard(lock)
+    await settle()
+    assert bench.manager.log == []
+    lock.drop(EX)
+    bench.cache.discard(lock)
+    await settle()
+    assert bench.manager.log == [("release", 100, NL)]
+    bench.cache.discard(lock)
+    await settle()
+    assert bench.callouts.calls == [(100, EX, NL)]
+
+
+async def test_leave_gives_up_everything(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    for resource in (A, B):
+        lock = await held(bench, EX, resource=resource)
+        lock.drop(EX)
+    await bench.cache.leave()
+    assert sorted(bench.manager.log) == [("release", 100, NL), ("release", 101, NL)]
+    assert bench.cache.statistics()["cached"] == 0
+
+
+async def test_reclaim_gives_up_what_is_not_used(bench: Bench, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matrixfs.locks.cache.LOCKS_MAX", 5)
+    for number in range(10):
+        lock = await held(bench, PR, resource=Resource(2, number))
+        lock.drop(PR)
+    busy = bench.lock(Resource(2, 0))
+    assert busy.try_hold(PR)
+    await trio.sleep(3.5)
+    assert bench.cache.statistics()["reclaimed"] == 5
+    assert bench.cache.find(Resource(2, 0)) is busy
+    assert [number for number in range(10) if bench.cache.find(Resource(2, number))] == [0, 6, 7, 8, 9]
+    assert sorted(bench.callouts.calls) == [(number, PR, NL) for number in range(1, 6)]
+
+
+async def test_waits_tell_who_waits_for_what_and_why(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    lock = await held(bench, PR)
+    bench.start(lock, EX)
+    await trio.sleep(2)
+    (wait,) = bench.cache.waits()
+    assert wait.pop("seconds") >= 2
+    assert wait == {"resource": "inode 100", "wanted": EX, "held": PR, "reason": "a peer or recovery"}
+
+
+async def test_a_mount_that_ends_demotes_nothing(autojump_clock: trio.abc.Clock) -> None:
+    """Operations end after the cache was cancelled with the mount: dropping their locks must be harmless."""
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, Manager())
+        await nursery.start(bench.cache.run)
+        lock = await held(bench, EX)
+        bench.cache.revoke(A, NL)
+        nursery.cancel_scope.cancel()
+    lock.drop(EX)
+    assert bench.callouts.calls == []
