@@ -131,6 +131,8 @@ class Member:
             else:
                 self.manager.release_ghosts(Instance(order.node, order.incarnation))
                 await self._reply(GhostsReleased(order.attempt, order.node, order.incarnation))
+                if self._volume is not None and self._nursery is not None:  # what only the dead still had open
+                    self._nursery.start_soon(self._adopt, self._volume.journal.index)
 
     def _link_lost(self, node: int) -> None:
         assert self._nursery is not None

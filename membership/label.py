@@ -98,7 +98,7 @@ async def read_label(device: SectorDevice) -> Label:
     """Read and check the label; falls back to the copy in the last block.
 
     Raises:
-        OperatorError: the device is too small, or holds nothing of MatrixFS.
+        OperatorError: the device is too small or was cut short, holds nothing of MatrixFS, or that of a newer version.
         CorruptRecord: it once was a cluster disk, and both copies are damaged.
         DeviceError: I/O failed.
     """
@@ -109,11 +109,24 @@ async def read_label(device: SectorDevice) -> Label:
     for block in (0, last):
         data = await device.read(block * BLOCK_BYTES, BLOCK_BYTES)
         try:
-            return Label.decode_untrusted(data, f"{device.name}: label in block {block}", address=block)
+            label = Label.decode_untrusted(data, f"{device.name}: label in block {block}", address=block)
+            _check_size(label, device)
+            return label
         except CorruptRecord as error:
             if first_error is None:
                 first_error = error
     assert first_error is not None
     if first_error.check == "magic":
         raise OperatorError(f"{device.name}: no MatrixFS cluster disk (make one with mkfs.matrixfs)") from None
+    if first_error.check == "version":
+        raise OperatorError(f"{device.name}: made by a newer MatrixFS: upgrade this node to use it") from None
     raise first_error
+
+
+def _check_size(label: Label, device: SectorDevice) -> None:
+    wanted = (label.data_block + label.data_blocks + 1) * BLOCK_BYTES  # and the label's copy
+    if device.size_bytes < wanted:
+        raise OperatorError(
+            f"{device.name}: has {device.size_bytes} bytes, the cluster disk that was made had {wanted}: "
+            "it was cut short, or is another device"
+        )

@@ -86,17 +86,17 @@ class Bench:
         """Create, write, stat, open-read-close, unlink."""
         count = self.sizes.files
         files = work.paths(top, count)
-        calls = "calls into the mount process, each 40-60 us of trio and pyfuse3"
+        calls = "its calls: 40-60 us each, trio and pyfuse3"
         self._measure(side, self._row("create", "file", calls), count, lambda: work.create(files))
         self._measure(side, self._row("open-write-close 4 KiB", "file", calls), count, lambda: work.write_small(files))
         work.read_small(files)  # warms attributes and pages
         work.stat_all(files)
         self._measure(side, self._row("stat, warm", "file", "the kernel alone"), count, lambda: work.stat_all(files))
-        opens = "an OPEN and a RELEASE call; the data is the kernel's"
+        opens = "OPEN and RELEASE calls"
         self._measure(
             side, self._row("open-read-close 4 KiB, warm", "file", opens), count, lambda: work.read_small(files)
         )
-        removes = "calls, and the deletion behind them on the same core"
+        removes = "calls, and the deletion behind them"
         self._measure(side, self._row("unlink", "file", removes), count, lambda: work.unlink(files))
 
     def large_file(self, side: Side, top: Path) -> None:
@@ -104,20 +104,20 @@ class Bench:
         path, mib = top / "large", self.sizes.mib
         self._measure(
             side,
-            self._row("sequential write, fsync at the end", "MiB", "copies in the mount process, then the store"),
+            self._row("sequential write, fsync at the end", "MiB", "copies in the mount process, the store"),
             mib,
             lambda: work.write_large(path, mib),
         )
         work.read_large(path, mib)
-        warm = self._row("sequential read, warm", "MiB", "the kernel's copy out of its page cache")
+        warm = self._row("sequential read, warm", "MiB", "the kernel's copy from its page cache")
         self._measure(side, warm, mib, lambda: work.read_large(path, mib))
         if os.geteuid() == 0:
             work.drop_caches(work.PAGES_ONLY)
-            cold = self._row("sequential read, cold", "MiB", "one call and one store read per MiB, one after the other")
+            cold = self._row("sequential read, cold", "MiB", "one call and one store read per MiB")
             self._measure(side, cold, mib, lambda: work.read_large(path, mib))
         path.unlink()
         count, log = self.sizes.syncs, top / "log"
-        appends = self._row("append 4 KiB and fsync", "fsync", "syncs of the store: data, then the journal's frame")
+        appends = self._row("append 4 KiB and fsync", "fsync", "two syncs of the store: data, journal")
         self._measure(side, appends, count, lambda: work.write_durably(log, count))
 
     def tree(self, side: Side, name: str) -> None:
@@ -127,8 +127,8 @@ class Bench:
         root = os.geteuid() == 0
         if not (side.ours or root):
             return  # a local tree is cold only when root drops the caches
-        taking = "locks taken from the writer: journal commit, messages, reads"
-        sharing = "a lock request and a store read per file"
+        taking = "the writer's release of each file"
+        sharing = "a lock request and a read per file"
         for top, who, why in zip(side.tops[1:3], ("2nd", "3rd"), (taking, sharing), strict=False):
             if root:
                 work.drop_caches(work.EVERYTHING)
@@ -137,12 +137,12 @@ class Bench:
             self._measure(side, row, count, lambda viewed=viewed: work.list_tree(viewed, count))  # type: ignore[misc]
             if root:
                 work.drop_caches(work.PAGES_ONLY)
-            row = self._row(f"read its files, {who} mount", "file", "calls, an OPEN lock and a store read per file")
+            row = self._row(f"read its files, {who} mount", "file", "calls, an OPEN lock, a read per file")
             self._measure(side, row, count, lambda viewed=viewed: work.read_tree(viewed))  # type: ignore[misc]
 
     def hand_over(self, side: Side, name: str) -> None:
         """One page written on the first node and read on the second."""
-        why = "four syncs of the store in a row: data, journal, in place, revoke"
+        why = "four syncs: data, journal, in place, revoke"
         row = self._row("hand-over of a 4 KiB file", "page", why)
         row.rounds = False
         count = self.sizes.hand_overs
@@ -171,7 +171,7 @@ class Bench:
         if own[1]["round_trips"] > 0.1 or remote[1]["round_trips"] < 0.9:
             self._say("lock requests went elsewhere than expected: no figure for the remote lock")
             return
-        row = self._row("uncontended remote lock", "lock", "task switches of two mount processes around one round trip")
+        row = self._row("uncontended remote lock", "lock", "wake-ups of two processes")
         row.costs.append(remote[1])
         row.ours.append(remote[0] - own[0])
         times = median(row.ours) / bare
@@ -195,7 +195,7 @@ class Bench:
 
     def run(self, ours: Side, local: Side, rounds: int) -> None:
         """All rounds."""
-        bare = Row("bare trio TCP round trip, 64 bytes", "trip", "the loopback, two trio schedulers", rounds=False)
+        bare = Row("bare trio TCP round trip, 64 bytes", "trip", "wake-ups of two processes", rounds=False)
         for number in range(rounds):
             self._say(f"round {number + 1} of {rounds}")
             sides = (ours, local) if number % 2 == 0 else (local, ours)
@@ -267,9 +267,13 @@ def measure_own_lab(options: argparse.Namespace, say: Say) -> Bench:
     try:
         write_store(lab.store)
         lab.up()
-        return measure([node.mountpoint for node in lab.nodes], options.local or lab.directory, options, say)
-    finally:
-        lab.remove()
+        bench = measure([node.mountpoint for node in lab.nodes], options.local or lab.directory, options, say)
+    except BaseException:
+        lab.close()  # the logs stay: a mount that died tells there why
+        say(f"logs: {lab.directory}/n*/*.log (the next run removes them)")
+        raise
+    lab.remove()
+    return bench
 
 
 def header(options: argparse.Namespace, reference: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def state_option(function: _F) -> _F:
         default=STATE_DIR_DEFAULT,
         show_default=True,
         show_envvar=True,
-        type=click.Path(file_okay=False),
+        type=click.Path(readable=False),  # what is wrong with it, the command says itself in one line
         help="Directory of this node's matrixd: socket, pid file, log.",
     )
     return option(function)

@@ -34,7 +34,7 @@ def _own_state_or_groups(context: click.Context, _: click.Parameter, value: str 
 _state_option = click.option(  # people type it on either side of the command
     "--state",
     metavar="DIR",
-    type=click.Path(file_okay=False),
+    type=click.Path(readable=False),
     callback=_own_state_or_groups,
     help="The same as before the command.",
 )

@@ -77,10 +77,10 @@ def unmount(directory: str, flags: list[str]) -> int:
 
 
 def _verdict(device: str, server: registry.Server) -> int:
-    left = registry.read(device)
-    if left is None or left.pid != server.pid:
+    left = registry.read_of(device, server.pid)
+    if left is None:
         return 0
-    registry.remove(device)
+    registry.remove(device, server.pid)
     if left.error:
         _say(f"unmounted, but the last flush failed: {left.error}")
     else:

@@ -21,6 +21,7 @@ from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, NL
 from matrixfs.locks.resources import GROUP, Resource
 from matrixfs.ondisk.group import GroupRecord
+from matrixfs.ondisk.inode import DEPTH_MAX
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
@@ -28,6 +29,7 @@ from membership.seams import SectorDevice
 
 log = logging.getLogger(__name__)
 
+TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
 STATFS_PARALLEL = 32
 
@@ -204,7 +206,7 @@ class Allocator:
         """
         need = self.promised + blocks
         home = self.lock(self._home)
-        if home.mode == EX and home.subject is not None and home.subject.available >= need:
+        if home.mode == EX and home.subject is not None and _for_data(home.subject) >= need:
             return
         available = 0
         for mine_only in (True, False):
@@ -212,11 +214,11 @@ class Allocator:
                 lock = self.lock(index)
                 group: Group | None = lock.subject
                 if lock.mode == EX and group is not None:
-                    available += group.available if mine_only else 0
+                    available += _for_data(group) if mine_only else 0
                 elif not mine_only and index not in self._broken:
                     await lock.hold(EX)
                     try:
-                        available += (await self.load(lock)).available
+                        available += _for_data(await self.load(lock))
                     except CorruptionError:
                         self._broken.add(index)
                     finally:
@@ -287,3 +289,8 @@ class Allocator:
 
         await for_each(range(self._superblock.groups), count, workers=STATFS_PARALLEL)
         return max(0, sum(counts) - self.promised)
+
+
+def _for_data(group: Group) -> int:
+    """Blocks that a group can give to file data: writing back leaves it enough for the file's tree."""
+    return max(0, group.available - TREE_BLOCKS_MAX)

@@ -75,11 +75,16 @@ class DirtyRanges:
 
     def slice(self, offset: int, length: int) -> bytes | None:
         """The bytes if one range holds them all, else None."""
+        found = self.view(offset, length)
+        return None if found is None else bytes(found)
+
+    def view(self, offset: int, length: int) -> memoryview | None:
+        """The same without a copy; nothing may be written while it is used."""
         at = self._ranges.bisect_right(offset) - 1
         if at >= 0:
             start, data = self._ranges.peekitem(at)
             if start + len(data) >= offset + length:
-                return bytes(memoryview(data)[offset - start : offset - start + length])
+                return memoryview(data)[offset - start : offset - start + length]
         return None
 
     def covers(self, offset: int, end: int) -> bool:

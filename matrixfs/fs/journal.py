@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 TRANSACTION_BLOCKS_MAX = 400  # more dirty blocks than this start a commit by themselves
 COMMIT_INTERVAL = 2.0  # seconds: age at which a change is committed though nobody asked
+DURABLE_BLOCKS_MAX = 4  # up to so many blocks are made durable one by one; more are written, then flushed together
 PLACE_BATCH = 64  # blocks written in place between two looks at who else waits
 
 
@@ -83,6 +84,16 @@ class LiveFrame(NamedTuple):
     position: int
 
 
+class Release:
+    """Blocks whose locks are given up in one round."""
+
+    __slots__ = ("addresses", "done")
+
+    def __init__(self) -> None:
+        self.addresses: set[int] = set()
+        self.done = False
+
+
 class Journal:
     """The journal of this mount.
 
@@ -113,6 +124,8 @@ class Journal:
         self._placing: set[int] = set()  # blocks being written in place now
         self._after_placing: list[Callable[[], None]] = []
         self._place_lock = trio.Lock()
+        self._release = Release()  # the next round
+        self._release_lock = trio.Lock()
         self._wanted = trio.Event()  # the running transaction grew too large
         self._failed = False
         self._data_writes = 0  # counts writes of file data,
@@ -298,15 +311,32 @@ class Journal:
     # --- in place, and trimming ---------------------------------------------------------------------------
 
     async def release(self, addresses: Iterable[int]) -> None:
-        """Make J3 true for blocks whose lock is about to be given up: no holder may change them now."""
-        addresses = list(addresses)
+        """Make J3 true for blocks whose lock is about to be given up: no holder may change them now.
+
+        Locks that are given up at the same time share one round of writes: whoever comes first leads it.
+        """
         self.statistics["releases"] += 1
+        mine = self._release
+        mine.addresses.update(addresses)
+        while not mine.done:
+            if self._failed:
+                raise Fenced("the journal failed earlier: this mount is withdrawn")
+            async with self._release_lock:
+                if not mine.done:
+                    self._release = Release()
+                    await self._release_all(mine)
+
+    async def _release_all(self, release: Release) -> None:
+        addresses = sorted(release.addresses)
+        few = len(addresses) <= DURABLE_BLOCKS_MAX
         async with self._place_lock:  # also waits for older images of these blocks on their way to the store
-            await self._place(addresses, durable=True)
+            if await self._place(addresses, durable=few) and not few:
+                await self._flush()
         live = [address for address in addresses if address in self._logged]
         if live:
             self.running.revokes.update(live)
             await self.commit()
+        release.done = True
 
     async def checkpoint(self) -> None:
         """Write all committed images in place, flush, and trim the log (J6)."""
@@ -322,8 +352,11 @@ class Journal:
             needed = self._begun.sequence if self._begun else self._sequence
             await self._trim(min((pending.sequence for pending in self._pending.values()), default=needed))
 
-    async def _place(self, addresses: list[int], *, durable: bool) -> None:
-        """Write images in place.  Under ``_place_lock``, so that an older image never lands after a newer one."""
+    async def _place(self, addresses: list[int], *, durable: bool) -> int:
+        """Write images in place, and return how many.
+
+        Under ``_place_lock``, so that an older image never lands after a newer one.
+        """
         todo = [(address, self._pending[address]) for address in addresses if address in self._pending]
         self._placing.update(address for address, _ in todo)
         try:
@@ -341,6 +374,7 @@ class Journal:
             if self._pending.get(address) is pending:
                 del self._pending[address]
         self.statistics["blocks_placed"] += len(todo)
+        return len(todo)
 
     async def _trim(self, sequence: int) -> None:
         """Forget the frames before ``sequence``; their images are all in place and flushed."""

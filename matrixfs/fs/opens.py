@@ -1,12 +1,14 @@
 """Files open on this node, and the end of files without a name (anchors.md 7.4).
 
-While a file is open here, this node holds its OPEN lock in PR.  A file that loses its last name becomes an
-orphan: listed in the orphan directory of the node that removed the name, deleted by whichever node first
-gets the OPEN lock in EX, which nobody can while the file is open anywhere:
+A file that loses its last name becomes an orphan: listed in the orphan directory of the node that removed the
+name, deleted by whichever node first holds its INODE and its OPEN lock in EX.  A node that has the file open prevents
+that, by one lock or the other: as long as it holds the INODE lock nobody else gets that in EX, and before it gives
+that up it takes the OPEN lock in PR, and keeps it until the last close.  So opening a file that is cached costs no
+message at all.  Deletion is tried
 
-- the node that removed the last name tries at once;
-- a node that closes an orphan for the last time tries then;
-- a node tries all orphans of its own list at mount, and a replayer those of the dead node.
+- by the node that removed the last name, at once;
+- by a node that closes an orphan for the last time;
+- by every node for its own list at mount, and by a replayer for the list of the dead node.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Opens:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._counts: dict[int, int] = {}
+        self._registered: set[int] = set()  # files whose OPEN lock is held
         self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
         self._closed = False
         self._queued: set[int] = set()
@@ -55,29 +58,39 @@ class Opens:
 
     # --- open files -----------------------------------------------------------------------------------------
 
-    async def opened(self, ino: int) -> None:
-        """Count an open; the first one takes the OPEN lock.  Raises OSError ESTALE when the file is gone."""
-        if self._counts.get(ino):
-            self._counts[ino] += 1
-            return
-        lock = self._lock(ino)
-        if not lock.try_hold(PR):
-            await lock.hold(PR)
-        if self._counts.get(ino):  # another task was as fast
-            lock.drop(PR)
+    def opened(self, ino: int) -> None:
+        """Count an open.  The caller then reads the inode: from there on its INODE lock stands for the open."""
         self._counts[ino] = self._counts.get(ino, 0) + 1
 
     def closed(self, ino: int) -> None:
-        """Count a close; the last one drops the OPEN lock, and deletes the file if it has no name."""
+        """Count a close; the last one drops the OPEN lock, and has the file deleted if it has no name."""
         count = self._counts[ino] - 1
         if count:
             self._counts[ino] = count
             return
         del self._counts[ino]
-        self._lock(ino).drop(PR)
+        registered = ino in self._registered
+        if registered:
+            self._registered.discard(ino)
+            self._lock(ino).drop(PR)
         inode: Inode | None = self._volume.inode_lock(ino).subject
-        if inode is None or inode.nlink == 0:
+        if (inode is None and registered) or (inode is not None and inode.nlink == 0):
             self.try_delete(ino)
+
+    async def register(self, ino: int) -> None:
+        """Before the INODE lock goes: let the OPEN lock stand for the file being open here.
+
+        Waits for no local operation, and for no node longer than it takes to hand over an idle lock: who wants the
+        OPEN lock in EX holds the INODE lock in EX first.
+        """
+        if ino not in self._counts or ino in self._registered:
+            return
+        lock = self._lock(ino)
+        await lock.hold(PR)
+        if ino in self._counts:
+            self._registered.add(ino)
+        else:
+            lock.drop(PR)
 
     def is_open(self, ino: int) -> bool:
         """Whether it is open on this node."""
@@ -133,7 +146,7 @@ class Opens:
                 return
         with Held(volume) as held:
             inode = await held.exclusive(ino)
-            if inode.nlink or not inode.orphaned_by:
+            if inode.nlink or not inode.orphaned_by or self.is_open(ino):
                 return
             if not inode.is_directory and not await self._nobody_has_it_open(ino):
                 self.left_to_others += 1

@@ -5,8 +5,9 @@ step when                          what
 ==== ============================= ======================================================================
 1    from EX                       write buffered file data
 2    from EX, something changed    commit the journal, then write the inode's blocks in place, then revoke (J3)
-3    below PR                      drop what the kernel caches: names, attributes, pages
-4    below PR                      drop what is cached here
+3    below PR                      if the file is open here, let its OPEN lock stand for that (``opens``)
+4    below PR                      drop what the kernel caches: names, attributes, pages
+5    below PR                      drop what is cached here
 ==== ============================= ======================================================================
 
 No local operation holds the lock while this runs (``locks.cache``), and none of the steps waits for one.
@@ -42,6 +43,7 @@ class InodeCallouts:
                 await journal.commit()
             await journal.release(lock.blocks)
         if mode < PR:
+            await self._volume.opens.register(lock.number)
             if inode is not None:
                 await self._purge_kernel(inode)
             lock.subject = None

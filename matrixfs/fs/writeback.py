@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import extents, tree
-from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
@@ -15,8 +15,9 @@ from matrixfs.fs.parallel import for_each
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.extent import Extent
-from matrixfs.ondisk.inode import DEPTH_MAX, TAIL_BYTES
+from matrixfs.ondisk.inode import TAIL_BYTES
 from membership.label import BLOCK_BYTES
+from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -28,8 +29,8 @@ FILE_BYTES_MAX = 4 << 20  # buffered bytes of one file beyond which its writer w
 TOTAL_BYTES_MAX = 128 << 20  # and of all files
 AGE_MAX = 3.0  # seconds that data stays buffered though nobody asks
 WRITES_AT_ONCE = 4
-DURABLE_BYTES_MAX = 64 << 10  # an overwrite up to this size is made durable by itself, without a flush
-TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
+DURABLE_BLOCKS_MAX = 16  # an overwrite up to this size is made durable by itself, without a flush
+CHUNK_BLOCKS = 256  # written in one request: 1 MiB, aligned, so that large writes need no copy here
 
 
 class WriteBack:
@@ -168,49 +169,63 @@ class WriteBack:
             pieces = [Extent(first, 0, count)]
         else:
             pieces = await extents.pieces(volume, inode, first, count)
-        buffer = await self._content(inode, first, count, pieces)
-        view = memoryview(buffer)
         near = 0
         for logical, physical, length in pieces:
-            data = view[(logical - first) * BLOCK_BYTES : (logical - first + length) * BLOCK_BYTES]
             if physical:  # the file has these blocks already: no metadata waits for the data (J4 doesn't apply)
-                durable = len(data) <= DURABLE_BYTES_MAX
-                await volume.device.write(physical * BLOCK_BYTES, data, durable=durable)
+                durable = length <= DURABLE_BLOCKS_MAX
+                await self._write(inode, Extent(logical, physical, length), mapped=True, durable=durable)
                 if not durable:
-                    volume.journal.data_written()
+                    self._volume.journal.data_written()
                 near = physical + length
             else:
-                near = await self._write_new(inode, logical, data, near)
+                near = await self._write_new(inode, logical, length, near)
 
-    async def _content(self, inode: Inode, first: int, count: int, pieces: list[Extent]) -> bytearray:
-        """The blocks' bytes: buffered ones over those of the store where a block is only partly buffered."""
-        assert inode.dirty is not None
+    async def _write(self, inode: Inode, extent: Extent, *, mapped: bool, durable: bool = False) -> None:
+        """Write these blocks of the file, in parallel pieces; ``mapped``: the store holds their old content."""
+        logical, physical, length = extent
+        end = logical + length
+        starts = [logical, *range((logical // CHUNK_BLOCKS + 1) * CHUNK_BLOCKS, end, CHUNK_BLOCKS)]
+
+        async def one(start: int) -> None:
+            count = min(end, (start // CHUNK_BLOCKS + 1) * CHUNK_BLOCKS) - start
+            place = physical + start - logical
+            data = await self._content(inode, Extent(start, place if mapped else 0, count))
+            await self._volume.device.write(place * BLOCK_BYTES, data, durable=durable)
+
+        await for_each(starts, one, workers=WRITES_AT_ONCE)
+
+    async def _content(self, inode: Inode, extent: Extent) -> Buffer:
+        """The blocks' new bytes: buffered ones, over those of the store where a block is only partly buffered."""
+        dirty = inode.dirty
+        assert dirty is not None
+        first, physical, count = extent
+        whole = dirty.view(first * BLOCK_BYTES, count * BLOCK_BYTES)
+        if whole is not None:
+            return whole
         buffer = bytearray(count * BLOCK_BYTES)
-        for logical, physical, length in pieces:
-            if not physical:
-                continue
-            edges = {logical, logical + length - 1} if length > 2 else set(range(logical, logical + length))
-            inner = not inode.dirty.covers((logical + 1) * BLOCK_BYTES, (logical + length - 1) * BLOCK_BYTES)
-            for block in range(logical, logical + length) if inner else sorted(edges):
-                if not inode.dirty.covers(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES):
+        if physical:
+            for block in range(first, first + count):
+                if not dirty.covers(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES):
                     at = (block - first) * BLOCK_BYTES
-                    place = (physical + block - logical) * BLOCK_BYTES
+                    place = (physical + block - first) * BLOCK_BYTES
                     buffer[at : at + BLOCK_BYTES] = await self._volume.device.read(place, BLOCK_BYTES)
-        inode.dirty.overlay(first * BLOCK_BYTES, buffer)
+        dirty.overlay(first * BLOCK_BYTES, buffer)
         return buffer
 
-    async def _write_new(self, inode: Inode, logical: int, data: memoryview, near: int) -> int:
-        """Allocate, write, then name the blocks; return where the next ones would best lie."""
+    async def _write_new(self, inode: Inode, logical: int, left: int, near: int) -> int:
+        """Allocate, write, then name ``left`` blocks; return where the next ones would best lie."""
         volume = self._volume
-        left = len(data) // BLOCK_BYTES
         while left:
             await volume.journal.admit()
             near = near or await self._after(inode, logical)
+            needed = await self._tree_blocks(inode, logical)
             group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
             try:
+                # No checkpoint from the hold to the reservation: others take from the group during our I/O.
                 start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near)
                 try:
-                    await self._write_taken(inode, group, Extent(logical, start, length), data[: length * BLOCK_BYTES])
+                    with Reservation(volume.journal, group, needed) as spare:
+                        await self._write_taken(inode, group, Extent(logical, start, length), spare)
                 except BaseException:
                     group.untake(start, length)
                     raise
@@ -219,7 +234,6 @@ class WriteBack:
             near = start + length
             logical += length
             left -= length
-            data = data[length * BLOCK_BYTES :]
         return near
 
     async def _after(self, inode: Inode, logical: int) -> int:
@@ -229,20 +243,25 @@ class WriteBack:
         before = await extents.pieces(self._volume, inode, logical - 1, 1)
         return before[0].physical + 1 if before[0].physical else 0
 
-    async def _write_taken(self, inode: Inode, group: Group, extent: Extent, data: memoryview) -> None:
+    async def _tree_blocks(self, inode: Inode, logical: int) -> int:
+        """Blocks that the tree may need to name new ones at ``logical``."""
+        if inode.inline:
+            return 0
+        return tree.blocks_needed(await tree.descend(self._volume, inode, logical), Extent(logical, 0, 1))
+
+    async def _write_taken(self, inode: Inode, group: Group, extent: Extent, spare: Reservation) -> None:
         volume = self._volume
-        await volume.device.write(extent.physical * BLOCK_BYTES, data)
+        await self._write(inode, extent, mapped=False)
         volume.journal.data_written()
         if inode.inline:
             inode.root = ExtentList([], TAIL_BYTES)
         path = await tree.descend(volume, inode, extent.logical)
-        with Reservation(volume.journal, group, tree.blocks_needed(path, extent)) as spare:
-            # No checkpoint from here (J1): the blocks are used and named together.
-            group.use(extent.physical, extent.length)
-            volume.journal.add(group)
-            tree.insert(volume, inode, path, extent, spare)
-            inode.blocks += extent.length
-            # All before is on the store, so the size may follow: no commit leaves blocks behind the end of a file.
-            end = (extent.logical + extent.length) * BLOCK_BYTES
-            inode.size_on_disk = max(inode.size_on_disk, min(inode.size, end))
-            volume.journal.add(inode)
+        # No checkpoint from here (J1): the blocks are used and named together.
+        group.use(extent.physical, extent.length)
+        volume.journal.add(group)
+        tree.insert(volume, inode, path, extent, spare)
+        inode.blocks += extent.length
+        # All before is on the store, so the size may follow: no commit leaves blocks behind the end of a file.
+        end = (extent.logical + extent.length) * BLOCK_BYTES
+        inode.size_on_disk = max(inode.size_on_disk, min(inode.size, end))
+        volume.journal.add(inode)

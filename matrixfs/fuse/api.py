@@ -45,8 +45,8 @@ class StatFs(Protocol):
 class Opens(Protocol):
     """The cluster-wide open locks, which keep an unlinked file alive."""
 
-    async def opened(self, ino: int) -> None:
-        """Take it (counted).  Raises an error with errno ESTALE or ENOENT when the inode is gone."""
+    def opened(self, ino: int) -> None:
+        """Count an open of an inode that is then read with ``getattr``: from there on it can't be deleted."""
         ...
 
     def closed(self, ino: int) -> None:

@@ -261,7 +261,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
 
     async def _open(self, ino: int, flags: int) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1)."""
-        await self._volume.opens.opened(ino)
+        self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
                 inode = await self._attributes.setattr(self._volume, ino, self._attributes.Changes(size=0))

@@ -1,15 +1,20 @@
-"""Which process serves which mount: one small file per mount under /run, by the mount's device number.
+"""Which process serves which mount: one small file per mount under /run, by the mount's device number and the process.
 
 umount(8) gives its helper a directory and nothing else, and it doesn't wait for us (ecosystem.md finding 4).  The
 directory's device number is in mountinfo, which can be read without asking the mount itself; this file leads from there
 to the process that has to finish its last flush.  /run is empty after a reboot, as the mounts are.
 
 The file disappears when the process has flushed everything; one whose process is gone tells of a crash.
+
+The kernel gives a device number to the next mount as soon as the tree is unmounted, while its process still flushes:
+for that time both have a file.  So whoever looks for the server of a mount takes the newest, and nobody touches
+another process's file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -76,33 +81,52 @@ def start_ticks(pid: int) -> int | None:
 # ``directory`` below is where the records are; RUN_DIRECTORY when empty.
 
 
-def _path(device: str, directory: str) -> str:
-    return os.path.join(directory or RUN_DIRECTORY, device.replace(":", "_") + ".json")
+def _path(device: str, pid: int, directory: str) -> str:
+    return os.path.join(directory or RUN_DIRECTORY, f"{device.replace(':', '_')}.{pid}.json")
 
 
 def write(device: str, server: Server, *, directory: str = "") -> None:
     """Record who serves the mount.  Raises OSError."""
-    path = _path(device, directory)
+    path = _path(device, server.pid, directory)
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.new"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(asdict(server), file)
     os.replace(temporary, path)
 
 
 def read(device: str, *, directory: str = "") -> Server | None:
-    """Who serves the mount; None when no record, or none that makes sense, is there."""
+    """Who serves the mount of that device; None when no record, or none that makes sense, is there."""
+    pattern = os.path.join(glob.escape(directory or RUN_DIRECTORY), device.replace(":", "_") + ".*.json")
+    found = []
+    for path in glob.glob(pattern):
+        with contextlib.suppress(OSError):  # its process has just finished
+            server = _read(path)
+            if server is not None and not server.error:
+                found.append((os.stat(path).st_mtime_ns, server))
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def read_of(device: str, pid: int, *, directory: str = "") -> Server | None:
+    """What process ``pid`` has recorded about its mount, also after its end."""
     try:
-        with open(_path(device, directory), "rb") as file:
-            fields = json.loads(file.read(_RECORD_BYTES_MAX))
-        server = Server(**fields)
-    except (OSError, ValueError, TypeError):
+        return _read(_path(device, pid, directory))
+    except OSError:
+        return None
+
+
+def _read(path: str) -> Server | None:
+    with open(path, "rb") as file:
+        data = file.read(_RECORD_BYTES_MAX)
+    try:
+        server = Server(**json.loads(data))
+    except (ValueError, TypeError):
         return None
     numbers = isinstance(server.pid, int) and isinstance(server.start_ticks, int) and server.pid > 0
     return server if numbers else None
 
 
-def remove(device: str, *, directory: str = "") -> None:
-    """Drop the record."""
+def remove(device: str, pid: int, *, directory: str = "") -> None:
+    """Drop the record of process ``pid``."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_path(device, directory))
+        os.unlink(_path(device, pid, directory))

@@ -211,7 +211,7 @@ class Session:
             return
         directory = self._config.registry_directory
         if not error:
-            registry.remove(self._device, directory=directory)
+            registry.remove(self._device, self._server.pid, directory=directory)
             return
         server = self._server
         told = registry.Server(server.pid, server.start_ticks, server.mountpoint, server.source, error)

@@ -222,7 +222,7 @@ def spoiled(kind: str, tmp_path: Path, store: Path) -> Path:
         ("tiny", 2, "too small"),
         ("foreign", 2, "no MatrixFS cluster disk (make one with mkfs.matrixfs)"),
         ("corrupt", 5, "label in block 0: bad checksum"),
-        ("future", 5, "at most 1 (upgrade this node)"),
+        ("future", 2, "upgrade this node"),
     ],
 )
 def test_bad_stores(tmp_path: Path, store: Path, kind: str, code: int, words: str) -> None:

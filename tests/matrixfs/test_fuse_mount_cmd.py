@@ -159,17 +159,40 @@ def test_a_failed_mount_is_one_line_and_32(tmp_path: Path, body: str, says: str)
 
 
 def test_registry_round_trip_and_nonsense(tmp_path: Path) -> None:
-    server = registry.Server(os.getpid(), registry.start_ticks(os.getpid()) or 0, "/mnt", "web")
+    pid = os.getpid()
+    server = registry.Server(pid, registry.start_ticks(pid) or 0, "/mnt", "web")
     directory = str(tmp_path / "r")
     assert registry.read("0:5", directory=directory) is None
     registry.write("0:5", server, directory=directory)
     assert registry.read("0:5", directory=directory) == server
+    assert registry.read_of("0:5", pid, directory=directory) == server
     negative = b'{"pid":-1,"start_ticks":1,"mountpoint":"","source":""}'
     for nonsense in (b"", b"[]", b"{}", b'{"pid": "x"}', b"\xff", negative):
-        (tmp_path / "r" / "0_5.json").write_bytes(nonsense)
+        (tmp_path / "r" / f"0_5.{pid}.json").write_bytes(nonsense)
         assert registry.read("0:5", directory=directory) is None
-    registry.remove("0:5", directory=directory)
-    registry.remove("0:5", directory=directory)
+        assert registry.read_of("0:5", pid, directory=directory) is None
+    registry.remove("0:5", pid, directory=directory)
+    registry.remove("0:5", pid, directory=directory)
+    assert registry.read_of("0:5", pid, directory=directory) is None
+
+
+def test_registry_of_a_device_number_given_out_again(tmp_path: Path) -> None:
+    """The kernel does that at the unmount, while the first process still flushes: neither may lose its record."""
+    directory = str(tmp_path)
+    first, second = registry.Server(77, 1, "/mnt", "web"), registry.Server(66, 2, "/other", "mail")
+    registry.write("0:5", first, directory=directory)
+    os.utime(tmp_path / "0_5.77.json", ns=(0, 0))  # as if long ago
+    registry.write("0:5", second, directory=directory)
+    registry.write("0:50", registry.Server(55, 3, "/third", "db"), directory=directory)
+    assert registry.read("0:5", directory=directory) == second
+    failed = registry.Server(77, 1, "/mnt", "web", "no space")
+    registry.write("0:5", failed, directory=directory)  # newer now, but not who serves
+    assert registry.read("0:5", directory=directory) == second
+    assert registry.read_of("0:5", 77, directory=directory) == failed
+    registry.remove("0:5", 77, directory=directory)
+    assert registry.read("0:5", directory=directory) == second
+    registry.remove("0:5", 66, directory=directory)
+    assert registry.read("0:5", directory=directory) is None
 
 
 def test_mountinfo_is_read_without_touching_mounts() -> None:

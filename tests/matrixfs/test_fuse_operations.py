@@ -37,7 +37,7 @@ class Kernelless:
         self.fail_forgotten = 0
         self.opened: Any = self._opened
 
-        async def opened(ino: int) -> None:
+        def opened(ino: int) -> None:
             await self.opened(ino)
 
         volume = SimpleNamespace(

@@ -92,7 +92,7 @@ class FakeVolume:
         self.forgot: list[int] = []
         self.sizes: dict[str, int] = {"read": 0, "write": 0}
 
-    async def opened(self, ino: int) -> None:
+    def opened(self, ino: int) -> None:
         self.open_counts[ino] = self.open_counts.get(ino, 0) + 1
 
     def closed(self, ino: int) -> None:

@@ -77,7 +77,7 @@ def test_writing_on_stays_local(tree: Tree) -> None:
 def test_every_descriptor_that_moves_data_is_direct(lab: Lab) -> None:
     """R13: a host's buffer cache over a shared disk is a stale cache.
 
-    matrixd also has one, read-only, that it only tests file locks with (membership/control_inflight.py).
+    matrixd also has one, read-only, that it only tests file locks with (membership/presence.py).
     """
     wanted = os.stat(lab.store)
     daemons, mounts = [[getattr(node, pid) for node in lab.nodes] for pid in ("daemon_pid", "mount_pid")]

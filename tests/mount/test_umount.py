@@ -76,7 +76,7 @@ def test_umount_returns_after_the_last_byte(pair: Lab, one: LabNode) -> None:
         copy = pair.directory / "copy"  # of a store that two nodes' heartbeats go on writing to
         pair.run("cp", "--sparse=always", pair.store, copy)
         found = json.loads(pair.run("fsck.matrixfs", "-n", "--json", copy).stdout)
-        assert found["journals"] == [], "nothing was left to replay"
+        assert found["journals_replayed"] == [], "nothing was left to replay"
     assert mount(pair).returncode == 0
     assert len([name for name in os.listdir(one.mountpoint) if name.startswith("d")]) == TIMES
 

@@ -28,6 +28,7 @@ class Summary:
     compared: int = 0  # operations whose outcome was held against the model
     kills: int = 0
     leaves: int = 0
+    blackouts: int = 0
     replays: int = 0
     virtual_seconds: float = 0.0
 
@@ -74,7 +75,8 @@ class Scenario:
             await self.load.reach(until)
             node = rng.choice(sorted(world.mounts))
             if len(world.mounts) > 1:
-                await rng.choice((self._crash, self._crash, self._crash_twice, self._leave))(nursery, node)
+                events = (self._crash, self._crash, self._crash_twice, self._leave, self._blackout)
+                await rng.choice(events)(nursery, node)
 
     async def _crash(self, nursery: trio.Nursery, node: int) -> None:
         self._kill(node)
@@ -98,6 +100,15 @@ class Scenario:
             both.start_soon(later)
             await self.world.change()
         await self._recover_and_restart(nursery, [node, second])
+
+    async def _blackout(self, nursery: trio.Nursery, _: int) -> None:
+        """The power goes, for all nodes and the store: what was not flushed is lost, torn or kept."""
+        nodes = sorted(self.world.mounts)
+        for node in nodes:
+            self._kill(node)
+        self.world.disk.power_loss(mode=self.rng.choice(("drop", "keep-some", "tear")))
+        self.summary.blackouts += 1
+        await self._recover_and_restart(nursery, nodes)
 
     async def _leave(self, nursery: trio.Nursery, node: int) -> None:
         await self.load.finish(node)
@@ -125,6 +136,7 @@ class Scenario:
                 await world.leave(node)
             else:
                 world.kill(node)
+        world.disk.power_loss()  # takes what nobody flushed
         await assert_clean(world.disk, world.superblock)
         self.summary.operations, self.summary.compared = self.load.operations, self.load.quiet
         self.summary.virtual_seconds = round(trio.current_time(), 1)

@@ -130,7 +130,7 @@ class World:
 
     async def start(self, *nodes: int) -> list[SimMount]:
         """Mount on these nodes and wait until they may work."""
-        while any(dead.journal in nodes for dead in self.dead):  # each node has one journal here
+        while self.mounts and any(dead.journal in nodes for dead in self.dead):  # each node has one journal here
             await self.change()
         for node in nodes:
             self.incarnations += 1
@@ -178,7 +178,7 @@ class World:
 
     async def finish_recovery(self) -> None:
         """Replay the journals of the dead and release what they held.  Raises Overtaken when another mount dies."""
-        for dead in list(self.dead):
+        for dead in list(self.dead) if self._taking_part else []:
             await self._recover(dead)
 
     async def _attempt(self) -> None:

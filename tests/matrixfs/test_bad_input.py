@@ -1,0 +1,506 @@
+"""Every command given every kind of wrong store, name, place and right (issue 2, "Bad input").
+
+Each must print exactly one line that says what is wrong, end with its documented exit code, show no traceback, and
+leave the store as it was.  Exit codes: membership/errors.py (matrixd, matrixctl, mkfs.matrixfs), fsck(8), mount(8).
+Addresses are this file's own (127.1.1.x), so that it can run beside others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import xxhash
+from fastcrc import crc32
+
+from matrixfs.cli.host import PID_NAME
+from matrixfs.fuse import registry
+from matrixfs.ondisk.superblock import ORPHANS_START, SYSTEM_BLOCKS
+from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK
+
+BIN = Path(sys.executable).parent
+SIZE = 32 << 20
+LAST = SIZE // BLOCK_BYTES - 1
+HALF = BLOCK_BYTES // 2
+COMMAND_SECONDS_MAX = 60
+VERSION_AT, CHECKSUM_AT, INCOMPATIBLE_AT = 8, 12, 128
+OPERATOR, PEER, DEVICE, CORRUPT = 2, 3, 4, 5  # membership/errors.py
+FSCK_OPERATIONAL = 8
+MOUNT_USAGE, MOUNT_SYSTEM, MOUNT_FAILED = 1, 2, 32
+
+pytestmark = pytest.mark.seed("002-21", "002-31")
+
+
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+
+def patch(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def reseal(path: Path, at: int, size: int, changes: dict[int, bytes]) -> None:
+    """Change a record and make its checksum right again: what a newer version would have written."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        image = bytearray(file.read(size))
+        for offset, data in changes.items():
+            image[offset : offset + len(data)] = data
+        image[CHECKSUM_AT : CHECKSUM_AT + 4] = bytes(4)
+        image[CHECKSUM_AT : CHECKSUM_AT + 4] = crc32.iscsi(image).to_bytes(4, "little")
+        file.seek(at)
+        file.write(image)
+
+
+def content(path: Path) -> tuple[int, int, str] | None:
+    """Size, mode and a hash of the bytes; None when there is nothing."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    regular = stat.S_ISREG(found.st_mode)
+    return found.st_size, found.st_mode, xxhash.xxh3_128_hexdigest(path.read_bytes()) if regular else ""
+
+
+def data_area(path: Path) -> str:
+    """A hash of the filesystem alone: a running matrixd writes to the rest."""
+    with path.open("rb") as file:
+        file.seek(DATA_BLOCK * BLOCK_BYTES)
+        return xxhash.xxh3_128_hexdigest(file.read())
+
+
+@pytest.fixture(scope="module")
+def work() -> Iterator[Path]:
+    """A directory that does direct I/O."""
+    path = Path(f"/var/tmp/mfs-tests-input-{os.getpid()}")
+    path.mkdir()
+    yield path
+    for mount in reversed([mount.path for mount in registry.mounts() if mount.path.startswith(str(path))]):
+        subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def formatted(work: Path) -> Path:
+    """A good store, never to be changed."""
+    path = work / "formatted"
+    done = run("mkfs.matrixfs", "-n", "web", "-j", "2", "--journal-size", "256K", "--size", str(SIZE), path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def nothing(path: Path) -> None:
+    """No such store."""
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def an_empty_file(path: Path) -> None:
+    path.touch()
+
+
+def a_small_file(path: Path) -> None:
+    path.write_bytes(bytes(1 << 20))
+
+
+def random_bytes(path: Path) -> None:
+    path.write_bytes(os.urandom(SIZE))
+
+
+def an_ext4_image(path: Path) -> None:
+    path.touch()
+    os.truncate(path, SIZE)
+    if shutil.which("mkfs.ext4", path=os.environ["PATH"] + ":/sbin:/usr/sbin"):
+        subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", str(path)], check=True)
+    else:
+        patch(path, 1024 + 56, b"\x53\xef")
+
+
+# Each of these changes a copy of the formatted store.
+
+
+def unchanged(path: Path) -> None:
+    pass
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, SIZE // 2)
+
+
+def both_labels_damaged(path: Path) -> None:
+    for block in (0, LAST):
+        patch(path, block * BLOCK_BYTES + 70, b"\xff")
+
+
+def label_of_the_future(path: Path) -> None:
+    for block in (0, LAST):
+        reseal(path, block * BLOCK_BYTES, BLOCK_BYTES, {VERSION_AT: b"\x02\0"})
+
+
+def label_with_timing_that_contradicts_itself(path: Path) -> None:
+    for block in (0, LAST):
+        reseal(path, block * BLOCK_BYTES, BLOCK_BYTES, {196: (100).to_bytes(4, "little")})  # lease below renew
+
+
+def label_that_promises_more(path: Path) -> None:
+    for block in (0, LAST):
+        reseal(path, block * BLOCK_BYTES, BLOCK_BYTES, {168: (1 << 40).to_bytes(8, "little")})  # data_blocks
+
+
+def san_header_damaged(path: Path) -> None:
+    patch(path, HEADER_BLOCK * BLOCK_BYTES, b"MXFSSANH" + b"\x01" + bytes(7) + b"\xff" * 100)
+    patch(path, HEADER_BLOCK * BLOCK_BYTES + HALF, b"MXFSSANH" + b"\x01" + bytes(7) + b"\xff" * 100)
+
+
+def superblock_damaged(path: Path) -> None:
+    patch(path, DATA_BLOCK * BLOCK_BYTES + 60, b"\xff\xff")
+
+
+def superblock_of_the_future(path: Path) -> None:
+    reseal(path, DATA_BLOCK * BLOCK_BYTES, BLOCK_BYTES, {VERSION_AT: b"\x07\0"})
+
+
+def superblock_with_an_unknown_feature(path: Path) -> None:
+    reseal(path, DATA_BLOCK * BLOCK_BYTES, BLOCK_BYTES, {INCOMPATIBLE_AT: b"\x80"})
+
+
+def superblock_with_impossible_numbers(path: Path) -> None:
+    reseal(path, DATA_BLOCK * BLOCK_BYTES, BLOCK_BYTES, {136: (1 << 50).to_bytes(8, "little")})  # blocks_total
+
+
+def journal_header_damaged(path: Path) -> None:
+    patch(path, (DATA_BLOCK + SYSTEM_BLOCKS) * BLOCK_BYTES + 64, b"\xff")
+
+
+def orphan_directory_damaged(path: Path) -> None:
+    patch(path, (DATA_BLOCK + ORPHANS_START) * BLOCK_BYTES + 64, b"\xff")
+
+
+Damage = Callable[[Path], None]
+FOREIGN: tuple[Damage, ...] = (
+    nothing, a_directory, a_fifo, a_dangling_link, an_empty_file, a_small_file, random_bytes, an_ext4_image,
+)  # fmt: skip
+
+
+def make_store(work: Path, formatted: Path, damage: Damage) -> Path:
+    path = work / damage.__name__
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    if damage not in FOREIGN:
+        shutil.copyfile(formatted, path)
+        path.chmod(0o600)
+    damage(path)
+    return path
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def run(program: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, str(BIN / program) if (BIN / program).exists() else program, *map(str, arguments)],
+        check=False, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], program: str, code: int, says: str) -> None:
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, (done.returncode, done.stdout, done.stderr)
+    assert lines[0].startswith(f"{program}: "), lines
+    assert says in lines[0], lines
+    assert done.returncode == code, (done.returncode, lines)
+    assert done.stdout == ""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A command on a store, and what must come of it."""
+
+    damage: Damage
+    code: int
+    says: str
+
+
+MKFS = [
+    Bad(nothing, OPERATOR, "does not exist"),
+    Bad(a_directory, OPERATOR, "give a block device or a file"),
+    Bad(a_fifo, OPERATOR, "give a block device or a file"),
+    Bad(an_empty_file, OPERATOR, "too small"),
+    Bad(a_small_file, OPERATOR, "too small"),
+    Bad(random_bytes, OPERATOR, "--force overwrites it"),
+    Bad(an_ext4_image, OPERATOR, "ext"),
+    Bad(unchanged, OPERATOR, "already holds the cluster 'web'"),
+    Bad(both_labels_damaged, OPERATOR, "once a cluster disk of MatrixFS"),
+    Bad(label_of_the_future, OPERATOR, "--force overwrites it"),
+]
+
+MATRIXD = [
+    Bad(nothing, OPERATOR, "no such store"),
+    Bad(a_directory, OPERATOR, "give a block device or a file"),
+    Bad(a_fifo, OPERATOR, "give a block device or a file"),
+    Bad(a_dangling_link, OPERATOR, "no such store"),
+    Bad(an_empty_file, OPERATOR, "too small for a cluster disk"),
+    Bad(a_small_file, OPERATOR, "too small for a cluster disk"),
+    Bad(random_bytes, OPERATOR, "no MatrixFS cluster disk (make one with mkfs.matrixfs)"),
+    Bad(an_ext4_image, OPERATOR, "no MatrixFS cluster disk"),
+    Bad(both_labels_damaged, CORRUPT, "label in block 0: bad checksum"),
+    Bad(label_of_the_future, OPERATOR, "upgrade this node"),
+    Bad(cut_short, OPERATOR, "it was cut short"),
+    Bad(label_that_promises_more, OPERATOR, "it was cut short"),
+    Bad(label_with_timing_that_contradicts_itself, OPERATOR, "timing contradicts itself"),
+    Bad(san_header_damaged, CORRUPT, "SAN header (block 1, copy at 0): bad checksum"),
+]
+
+FSCK = [
+    Bad(nothing, FSCK_OPERATIONAL, "does not exist"),
+    Bad(a_directory, FSCK_OPERATIONAL, "give a block device or a file"),
+    Bad(a_fifo, FSCK_OPERATIONAL, "give a block device or a file"),
+    Bad(an_empty_file, FSCK_OPERATIONAL, "too small"),
+    Bad(random_bytes, FSCK_OPERATIONAL, "no MatrixFS cluster disk"),
+    Bad(an_ext4_image, FSCK_OPERATIONAL, "no MatrixFS cluster disk"),
+    Bad(both_labels_damaged, FSCK_OPERATIONAL, "label in block 0: bad checksum"),
+    Bad(label_of_the_future, FSCK_OPERATIONAL, "upgrade this node"),
+    Bad(cut_short, FSCK_OPERATIONAL, "it was cut short"),
+    Bad(label_that_promises_more, FSCK_OPERATIONAL, "it was cut short"),
+    Bad(superblock_of_the_future, FSCK_OPERATIONAL, "use that version's fsck"),
+    Bad(superblock_with_an_unknown_feature, FSCK_OPERATIONAL, "use that version's fsck"),
+]
+
+
+def named(bad: Bad) -> str:
+    return bad.damage.__name__
+
+
+@pytest.mark.parametrize("bad", MKFS, ids=named)
+def test_mkfs(work: Path, formatted: Path, bad: Bad) -> None:
+    store = make_store(work, formatted, bad.damage)
+    before = content(store)
+    assert_refused(run("mkfs.matrixfs", "-n", "web", store), "mkfs.matrixfs", bad.code, bad.says)
+    assert content(store) == before
+
+
+@pytest.mark.parametrize("bad", MATRIXD, ids=named)
+def test_matrixd(work: Path, formatted: Path, bad: Bad) -> None:
+    store = make_store(work, formatted, bad.damage)
+    before = content(store)
+    state = work / f"state-{bad.damage.__name__}"
+    done = run("matrixd", "--daemon", "--store", store, "--address", "127.1.1.1", "--name", "n1", "--state", state)
+    assert_refused(done, "matrixd", bad.code, bad.says)
+    assert content(store) == before
+    assert not (state / PID_NAME).exists() or (state / PID_NAME).read_text() == "", "nothing is left running"
+
+
+@pytest.mark.parametrize("option", ["-n", "-y"])
+@pytest.mark.parametrize("bad", FSCK, ids=named)
+def test_fsck(work: Path, formatted: Path, bad: Bad, option: str) -> None:
+    store = make_store(work, formatted, bad.damage)
+    before = content(store)
+    assert_refused(run("fsck.matrixfs", option, store), "fsck.matrixfs", bad.code, bad.says)
+    assert content(store) == before
+
+
+# --- a running node ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """A matrixd in the background."""
+
+    store: Path
+    state: Path
+    mountpoint: Path
+
+    def mount(self, *words: str | Path, options: str = "") -> subprocess.CompletedProcess[str]:
+        words = words or ("web", self.mountpoint)
+        return run("mount.matrixfs", *words, "-o", f"state={self.state}{options}")
+
+
+@contextlib.contextmanager
+def running(work: Path, store: Path, name: str, address: str) -> Iterator[Node]:
+    state, mountpoint = work / f"run-{name}", work / f"mnt-{name}"
+    mountpoint.mkdir(exist_ok=True)
+    done = run("matrixd", "--daemon", "--store", store, "--address", address, "--name", name, "--state", state)
+    assert done.returncode == 0, done.stderr
+    pid = int((state / PID_NAME).read_text())
+    try:
+        yield Node(store, state, mountpoint)
+        assert run("matrixctl", "--state", state, "stop").returncode == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
+        shutil.rmtree(state)
+
+
+@pytest.fixture(scope="module")
+def node(work: Path, formatted: Path) -> Iterator[Node]:
+    store = work / "served"
+    shutil.copyfile(formatted, store)
+    with running(work, store, "served", "127.1.1.2") as node:
+        yield node
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (superblock_damaged, "superblock: bad checksum"),
+        (superblock_of_the_future, "made by a newer MatrixFS: upgrade this node to mount it"),
+        (superblock_with_an_unknown_feature, "made by a newer MatrixFS: upgrade this node to mount it"),
+        (superblock_with_impossible_numbers, "superblock: bad size"),
+        (journal_header_damaged, "journal 0"),
+        (orphan_directory_damaged, "block 2 (inode): bad checksum"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_mount_of_a_bad_filesystem(work: Path, formatted: Path, damage: Damage, says: str) -> None:
+    store = make_store(work, formatted, damage)
+    before = data_area(store)
+    with running(work, store, "bad", "127.1.1.3") as bad:
+        assert_refused(bad.mount(), "mount.matrixfs", MOUNT_FAILED, says)
+        assert registry.mount_at(str(bad.mountpoint)) is None
+        assert run("matrixctl", "--state", bad.state, "status").returncode == 0, "the node goes on"
+    assert data_area(store) == before
+
+
+def test_mount_in_wrong_places(work: Path, node: Node) -> None:
+    before = data_area(node.store)
+    file = work / "file"
+    file.touch()
+    busy = work / "busy"
+    busy.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "thing", str(busy)], check=True)
+    cases = [
+        (("other", node.mountpoint), MOUNT_FAILED, "no filesystem 'other' here"),
+        (("web", work / "absent"), MOUNT_FAILED, "no such directory (mkdir it)"),
+        (("web", file), MOUNT_FAILED, "not a directory"),
+        (("web", busy), MOUNT_FAILED, "is busy: thing (tmpfs) is mounted there"),
+        (("a/b", node.mountpoint), MOUNT_USAGE, "is no name of a filesystem"),
+    ]
+    for words, code, says in cases:
+        assert_refused(node.mount(*words), "mount.matrixfs", code, says)
+    assert_refused(node.mount(options=",strange"), "mount.matrixfs", MOUNT_USAGE, "unknown mount option 'strange'")
+    subprocess.run(["umount", str(busy)], check=True)
+    assert data_area(node.store) == before
+
+
+def test_mount_without_a_matrixd(work: Path, node: Node) -> None:
+    for state in (work / "no-state", work):
+        done = run("mount.matrixfs", "web", node.mountpoint, "-o", f"state={state}")
+        assert_refused(done, "mount.matrixfs", MOUNT_FAILED, "matrixd is not running here")
+
+
+def test_mount_without_dev_fuse(work: Path, node: Node) -> None:
+    script = f"mount -t tmpfs none /dev && exec {BIN}/mount.matrixfs web {node.mountpoint} -o state={node.state}"
+    done = run("unshare", "-m", "sh", "-c", script)
+    assert_refused(done, "mount.matrixfs", MOUNT_SYSTEM, "no /dev/fuse")
+
+
+def test_umount_of_what_is_not_mounted(work: Path, node: Node) -> None:
+    for place in (node.mountpoint, work / "absent"):
+        done = run("umount.matrixfs", place)
+        assert done.returncode == 32
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("umount: ")
+    assert_refused(run("umount.matrixfs"), "usage", 1, "umount.fuse.matrixfs DIR")
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+
+
+def test_no_permission(work: Path, formatted: Path, node: Node) -> None:
+    before = content(formatted)
+    state = work / "nobody"
+    matrixd = ("matrixd", "--daemon", "--store", formatted, "--address", "127.1.1.4", "--name", "n", "--state")
+    cases = [
+        (("mkfs.matrixfs", "-n", "web", "-f", formatted), OPERATOR, "no permission"),
+        ((*matrixd, state), OPERATOR, "can't use the state directory"),
+        (("fsck.matrixfs", "-n", formatted), FSCK_OPERATIONAL, "no permission"),
+        (("mount.matrixfs", "web", node.mountpoint), MOUNT_USAGE, "only root may mount"),
+        (("matrixctl", "--state", node.state, "status"), OPERATOR, "no permission to talk to matrixd"),
+    ]
+    for words, code, says in cases:
+        assert_refused(run(*map(str, words), prefix=AS_NOBODY), str(words[0]), code, says)
+    state.mkdir(mode=0o777)
+    os.chown(state, 65534, 65534)
+    assert_refused(run(*map(str, (*matrixd, state)), prefix=AS_NOBODY), "matrixd", OPERATOR, "no permission")
+    assert content(formatted) == before
+
+
+def test_a_store_in_use(node: Node) -> None:
+    before = data_area(node.store)
+    for force in ((), ("-f",)):
+        done = run("mkfs.matrixfs", "-n", "web", *force, node.store)
+        assert_refused(done, "mkfs.matrixfs", OPERATOR, "has it open")
+    for option in ("-n", "-y"):
+        done = run("fsck.matrixfs", option, node.store)
+        assert_refused(done, "fsck.matrixfs", FSCK_OPERATIONAL, "stop matrixd on all nodes first")
+    assert data_area(node.store) == before
+
+
+def test_a_second_node_of_the_same_name(work: Path, node: Node) -> None:
+    arguments = ("--daemon", "--store", node.store, "--name", "served", "--address")
+    done = run("matrixd", *arguments, "127.1.1.5", "--state", work / "twin")
+    assert_refused(done, "matrixd", OPERATOR, "served")
+    done = run("matrixd", *arguments, "127.1.1.5", "--state", node.state)
+    assert_refused(done, "matrixd", OPERATOR, "already running here")
+    assert run("matrixctl", "--state", node.state, "status").returncode == 0, "the first one goes on"
+
+
+def test_addresses_that_are_not_ours(work: Path, node: Node) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.1.1.6", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for address, says in (("192.0.2.1", "192.0.2.1"), (f"127.1.1.6:{port}", str(port)), ("host", "is no IP address")):
+            done = run(
+                "matrixd", "--daemon", "--store", node.store, "--name", "x", "--address", address, "--state", work / "x"
+            )
+            assert_refused(done, "matrixd", OPERATOR, says)
+
+
+def test_matrixctl_and_whoever_answers(work: Path) -> None:
+    assert_refused(run("matrixctl", "--state", work / "none", "status"), "matrixctl", OPERATOR, "not running here")
+    assert_refused(run("matrixctl", "--state", work / "none", "stop"), "matrixctl", OPERATOR, "not running here")
+    state = work / "junk"
+    state.mkdir()
+    (state / "matrixd.sock").write_text("no socket")
+    assert_refused(run("matrixctl", "--state", state, "status"), "matrixctl", OPERATOR, "not running here")
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0" * 100, b"\xff" * 100, b"\x10\0\0\0" + b"\xa1" * 16], ids=["hangs-up", "empty-message", "too-long", "no-cbor"])
+def test_matrixctl_meets_junk_on_the_socket(work: Path, junk: bytes) -> None:
+    state = work / f"junk-{len(junk)}-{junk[:1].hex()}"
+    state.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(state / "matrixd.sock"))
+        listener.listen()
+        process = subprocess.Popen(
+            [BIN / "matrixctl", "--state", state, "status"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = listener.accept()
+        connection.recv(100)
+        connection.sendall(junk)
+        connection.close()
+        out, error = process.communicate(timeout=COMMAND_SECONDS_MAX)
+    done = subprocess.CompletedProcess([], process.returncode, out, error)
+    assert_refused(done, "matrixctl", PEER, "")
