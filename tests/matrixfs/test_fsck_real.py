@@ -51,7 +51,7 @@ async def work(volume: Volume, rng: random.Random, steps: int, *, leave_open: fl
             if choice < 4:
                 inode = await namespace.create(volume, parent, name, FILE, 0, 0)
                 if rng.random() < leave_open:
-                    await volume.opens.opened(inode.ino)
+                    volume.opens.opened(inode.ino)
                 size = rng.choice((10, 3000, 5000, 40_000, 300_000))
                 await data.write(volume, inode.ino, rng.choice((0, 0, 70_000)), rng.randbytes(size))
                 if rng.random() < 0.3:
