@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from matrixfs.blockstore import FencingGate, Window, open_store
+from matrixfs.blockstore import FencingGate, PatientDevice, Window, open_store
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
@@ -29,7 +29,7 @@ from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession
-from membership.errors import Fenced, OperatorError
+from membership.errors import CorruptionError, Fenced, OperatorError
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
 from membership.seams import PeerAddress
 from membership.transport.links import LinkMesh
@@ -103,7 +103,7 @@ class _Mount:
             admission = await self._session.join(request, self._counters)
             self._gate = FencingGate(self._store, self._clock)
             self._gate.extend(admission.lease_deadline, admission.generation)
-            area = Window(self._gate, cluster.data_offset, cluster.data_length)
+            area = Window(PatientDevice(self._gate), cluster.data_offset, cluster.data_length)
             self._member = Member(
                 area,
                 superblock,
@@ -159,7 +159,10 @@ class _Mount:
     async def _serve(self) -> None:
         volume = await self._member.wait_ready()
         volume.kernel = self._caches
-        await volume.opens.adopt(volume.journal.index)
+        try:
+            await volume.opens.adopt(volume.journal.index)
+        except CorruptionError as error:
+            log.error("orphans of journal %d stay, and deleting here will fail: %s", volume.journal.index, error)
         config = SessionConfig(
             self._options.mountpoint,
             self._options.source,

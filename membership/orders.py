@@ -80,6 +80,7 @@ class JournalOwner:
     node: int
     incarnation: int
     journal: int  # -1: none yet, all were dirty when it came
+    mountpoint: str = ""  # for people, on every node
 
 
 @dataclass(frozen=True, slots=True)

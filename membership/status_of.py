@@ -61,7 +61,7 @@ def _state(core: NodeCore | None) -> str:
         return "starting"
     if core.lease.state is LeaseState.MEMBER:
         return "leaving" if core.admin.is_leaving else "member"
-    return {LeaseState.OUT: "joining", LeaseState.FENCED: "fenced", LeaseState.LEFT: "leaving"}[core.lease.state]
+    return {LeaseState.OUT: "joining", LeaseState.LAPSED: "lapsed", LeaseState.FENCED: "fenced", LeaseState.LEFT: "leaving"}[core.lease.state]
 
 
 def _memberships(core: NodeCore | None, filesystems: list[FilesystemStatus]) -> Memberships:
@@ -141,8 +141,10 @@ def _driven(fs: FilesystemRecovery, core: NodeCore, now: float) -> FilesystemSta
 def _told(mount: LocalMount, core: NodeCore) -> FilesystemStatus:
     request = mount.request
     own = PeerAddress(core.me.node, request.incarnation, request.host, request.port)
-    rows = [(PeerAddress(o.node, o.incarnation, "", 0), o.journal, "") for o in mount.owners]
-    rows = [row for row in rows if row[0].node != own.node] + [(own, mount.journal, request.mountpoint)]
+    addresses = {address.node: address for address in mount.addresses}
+    others = [owner for owner in mount.owners if owner.node in addresses and owner.node != own.node]
+    rows = [(addresses[owner.node], owner.journal, owner.mountpoint) for owner in others]
+    rows.append((own, mount.journal, request.mountpoint))
     return FilesystemStatus(
         uuid=request.fs_uuid.hex(),
         name=request.fs_name,

@@ -128,7 +128,7 @@ class Bench:
         if not (side.ours or root):
             return  # a local tree is cold only when root drops the caches
         taking = "the writer's release of each file"
-        sharing = "a lock request and a read per file"
+        sharing = "a lock request and a store read per file"
         for top, who, why in zip(side.tops[1:3], ("2nd", "3rd"), (taking, sharing), strict=False):
             if root:
                 work.drop_caches(work.EVERYTHING)
@@ -137,7 +137,7 @@ class Bench:
             self._measure(side, row, count, lambda viewed=viewed: work.list_tree(viewed, count))  # type: ignore[misc]
             if root:
                 work.drop_caches(work.PAGES_ONLY)
-            row = self._row(f"read its files, {who} mount", "file", "calls, an OPEN lock, a read per file")
+            row = self._row(f"read its files, {who} mount", "file", "calls and a store read per file")
             self._measure(side, row, count, lambda viewed=viewed: work.read_tree(viewed))  # type: ignore[misc]
 
     def hand_over(self, side: Side, name: str) -> None:

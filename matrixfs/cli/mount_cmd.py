@@ -13,15 +13,19 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from matrixfs.cli import utab
 from matrixfs.cli.common import STATE_DIR_DEFAULT, STATE_DIR_VARIABLE, printable, worst_of
 from matrixfs.options import MountOptions
 from membership.errors import MatrixError
+
+if TYPE_CHECKING:
+    from matrixfs.fuse import registry
 
 USAGE, SYSTEM, INTERNAL, INTERRUPTED, FAILED = 1, 2, 4, 8, 32  # mount(8)
 
@@ -102,6 +106,9 @@ def check(options: MountOptions) -> None:
     except OSError as error:
         raise Refused(f"can't use /dev/fuse: {error.strerror} (is it given to this container?)", SYSTEM) from None
     busy = registry.mount_at(options.mountpoint)  # before touching it: what is mounted there may hang
+    if busy is not None and _is_dead(busy):
+        subprocess.run(["umount", "-i", "-l", options.mountpoint], check=False, capture_output=True)
+        busy = registry.mount_at(options.mountpoint)
     if busy is not None and busy.fs_type != "autofs":
         what = f"{printable(busy.source)} ({busy.fs_type})"
         raise Refused(f"{options.mountpoint} is busy: {what} is mounted there (umount it, or take another directory)")
@@ -110,6 +117,16 @@ def check(options: MountOptions) -> None:
         raise Refused(f"{options.mountpoint}: {known}")
     if not os.path.isdir(options.state_dir):
         raise Refused(f"matrixd is not running here: no {options.state_dir} (start it, or give -o state=DIR)")
+
+
+def _is_dead(mount: registry.Mount) -> bool:
+    """Whether it is a tree of ours whose process is gone: withdrawn, or killed."""
+    from matrixfs.fuse import registry
+
+    if mount.fs_type != "fuse.matrixfs":
+        return False
+    server = registry.read(mount.device)
+    return server is None or registry.start_ticks(server.pid) != server.start_ticks
 
 
 class _Report:

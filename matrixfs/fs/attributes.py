@@ -57,9 +57,9 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         OSError: ESTALE, EISDIR, EINVAL, EFBIG.
         CorruptionError, DeviceError, Fenced: the inode can't be read.
     """
-    await volume.journal.admit()
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        await volume.journal.admit()
         if changes.size is not None:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")

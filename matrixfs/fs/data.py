@@ -94,7 +94,6 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
         OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
-    await volume.journal.admit()
     lock = volume.inode_lock(ino)
     if not lock.try_hold(EX, True):
         await lock.hold(EX, True)
@@ -110,6 +109,7 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
             await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
         if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
             await volume.write_back.admit(inode, len(data))
+        await volume.journal.admit()
         put(volume, inode, offset, data)
         if volume.write_back.pressing(inode):
             await volume.write_back.flush(inode)

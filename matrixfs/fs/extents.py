@@ -63,9 +63,9 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
         if empties:
             blocks = [path.owner, *(step.owner for step in path.steps)]
             indexes |= {volume.superblock.group_of(block.address) for block in blocks if block is not inode}
-        await volume.journal.admit()
         with Held(volume) as held:
             groups = await held.groups(indexes)
+            await volume.journal.admit()
             # No checkpoint from here (J1).
             inode.flags |= FLAG_TRUNCATING
             _cut(volume, inode, leaf, victims, from_block, groups)
@@ -128,8 +128,8 @@ async def drop_tree(volume: Volume, inode: Inode) -> None:
         path = await tree.descend(volume, inode, LOGICAL_MAX << 10)
         blocks = [path.owner, *(step.owner for step in path.steps)]
         indexes = {volume.superblock.group_of(block.address) for block in blocks if block is not inode}
-        await volume.journal.admit()
         with Held(volume) as held:
             groups = await held.groups(indexes)
+            await volume.journal.admit()
             for block in tree.prune(volume, inode, path):
                 free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)

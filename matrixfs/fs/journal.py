@@ -216,7 +216,10 @@ class Journal:
                 await self._commit_running()
 
     async def admit(self) -> None:
-        """Before an operation changes anything: wait while the running transaction is too large to grow."""
+        """The last wait before an operation's change: until the running transaction has room for it.
+
+        Nothing may be awaited between the return and the change, or many operations get in on the same room.
+        """
         while len(self.running.blocks) > 2 * self._large:
             await self.commit()
 

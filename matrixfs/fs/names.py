@@ -34,8 +34,12 @@ def check_living(directory: Inode) -> Inode:
 
 
 async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
-    """Blocks for the change that follows; for 0 blocks no group is held.  OSError ENOSPC."""
+    """The last wait before a change: blocks for it, and room in the journal.  For 0 blocks no group is held.
+
+    Raises OSError ENOSPC.
+    """
     group = await held.group(count, near) if count else None
+    await volume.journal.admit()
     return Reservation(volume.journal, group, count)
 
 

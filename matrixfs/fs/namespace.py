@@ -99,7 +99,6 @@ async def _make(
     volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
 ) -> Inode:
     directories.check_name(name)
-    await volume.journal.admit()
     with Held(volume) as held:
         directory = check_living(await held.exclusive(parent))
         place = await directories.locate(volume, directory, name)
@@ -114,6 +113,7 @@ async def _make(
             lock = volume.inode_lock(spare.first)
             await held.lock(lock, EX, True)
             entry = directories.new_entry(place, name, spare.first, stat.S_IFMT(mode) >> 12)
+            await volume.journal.admit()
             # No checkpoint from here (J1).
             inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
             _own(volume, inode, directory, uid, gid)
@@ -148,7 +148,6 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     directories.check_name(name)
-    await volume.journal.admit()
     with Held(volume) as held:
         directory = check_living(await held.exclusive(parent))
         if ino == parent:
@@ -189,7 +188,6 @@ async def rmdir(volume: Volume, parent: int, name: bytes) -> None:
 
 async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bool) -> int:
     """Remove a name; the inode's number if that was its last one, else 0."""
-    await volume.journal.admit()
     with Held(volume) as held:
         directory = check_directory(await held.exclusive(parent))
         place = await directories.locate(volume, directory, name)
@@ -203,7 +201,9 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         last = inode.is_directory or inode.nlink == 1
         if last:
             await make_orphan(volume, held, inode)
-        # No checkpoint since make_orphan's change (J1).
+        else:
+            await volume.journal.admit()
+        # No checkpoint since then, or since make_orphan's change (J1).
         directories.remove(volume, directory, place)
         if inode.is_directory:
             directory.nlink -= 1

@@ -154,8 +154,8 @@ class Opens:
             await empty(volume, inode)
             orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
             place = await directories.locate(volume, orphans, orphan_name(ino))
-            await volume.journal.admit()
             groups = await held.groups({volume.superblock.group_of(ino)})
+            await volume.journal.admit()
             # No checkpoint from here (J1).
             if place.entry is not None:
                 directories.remove(volume, orphans, place)

@@ -65,7 +65,9 @@ def _covered(volume: Volume, found: list[Entry], unreadable: dict[int, Inode]) -
 def _cached(volume: Volume, number: int) -> Inode | None:
     lock = volume.inode_lock(number)
     inode: Inode | None = lock.subject
-    return inode if lock.mode >= PR and inode is not None and inode.mode else None
+    if lock.mode < PR or lock.surrendering:  # an answer now would come after the purge, and stay
+        return None
+    return inode if inode is not None and inode.mode else None
 
 
 async def _load(volume: Volume, entries_wanted: list[Entry], unreadable: dict[int, Inode]) -> None:

@@ -46,7 +46,6 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
         raise OSError(errno.EINVAL, "unknown rename flags")
     directories.check_name(name)
     directories.check_name(new_name)
-    await volume.journal.admit()
     with Held(volume) as held:
         above_old: set[int] = set()
         above_new: set[int] = set()
@@ -74,6 +73,7 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
         moved, replaced = await _lock_meanings(held, old, new)
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
+            await volume.journal.admit()
             _exchange(volume, Side(source, old, moved), Side(target, new, replaced))
             return
         await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
@@ -138,7 +138,9 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
         last = replaced.is_directory or replaced.nlink == 1
         if last:
             await make_orphan(volume, held, replaced)
-        # No checkpoint since make_orphan's change (J1).
+        else:
+            await volume.journal.admit()
+        # No checkpoint since then, or since make_orphan's change (J1).
         directories.replace(volume, new.directory, new.place, moved.ino, old.place.entry.kind)
         if replaced.is_directory:
             new.directory.nlink -= 1

@@ -155,6 +155,7 @@ class WriteBack:
             self.length += dirty.length - before
         for first, count in list(dirty.block_runs(RUN_BLOCKS)):
             await self._flush_run(inode, first, count)
+        await self._volume.journal.admit()
         # No checkpoint from here: the size follows the data (J4).
         if inode.inline:
             inode.root = ExtentList([], TAIL_BYTES)
@@ -216,7 +217,6 @@ class WriteBack:
         """Allocate, write, then name ``left`` blocks; return where the next ones would best lie."""
         volume = self._volume
         while left:
-            await volume.journal.admit()
             near = near or await self._after(inode, logical)
             needed = await self._tree_blocks(inode, logical)
             group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
@@ -253,6 +253,7 @@ class WriteBack:
         volume = self._volume
         await self._write(inode, extent, mapped=False)
         volume.journal.data_written()
+        await volume.journal.admit()
         if inode.inline:
             inode.root = ExtentList([], TAIL_BYTES)
         path = await tree.descend(volume, inode, extent.logical)

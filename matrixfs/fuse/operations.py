@@ -335,8 +335,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def _drop_set_id(self, ino: int) -> None:
         """Writing takes away set-user-ID and set-group-ID.
 
-        The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a flag
-        for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
+        The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a
+        flag for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
         """
         mode = (await self._attributes.getattr(self._volume, ino)).mode
         kept = mode & ~stat.S_ISUID

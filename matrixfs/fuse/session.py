@@ -203,8 +203,11 @@ class Session:
             self._caches.stop(STOP_SECONDS)
         self._mounted = False
         self._unregister(error)
-        pyfuse3.close(unmount=True)
-        self._detach()
+        # A withdrawn tree stays mounted and answers ENOTCONN: were it unmounted, programs would go on in the
+        # directory below, on the local disk.  umount(8), or the next mount(8) there, frees the mount point.
+        pyfuse3.close(unmount=not self._withdrawn)
+        if not self._withdrawn:
+            self._detach()
 
     def _unregister(self, error: str) -> None:
         if self._server is None:

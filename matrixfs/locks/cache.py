@@ -216,6 +216,7 @@ class LockCache:
     async def _demote(self, lock: Lock) -> None:
         """Surrender down to ``revoke_to``, again if a peer asked for less meanwhile, then tell the DLM."""
         assert self._manager is not None
+        lock.surrendering = True
         try:
             while True:
                 mode = lock.revoke_to
@@ -233,7 +234,7 @@ class LockCache:
         self.demotions += 1
         lock.mode = mode
         lock.revoke_to = None
-        lock.revoking = lock.demoting = False
+        lock.revoking = lock.demoting = lock.surrendering = False
         self._manager.release(lock.resource, mode, None)
         self.advance(lock)
         self._forget_if_unused(lock)

@@ -61,6 +61,7 @@ class Lock:
         "revoke_to",
         "revoking",
         "subject",
+        "surrendering",
         "uses",
         "waiters",
         "writers",
@@ -78,7 +79,8 @@ class Lock:
         self.waiters: deque[Waiter] = deque()
         self.revoke_to: int | None = None  # a peer wants us at this mode or below
         self.revoking = False  # no new local holders: the demotion comes first
-        self.demoting = False  # the surrender callout runs
+        self.demoting = False  # the demotion has begun,
+        self.surrendering = False  # and the surrender callout runs: what is cached elsewhere is being purged
         self.granted_at = 0.0
         self.uses = 0  # local holds since the grant
         self.subject: Any = None  # the object cached under the lock

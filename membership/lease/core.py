@@ -8,6 +8,9 @@ Invariants:
 
 L1. The deadline never lies more than ``lease`` after the start of a renewal that saw us as a member.
 L2. FENCED and LEFT are final: a process that lost its right never gets it back; a new incarnation joins anew.
+L3. LAPSED is a pause: nothing is written but the slot, and writers wait.  A renewal that still sees us listed ends it:
+    nobody evicted us, so nobody acted, and what was under way may be done again.  After ``Timing.dead`` we give up, for
+    a node that can't reach the store is of no use to the others.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ class LeaseState(Enum):
 
     OUT = "out"  # no member yet: may write its slot and ballot, nothing else
     MEMBER = "member"
+    LAPSED = "lapsed"  # the deadline passed, for all we know we are still listed
     FENCED = "fenced"
     LEFT = "left"
 
@@ -35,6 +39,7 @@ class LeaseEvent(Enum):
     UNLISTED = "unlisted"  # a renewal finished and the header does not list us
     FAILED = "failed"  # a renewal failed: I/O error or a torn header
     DEADLINE = "deadline"  # the clock passed the deadline
+    GIVE_UP = "give up"  # it passed long ago
     GONE = "gone"  # our clean leave is on the header
 
 
@@ -43,12 +48,20 @@ TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
     (LeaseState.OUT, LeaseEvent.UNLISTED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.FAILED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.DEADLINE): LeaseState.OUT,
+    (LeaseState.OUT, LeaseEvent.GIVE_UP): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.GONE): LeaseState.LEFT,
     (LeaseState.MEMBER, LeaseEvent.LISTED): LeaseState.MEMBER,
     (LeaseState.MEMBER, LeaseEvent.UNLISTED): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.FAILED): LeaseState.MEMBER,
-    (LeaseState.MEMBER, LeaseEvent.DEADLINE): LeaseState.FENCED,
+    (LeaseState.MEMBER, LeaseEvent.DEADLINE): LeaseState.LAPSED,
+    (LeaseState.MEMBER, LeaseEvent.GIVE_UP): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.GONE): LeaseState.LEFT,
+    (LeaseState.LAPSED, LeaseEvent.LISTED): LeaseState.MEMBER,
+    (LeaseState.LAPSED, LeaseEvent.UNLISTED): LeaseState.FENCED,
+    (LeaseState.LAPSED, LeaseEvent.FAILED): LeaseState.LAPSED,
+    (LeaseState.LAPSED, LeaseEvent.DEADLINE): LeaseState.LAPSED,
+    (LeaseState.LAPSED, LeaseEvent.GIVE_UP): LeaseState.FENCED,
+    (LeaseState.LAPSED, LeaseEvent.GONE): LeaseState.LEFT,
     **{(LeaseState.FENCED, event): LeaseState.FENCED for event in LeaseEvent},
     **{(LeaseState.LEFT, event): LeaseState.LEFT for event in LeaseEvent},
 }
@@ -81,6 +94,8 @@ class LeaseCore:
         """Notice the deadline."""
         if now >= self.deadline:
             self._step(LeaseEvent.DEADLINE)
+        if now >= self.deadline + self._timing.dead:
+            self._step(LeaseEvent.GIVE_UP)
 
     def next_renewal(self, start: float) -> float:
         """When the renewal after the one that began at ``start`` is due."""

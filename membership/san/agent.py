@@ -40,6 +40,7 @@ from membership.views import DeadInstance, Instance
 if TYPE_CHECKING:
     from membership.effects import Outbox
     from membership.orders import JournalOwner, MountRequest, Order, Reply
+    from membership.seams import PeerAddress
 
 AgentBody = AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo
 
@@ -83,6 +84,7 @@ class LocalMount:
     rebuilt: int = 0  # of the last Rebuild
     is_resumed: bool = False
     owners: tuple[JournalOwner, ...] = ()
+    addresses: tuple[PeerAddress, ...] = ()
     history: list[tuple[Instance, ...]] = field(default_factory=list)
     dead: dict[Instance, DeadInstance] = field(default_factory=dict)
     released: set[Instance] = field(default_factory=set)
@@ -229,6 +231,7 @@ class MountAgent:
         if isinstance(order, Rebuild):
             mount.rebuilt = order.attempt
             mount.owners = order.journals
+            mount.addresses = order.view.members
             mount.history.append(order.view.instances)
             mount.dead = {d.instance: d for d in order.view.dead}
             mount.released.clear()

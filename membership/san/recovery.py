@@ -389,7 +389,8 @@ class FilesystemRecovery:
         return tuple(self.members[node].address for node in sorted(self.members))
 
     def _owners(self) -> tuple[JournalOwner, ...]:
-        return tuple(JournalOwner(n, m.address.incarnation, m.journal) for n, m in sorted(self.members.items()))
+        members = sorted(self.members.items())
+        return tuple(JournalOwner(n, m.address.incarnation, m.journal, m.mountpoint) for n, m in members)
 
     def _enter(self, phase: Phase, now: float) -> None:
         if self.phase not in (Phase.IDLE, Phase.ERROR):

@@ -40,7 +40,7 @@ MOUNT_USAGE, MOUNT_SYSTEM, MOUNT_FAILED = 1, 2, 32
 pytestmark = pytest.mark.seed("002-21", "002-31")
 
 
-# --- stores ----------------------------------------------------------------------------------------------------------
+# --- stores -------------------------------------------------------------------------------------------------
 
 
 def patch(path: Path, at: int, data: bytes) -> None:
@@ -214,7 +214,7 @@ def make_store(work: Path, formatted: Path, damage: Damage) -> Path:
     return path
 
 
-# --- commands --------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 
 def run(program: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -320,7 +320,7 @@ def test_fsck(work: Path, formatted: Path, bad: Bad, option: str) -> None:
     assert content(store) == before
 
 
-# --- a running node ------------------------------------------------------------------------------------------------------
+# --- a running node -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,6 @@ def node(work: Path, formatted: Path) -> Iterator[Node]:
         (superblock_with_an_unknown_feature, "made by a newer MatrixFS: upgrade this node to mount it"),
         (superblock_with_impossible_numbers, "superblock: bad size"),
         (journal_header_damaged, "journal 0"),
-        (orphan_directory_damaged, "block 2 (inode): bad checksum"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -380,6 +379,21 @@ def test_mount_of_a_bad_filesystem(work: Path, formatted: Path, damage: Damage, 
         assert registry.mount_at(str(bad.mountpoint)) is None
         assert run("matrixctl", "--state", bad.state, "status").returncode == 0, "the node goes on"
     assert data_area(store) == before
+
+
+def test_a_damaged_orphan_directory_forbids_only_deleting(work: Path, formatted: Path) -> None:
+    store = make_store(work, formatted, orphan_directory_damaged)
+    with running(work, store, "orphans", "127.1.1.3") as bad:
+        assert bad.mount().returncode == 0
+        file = bad.mountpoint / "f"
+        file.write_text("f")
+        with pytest.raises(OSError, match="Input/output error"):
+            file.unlink()
+        assert file.read_text() == "f"
+        assert run("umount.matrixfs", bad.mountpoint).returncode == 0
+        log = (bad.state / "mount-web.log").read_text()
+        assert "block 2 (inode): bad checksum" in log
+        assert "Traceback" not in log
 
 
 def test_mount_in_wrong_places(work: Path, node: Node) -> None:
@@ -471,10 +485,10 @@ def test_addresses_that_are_not_ours(work: Path, node: Node) -> None:
         taken.bind(("127.1.1.6", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for address, says in (("192.0.2.1", "192.0.2.1"), (f"127.1.1.6:{port}", str(port)), ("host", "is no IP address")):
-            done = run(
-                "matrixd", "--daemon", "--store", node.store, "--name", "x", "--address", address, "--state", work / "x"
-            )
+        wrong = {"192.0.2.1": "192.0.2.1", f"127.1.1.6:{port}": str(port), "host": "is no IP address"}
+        for address, says in wrong.items():
+            arguments = ("--daemon", "--store", node.store, "--name", "x", "--address", address, "--state", work / "x")
+            done = run("matrixd", *arguments)
             assert_refused(done, "matrixd", OPERATOR, says)
 
 
@@ -487,7 +501,11 @@ def test_matrixctl_and_whoever_answers(work: Path) -> None:
     assert_refused(run("matrixctl", "--state", state, "status"), "matrixctl", OPERATOR, "not running here")
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0" * 100, b"\xff" * 100, b"\x10\0\0\0" + b"\xa1" * 16], ids=["hangs-up", "empty-message", "too-long", "no-cbor"])
+@pytest.mark.parametrize(
+    "junk",
+    [b"", b"\0" * 100, b"\xff" * 100, b"\x10\0\0\0" + b"\xa1" * 16],
+    ids=["hangs-up", "empty-message", "too-long", "no-cbor"],
+)
 def test_matrixctl_meets_junk_on_the_socket(work: Path, junk: bytes) -> None:
     state = work / f"junk-{len(junk)}-{junk[:1].hex()}"
     state.mkdir(exist_ok=True)

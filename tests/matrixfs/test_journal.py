@@ -7,6 +7,7 @@ import stat
 
 import pytest
 import trio
+import trio.lowlevel
 
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.journal import COMMIT_INTERVAL, Journal
@@ -469,7 +470,7 @@ async def test_close_is_the_last_to_write_the_header() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.journal.checkpoint)
             while bench.journal._frames:  # up to the header's write
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             nursery.start_soon(bench.journal.close)
         header = await read_journal_header(bench.disk, bench.superblock, 0)
         assert header.state == CLEAN

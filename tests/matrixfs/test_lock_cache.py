@@ -216,7 +216,9 @@ async def test_local_waiters_are_served_in_order(bench: Bench, autojump_clock: t
     assert bench.manager.log == []
 
 
-async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(
+    bench: Bench, autojump_clock: trio.abc.Clock
+) -> None:
     lock = bench.lock()
     reader, writer = bench.start(lock, PR), None
     await settle()
@@ -366,7 +368,9 @@ async def test_a_lock_used_once_goes_at_once(bench: Bench, autojump_clock: trio.
     assert bench.manager.log == [("release", 100, NL)]
 
 
-async def test_a_failed_callout_is_fatal_and_the_lock_stays(bench: Bench, autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_callout_is_fatal_and_the_lock_stays(
+    bench: Bench, autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     """R8, R9: what is dirty is not safe, so the peer must not get the lock."""
     lock = await held(bench, EX)
     lock.drop(EX)
@@ -380,7 +384,9 @@ async def test_a_failed_callout_is_fatal_and_the_lock_stays(bench: Bench, autoju
     assert "inode 100" in caplog.text
 
 
-async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(
+    bench: Bench, autojump_clock: trio.abc.Clock
+) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.callouts.gate = trio.Event()
@@ -414,7 +420,9 @@ async def test_a_time_out_withdraws_the_request(bench: Bench, autojump_clock: tr
     assert again.result
 
 
-async def test_a_time_out_does_not_leave_others_behind_its_request(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_time_out_does_not_leave_others_behind_its_request(
+    bench: Bench, autojump_clock: trio.abc.Clock
+) -> None:
     """A deletion tries EX on an OPEN lock while the file is opened here: the open wants PR only, and PR is free."""
     lock = bench.lock()
     deletion = bench.start(lock, EX, True, timeout=0.2)
@@ -485,7 +493,9 @@ async def test_a_grant_that_nobody_waits_for_any_more_is_cached(bench: Bench, au
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_cancellation_at_any_time_leaves_a_consistent_state(bench: Bench, autojump_clock: trio.abc.Clock, seed: int) -> None:
+async def test_cancellation_at_any_time_leaves_a_consistent_state(
+    bench: Bench, autojump_clock: trio.abc.Clock, seed: int
+) -> None:
     """Random holders, revokes, time-outs and cancels; in the end every count is zero and the lock still works."""
     rng = random.Random(seed)
     lock = bench.lock()
@@ -534,7 +544,9 @@ async def test_cancellation_at_any_time_leaves_a_consistent_state(bench: Bench, 
 # --- the table of locks ---------------------------------------------------------------------------------------------
 
 
-async def test_a_lock_is_one_object_as_long_as_anybody_refers_to_it(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_lock_is_one_object_as_long_as_anybody_refers_to_it(
+    bench: Bench, autojump_clock: trio.abc.Clock
+) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.cache.revoke(A, NL)
@@ -570,7 +582,9 @@ async def test_leave_gives_up_everything(bench: Bench, autojump_clock: trio.abc.
     assert bench.cache.statistics()["cached"] == 0
 
 
-async def test_reclaim_gives_up_what_is_not_used(bench: Bench, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reclaim_gives_up_what_is_not_used(
+    bench: Bench, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("matrixfs.locks.cache.LOCKS_MAX", 5)
     for number in range(10):
         lock = await held(bench, PR, resource=Resource(2, number))

@@ -28,6 +28,7 @@ def test_only_a_timely_renewal_that_saw_us_listed_makes_a_member():
                 (LeaseState.OUT, LeaseEvent.LISTED),
                 (LeaseState.MEMBER, LeaseEvent.LISTED),
                 (LeaseState.MEMBER, LeaseEvent.FAILED),
+                (LeaseState.LAPSED, LeaseEvent.LISTED),
             }
 
 
@@ -45,18 +46,31 @@ def test_a_renewal_that_took_longer_than_the_lease_gives_nothing():
     assert core.state is LeaseState.OUT
     core.finished(10.0, 10.1, listed=True)
     core.finished(13.0, 13.0 + LEASE + 1, listed=True)
-    assert core.state is LeaseState.FENCED
+    assert core.state is LeaseState.LAPSED
 
 
 @pytest.mark.seed("002-22")
-def test_failed_renewals_end_at_the_deadline_and_never_come_back():
+def test_failed_renewals_pause_at_the_deadline_and_give_up_in_the_end():
     core = LeaseCore(DEFAULT_TIMING)
     core.finished(0.0, 0.0, listed=True)
     core.failed(LEASE - 0.01)
     assert core.state is LeaseState.MEMBER
     core.failed(LEASE)
-    assert core.state is LeaseState.FENCED
+    assert core.state is LeaseState.LAPSED
     core.finished(LEASE + 1, LEASE + 1, listed=True)
+    assert (core.state, core.deadline) == (LeaseState.MEMBER, LEASE + 1 + LEASE)
+    core.tick(core.deadline + DEFAULT_TIMING.dead)
+    assert core.state is LeaseState.FENCED
+    core.finished(100.0, 100.0, listed=True)
+    assert core.state is LeaseState.FENCED
+
+
+@pytest.mark.seed("002-22")
+def test_a_lapsed_node_that_was_evicted_is_fenced():
+    core = LeaseCore(DEFAULT_TIMING)
+    core.finished(0.0, 0.0, listed=True)
+    core.tick(LEASE)
+    core.finished(LEASE + 1, LEASE + 1, listed=False)
     assert core.state is LeaseState.FENCED
 
 

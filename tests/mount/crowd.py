@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 DONE_SECONDS = 50  # for a broken product, not a bound under test: a deadlock shows as this
 
@@ -74,7 +74,7 @@ class Crowd:
             os.waitpid(pid, 0)
         self._children.clear()
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

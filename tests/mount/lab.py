@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from matrixfs.fuse import registry
 
@@ -87,7 +87,7 @@ class Lab:
             LabNode(f"n{i}", f"127.0.0.{i}", directory / f"n{i}", directory / f"mnt{i}") for i in range(1, nodes + 1)
         ]
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -97,7 +97,9 @@ class Lab:
 
     # --- commands ---------------------------------------------------------------------------------------------
 
-    def run(self, *command: str | Path, check: bool = True, seconds: float = COMMAND_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, check: bool = True, seconds: float = COMMAND_SECONDS_MAX
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of the product's commands, or any; its output is in the error when it fails."""
         program = str(command[0])
         if (BIN / program).exists():
@@ -105,7 +107,8 @@ class Lab:
         arguments = [program, *map(str, command[1:])]
         done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=seconds)
         if check and done.returncode:
-            raise LabError(f"{' '.join(map(str, command))}: exit {done.returncode}: {(done.stderr or done.stdout).strip()}")
+            said = (done.stderr or done.stdout).strip()
+            raise LabError(f"{' '.join(map(str, command))}: exit {done.returncode}: {said}")
         return done
 
     def format(self, *options: str) -> None:
@@ -124,7 +127,8 @@ class Lab:
     def matrixd(self, node: LabNode) -> list[str | Path]:
         """The command line that starts a node's matrixd."""
         return [
-            "matrixd", "--daemon", "--store", self.store, "--address", node.address, "--name", node.name, "--state", node.state,
+            "matrixd", "--daemon", "--store", self.store,
+            "--address", node.address, "--name", node.name, "--state", node.state,
         ]  # fmt: skip
 
     def mount(self, node: LabNode, *options: str) -> None:
@@ -257,7 +261,7 @@ def wait_gone(pids: Sequence[int]) -> None:
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = END_SECONDS_MAX) -> None:
-    """Wait until ``condition()`` is true; ``seconds`` are for a broken product, not a bound under test.  Raises LabError."""
+    """Wait until ``condition()`` is true.  Raises LabError after ``seconds``, which are for a broken product."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

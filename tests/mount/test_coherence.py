@@ -198,7 +198,7 @@ def test_changed_bytes_under_the_old_mtime(tree: Tree) -> None:
     os.close(fd)
 
 
-# --- several at once: nothing lost, nothing stuck -------------------------------------------------------------------
+# --- several at once: nothing lost, nothing stuck -----------------------------------------------------------
 
 
 def make_and_remove(top: Path, who: str) -> None:
@@ -278,7 +278,7 @@ def test_a_counter_under_a_lock_file_loses_nothing(tree: Tree) -> None:
     assert [(path / "counter").read_text() for path in tree.paths] == ["36"] * 3
 
 
-# --- removed, but open --------------------------------------------------------------------------------------------------
+# --- removed, but open --------------------------------------------------------------------------------------
 
 
 def used_blocks(tree: Tree) -> int:
@@ -309,6 +309,10 @@ def test_an_open_file_outlives_its_name_and_then_gives_its_space_back(tree: Tree
     wait_until(lambda: used_blocks(tree) < before + megabytes * 256 // 2, "the space is free again")
 
 
+def deletions(tree: Tree) -> int:
+    return sum(tree.lab.counters(node)["deleted"] for node in tree.lab.nodes)
+
+
 def hold_open(path: Path, ready: int, go: int) -> None:
     fd = os.open(path, os.O_RDONLY)
     os.write(ready, b"r")
@@ -327,9 +331,9 @@ def test_a_file_open_on_all_nodes_is_deleted_when_the_last_one_closes(tree: Tree
         for _ in tree.paths:
             assert os.read(ready, 1) == b"r"
         os.unlink(tree.b / "f")
-        deleted = [tree.lab.counters(node)["deleted"] for node in tree.lab.nodes]
+        deleted = deletions(tree)
         os.write(go_end, b"ggg")
         crowd.wait()
     for end in (ready, ready_end, go, go_end):
         os.close(end)
-    wait_until(lambda: sum(tree.lab.counters(node)["deleted"] for node in tree.lab.nodes) == sum(deleted) + 1, "deleted")
+    wait_until(lambda: deletions(tree) == deleted + 1, "the file is deleted")

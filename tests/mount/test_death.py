@@ -75,7 +75,7 @@ def is_settled(lab: Lab, via: LabNode, members: Sequence[LabNode]) -> bool:
     return quiet and mounted == sorted(node.name for node in members)
 
 
-# --- load ----------------------------------------------------------------------------------------------------------
+# --- load ---------------------------------------------------------------------------------------------------
 
 
 def write_and_sync(top: Path, who: str, acknowledged: Path) -> None:
@@ -155,7 +155,7 @@ def under_load(
         check_synced(outside / f"acknowledged-{victim.name}", [tree.on(survivor)])
 
 
-# --- one dies ----------------------------------------------------------------------------------------------------------
+# --- one dies -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", [0, 2], ids=["the-coordinator", "another"])
@@ -270,7 +270,7 @@ def test_a_dead_node_s_open_but_removed_file_gives_its_space_back(cluster: Tree)
     wait_until(lambda: used() < before + megabytes * 256 // 2, "the space is free again")
 
 
-# --- several die -------------------------------------------------------------------------------------------------------
+# --- several die --------------------------------------------------------------------------------------------
 
 
 def test_two_nodes_die_at_one_instant(cluster: Tree, tmp_path: Path) -> None:

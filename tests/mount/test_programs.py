@@ -82,7 +82,8 @@ def fingerprint(top: Path) -> dict[str, tuple[object, ...]]:
         seen = path.lstat()
         what = path.read_bytes() if stat.S_ISREG(seen.st_mode) else os.readlink(path) if path.is_symlink() else ""
         links = 0 if stat.S_ISDIR(seen.st_mode) else seen.st_nlink
-        found[str(path.relative_to(top))] = (seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns // 10**9, links, what)
+        seconds = seen.st_mtime_ns // 10**9  # tar keeps no more
+        found[str(path.relative_to(top))] = (seen.st_mode, seen.st_uid, seen.st_gid, seconds, links, what)
     return found
 
 

@@ -45,10 +45,10 @@ def one(pair: Lab, watched: None) -> Iterator[LabNode]:
             pair.umount(node)
 
 
-def mount(pair: Lab, *arguments: str | Path, node: int = 0, kind: str = "fuse.matrixfs") -> subprocess.CompletedProcess[str]:
+def mount(pair: Lab, *arguments: str | Path, node: int = 0) -> subprocess.CompletedProcess[str]:
     lab_node = pair.nodes[node]
     words = arguments or (pair.name, lab_node.mountpoint)
-    return pair.run("mount", "-t", kind, *words, "-o", f"state={lab_node.state}", check=False)
+    return pair.run("mount", "-t", "fuse.matrixfs", *words, "-o", f"state={lab_node.state}", check=False)
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -115,9 +115,8 @@ def test_a_second_mount_on_one_node_is_refused(pair: Lab, one: LabNode) -> None:
 @pytest.mark.parametrize("kind", ["fuse.matrixfs", "matrixfs"])
 def test_from_fstab(pair: Lab, one: LabNode, kind: str, tmp_path: Path) -> None:
     fstab = tmp_path / "fstab"
-    fstab.write_text(
-        f"{pair.name} {one.mountpoint} {kind} _netdev,nofail,noatime,x-systemd.requires=matrixd.service,state={one.state} 0 0\n"
-    )
+    options = f"_netdev,nofail,noatime,x-systemd.requires=matrixd.service,state={one.state}"
+    fstab.write_text(f"{pair.name} {one.mountpoint} {kind} {options} 0 0\n")
     done = pair.run("mount", "-T", fstab, one.mountpoint, check=False)
     assert done.returncode == 0, done.stderr
     assert registry.mount_at(str(one.mountpoint)).fs_type == "fuse.matrixfs"  # type: ignore[union-attr]
@@ -152,11 +151,11 @@ def test_a_bind_mount_keeps_the_tree(pair: Lab, one: LabNode) -> None:
 def test_read_only(pair: Lab, one: LabNode) -> None:
     assert mount(pair).returncode == 0
     (one.mountpoint / "f").write_text("f")
-    done = pair.run("mount", "-t", "matrixfs", pair.name, pair.nodes[1].mountpoint, "-o", f"ro,state={pair.nodes[1].state}")
+    there, state = pair.nodes[1].mountpoint, pair.nodes[1].state
+    done = pair.run("mount", "-t", "matrixfs", pair.name, there, "-o", f"ro,state={state}")
     assert done.stderr == ""
-    there = pair.nodes[1].mountpoint
     assert (there / "f").read_text() == "f"
-    for change in (lambda: (there / "new").touch(), lambda: os.unlink(there / "f"), lambda: os.chmod(there / "f", 0)):
+    for change in ((there / "new").touch, lambda: os.unlink(there / "f"), lambda: os.chmod(there / "f", 0)):
         with pytest.raises(OSError, match="Read-only"):
             change()
     (one.mountpoint / "f").write_text("changed")

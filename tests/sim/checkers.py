@@ -43,7 +43,11 @@ async def fsck(device: SectorDevice, superblock: Superblock) -> Findings:
 async def assert_clean(device: SectorDevice, superblock: Superblock, *, notes: bool = True) -> None:
     """Fail with every problem that fsck finds; ``notes`` (what a crash may leave) are allowed."""
     findings = await fsck(device, superblock)
-    bad = [f"{finding.problem.code}: {finding.text}" for finding in findings.kept if not (notes and finding.problem.is_note)]
+    bad = [
+        f"{finding.problem.code}: {finding.text}"
+        for finding in findings.kept
+        if not (notes and finding.problem.is_note)
+    ]
     assert not bad, "; ".join(bad)
 
 
@@ -147,6 +151,8 @@ class AppendLog:
             assert seen.get(writer, 0) >= count, f"log {self.ino}: {writer}: {seen.get(writer, 0)} of {count} records"
         for writer, count in seen.items():
             if writer in self.dead:
-                assert count == self.lengths.setdefault(writer, count), f"log {self.ino}: {writer} wrote after its death"
+                assert count == self.lengths.setdefault(writer, count), (
+                    f"log {self.ino}: {writer} wrote after its death"
+                )
             if writer[0] != reader:
                 self.durable[writer] = max(count, self.durable.get(writer, 0))

@@ -269,9 +269,7 @@ class Workload:
             source.changed(node, replaced if flags == 2 else None)
 
         keys = [old] if old == new else [old, new]
-        await self._perform(
-            node, keys, lambda: namespace.rename(volume, *old, *new, flags), settle
-        )
+        await self._perform(node, keys, lambda: namespace.rename(volume, *old, *new, flags), settle)
 
     async def _link(self, mount: SimMount, rng: random.Random) -> None:
         node, volume = mount.instance.node, mount.volume
@@ -490,8 +488,10 @@ class Workload:
 
 
 def _difference(found: bytes, expected: bytes) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
-    return f"{len(found)} bytes, expected {len(expected)}; first difference at {at}: {found[at:at+8]!r} {expected[at:at+8]!r}"
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+    )
+    return f"{len(found)} bytes, expected {len(expected)}; first difference at {at}: {found[at : at + 8]!r} {expected[at : at + 8]!r}"
 
 
 def _check_mixture(found: bytes, versions: list[bytes], what: Key) -> None:
@@ -505,4 +505,3 @@ def _check_mixture(found: bytes, versions: list[bytes], what: Key) -> None:
             continue
         for i, byte in enumerate(piece):
             assert byte == 0 or any(candidate[i] == byte for candidate in candidates), f"{what}: alien byte at {at + i}"
-

@@ -29,9 +29,15 @@ from __future__ import annotations
 
 import math
 
+import trio
+
 from matrixfs.blockstore.device.api import GuardedDevice, InFlight
 from membership.errors import Fenced, PeerError
 from membership.seams import Buffer, Clock
+
+
+class Lapsed(Fenced):
+    """The lease ended and was not renewed yet; nobody is known to have evicted this node (``patience`` waits)."""
 
 
 class FencingGate:
@@ -49,6 +55,7 @@ class FencingGate:
         self._generation = 0
         self._reason: str | None = None
         self._in_flight = InFlight()
+        self._changed = trio.Event()  # replaced when the lease was extended; set for good when fenced
         self._refused = 0
         self._unknown = 0
 
@@ -106,6 +113,7 @@ class FencingGate:
         """Refuse everything from now on; what is in flight ends with Fenced (G2).  Idempotent."""
         if self._reason is None:
             self._reason = reason
+            self._changed.set()
 
     def unfence(self, deadline: float, generation: int) -> None:
         """The node was admitted anew.
@@ -129,6 +137,15 @@ class FencingGate:
             raise PeerError(f"{self.name}: SAN generation went back from {self._generation} to {generation}")
         self._generation = generation
         self._deadline = max(self._deadline, deadline)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def admitted(self) -> None:
+        """Return when this node has the right to do I/O.  Raises Fenced when it is fenced."""
+        while (refusal := self._refusal()) is not None:
+            if self._reason is not None:
+                raise Fenced(f"{self.name}: {refusal}")
+            await self._changed.wait()
 
     async def drained(self) -> None:
         """Return when nothing is in flight.  After ``fence`` nothing new starts, so then this is final."""
@@ -185,10 +202,13 @@ class FencingGate:
         refusal = self._refusal()
         if refusal is not None:
             self._refused += 1
-            raise Fenced(f"{self.name}: {refusal}")
+            raise self._error(f"{self.name}: {refusal}")
+
+    def _error(self, text: str) -> Fenced:
+        return Fenced(text) if self._reason is not None else Lapsed(text)
 
     def _check_after(self, operation: str) -> None:
         refusal = self._refusal()
         if refusal is not None:
             self._unknown += 1
-            raise Fenced(f"{self.name}: {refusal}; the {operation} in flight may or may not be on the disk")
+            raise self._error(f"{self.name}: {refusal}; the {operation} in flight may or may not be on the disk")
