@@ -74,7 +74,7 @@ class CorruptRecord(CorruptionError):
 
 
 class Fenced(MatrixError):
-    """This node lost its right to the store (lease past, evicted, or withdrawn): nothing may be written (R3)."""
+    """The node lost its right to the store (lease past, evicted, or withdrawn): nothing may be written (R3)."""
 
     exit_code = 6
     errno = errno.ENOTCONN

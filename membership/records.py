@@ -147,7 +147,9 @@ class Record:
         return bytes(out)
 
     @classmethod
-    def decode_untrusted(cls, data: Buffer, where: str, *, owner: bytes | None = None, address: int | None = None) -> Self:
+    def decode_untrusted(
+        cls, data: Buffer, where: str, *, owner: bytes | None = None, address: int | None = None
+    ) -> Self:
         """Decode bytes from a disk.
 
         Args:

@@ -61,7 +61,12 @@ def _state(core: NodeCore | None) -> str:
         return "starting"
     if core.lease.state is LeaseState.MEMBER:
         return "leaving" if core.admin.is_leaving else "member"
-    return {LeaseState.OUT: "joining", LeaseState.LAPSED: "lapsed", LeaseState.FENCED: "fenced", LeaseState.LEFT: "leaving"}[core.lease.state]
+    return {
+        LeaseState.OUT: "joining",
+        LeaseState.LAPSED: "lapsed",
+        LeaseState.FENCED: "fenced",
+        LeaseState.LEFT: "leaving",
+    }[core.lease.state]
 
 
 def _memberships(core: NodeCore | None, filesystems: list[FilesystemStatus]) -> Memberships:

@@ -54,8 +54,7 @@ class Demo:
         self.say(f"writing {self.lab.store} in full ({self.lab.size}): a disk has no holes that must be filled first")
         size = 2 << 30
         with open(self.lab.store, "wb", buffering=0) as store:
-            for _ in range(size >> 20):
-                store.write(bytes(1 << 20))
+            store.writelines(bytes(1 << 20) for _ in range(size >> 20))
             os.fsync(store.fileno())
         self.say("formatting it")
         self.lab.format()
@@ -82,7 +81,7 @@ class Demo:
                 raise Failure(f"{len(differing)} of {len(wanted)} differ through {node.name}, first: {min(differing)}")
             self.note(
                 f"compared through {node.name}",
-                f"all {len(found)} checksums, modes, owners, times and links are the same ({time.monotonic() - began:.1f} s)",
+                f"{len(found)} checksums, modes, owners, times and links the same ({time.monotonic() - began:.1f} s)",
             )
         return original
 
@@ -205,7 +204,7 @@ class Demo:
             try:
                 function(*arguments)
                 code = 0
-            except Exception as error:  # noqa: BLE001 - a child's only way to tell
+            except Exception as error:  # a child's only way to tell
                 if not isinstance(error, OSError):
                     print(f"demo: {function.__name__}: {error!r}", file=sys.stderr)
             finally:
@@ -301,8 +300,8 @@ End it:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave a cluster of three nodes up and say how to look around")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp/matrixfs-demo"), help="where store and mounts are made")
+    parser.add_argument("--keep", action="store_true", help="leave the three nodes up and say how to look around")
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp/matrixfs-demo"), help="where everything is made")
     options = parser.parse_args()
     lab = Lab(options.dir.resolve(), name="web")
     lab.remove()  # what an interrupted run left

@@ -2,7 +2,7 @@
 
 umount(8) of util-linux 2.38 asks statfs(2) for the type as long as /run/mount/utab is empty, gets plain "fuse", and so
 never finds ``umount.fuse.matrixfs``: it would return before the last flush.  With an entry there it reads mountinfo,
-which knows the full type.  umount(8) removes the entry itself.  Format: one line of ``KEY=value`` as libmount writes it.
+which knows the full type.  umount(8) removes the entry itself.  Format: one line of ``KEY=value``, as by libmount.
 """
 
 from __future__ import annotations

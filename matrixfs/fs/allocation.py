@@ -10,6 +10,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import Self
 
 import trio
 
@@ -61,7 +62,7 @@ class Reservation:
         self._journal.add(self.group)
         return block
 
-    def __enter__(self) -> Reservation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -282,7 +283,8 @@ class Allocator:
             address = self._superblock.group_block(index)
             data = await self._device.read(address * BLOCK_BYTES, BLOCK_BYTES)
             try:
-                found = GroupRecord.decode_untrusted(data, f"group {index}", owner=self._superblock.owner, address=address)
+                owner = self._superblock.owner
+                found = GroupRecord.decode_untrusted(data, f"group {index}", owner=owner, address=address)
                 counts.append(found.free)
             except CorruptionError:
                 return  # it has no blocks that anybody could use
@@ -293,4 +295,5 @@ class Allocator:
 
 def _for_data(group: Group) -> int:
     """Blocks that a group can give to file data: writing back leaves it enough for the file's tree."""
-    return max(0, group.available - TREE_BLOCKS_MAX)
+    available: int = group.available
+    return max(0, available - TREE_BLOCKS_MAX)

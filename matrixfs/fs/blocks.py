@@ -172,7 +172,8 @@ class ExtentList:
         at = bisect_left(self.starts, item.logical) - 1
         if at >= 0:
             logical, physical, length = self.extents[at]
-            if logical + length == item.logical and physical + length == item.physical and length + item.length < 1 << 31:
+            follows = (logical + length, physical + length) == (item.logical, item.physical)
+            if follows and length + item.length < 1 << 31:
                 return at
         return None
 
@@ -238,7 +239,7 @@ def decode_tree_block_untrusted(
     data: Buffer, superblock: Superblock, address: int, inode: int, level: int, directory: bool
 ) -> TreeBlock:
     """The index block (``level`` > 0) or leaf at ``address`` of a tree.  Raises CorruptRecord."""
-    kind: type[IndexRecord] | type[DirectoryLeafRecord] | type[ExtentLeafRecord]
+    kind: type[IndexRecord | DirectoryLeafRecord | ExtentLeafRecord]
     if level > 0:
         kind, name = IndexRecord, "index"
     elif directory:

@@ -123,7 +123,8 @@ class Group(Block):
         """Set or clear bits that must all be clear or set: anything else is a double use, our own bug."""
         bits = int.from_bytes(self.bitmap, "little")
         mask = ((1 << length) - 1) << at
-        assert at > 0 and bits & mask == (0 if used else mask), f"group {self.index}: blocks {at}+{length}"
+        assert at > 0, f"group {self.index}: block {at}"
+        assert bits & mask == (0 if used else mask), f"group {self.index}: blocks {at}+{length}"
         bits = bits | mask if used else bits & ~mask
         self.bitmap[:] = bits.to_bytes(BITMAP_BYTES, "little")
 

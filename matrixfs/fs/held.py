@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
@@ -23,7 +23,7 @@ class Held:
         self._locks: list[tuple[Lock, int, bool]] = []
         self._groups: list[Group] = []
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

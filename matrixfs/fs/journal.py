@@ -157,7 +157,8 @@ class Journal:
         await self.commit()
         await self.checkpoint()
         async with self._place_lock:  # a checkpoint may still be writing the header
-            assert not self._pending and self.running.empty
+            assert not self._pending
+            assert self.running.empty
             self._header.state = CLEAN
             await self._write_header()
 
@@ -190,7 +191,7 @@ class Journal:
 
     @property
     def _data_unflushed(self) -> bool:
-        """Whether file data may still be lost with the store's power; a flush that did not return yet proves nothing."""
+        """Whether file data may be lost with the store's power; a flush that did not return yet proves nothing."""
         return self._data_flushed < self._data_writes
 
     # --- waiting for durability ------------------------------------------------------------------------

@@ -286,7 +286,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             node.opens += 1
             node.pages = True
         append = bool(flags & os.O_APPEND)
-        # A descriptor that can't write has nothing to report at close: with the extension "nonseekable" means "no FLUSH".
+        # A descriptor that can't write has nothing to report at close: to the extension "nonseekable" is "no FLUSH".
         quiet = flags & os.O_ACCMODE == os.O_RDONLY and libfuse.available()
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=append, nonseekable=quiet)

@@ -1,4 +1,4 @@
-"""This mount's peer in its filesystem's lockspace, joined to the cache that is its only client (002-05)."""
+"""A mount's peer in its filesystem's lockspace, joined to the cache that is its only client (002-05)."""
 
 from __future__ import annotations
 

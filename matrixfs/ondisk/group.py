@@ -15,5 +15,5 @@ class GroupRecord(Record):
     index: int = u32(48, "number of the group")
     blocks: int = u32(52, "blocks it has, this one included")
     free: int = u32(56, "clear bits among them")
-    generation_floor: int = u64(64, "greatest generation of a metadata block ever freed here: new ones start above it (R7)")
+    generation_floor: int = u64(64, "greatest generation of a metadata block freed here: new ones start above it (R7)")
     bitmap: bytes = raw(128, BITMAP_BYTES, "bit i of byte i // 8: block address + i is in use")

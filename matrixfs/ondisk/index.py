@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
@@ -40,6 +41,6 @@ def unpack_pairs_untrusted(data: bytes, count: int, where: str) -> tuple[list[in
         raise CorruptRecord(where, "index entries", f"1..{len(data) // PAIR_BYTES}", count)
     flat = struct.unpack_from(f"<{2 * count}Q", data)
     keys, children = list(flat[0::2]), list(flat[1::2])
-    if keys[0] != 0 or any(a >= b for a, b in zip(keys, keys[1:], strict=False)):
+    if keys[0] != 0 or any(a >= b for a, b in pairwise(keys)):
         raise CorruptRecord(where, "index order")
     return keys, children

@@ -52,7 +52,7 @@ class FrameRecord(Record):
     images: int = u16(68, "block images that follow")
     revokes: int = u16(70, "blocks whose images in earlier frames must not be replayed")
     payload_crc: int = u32(72, "CRC-32C of the images")
-    body: bytes = raw(FRAME_BODY_AT, FRAME_BODY_BYTES, "images: u64 block, u64 generation each; then revokes: u64 block each")
+    body: bytes = raw(FRAME_BODY_AT, FRAME_BODY_BYTES, "images: u64 block, u64 generation; then revokes: u64 block")
 
 
 def pack_frame_body(images: Sequence[tuple[int, int]], revokes: Sequence[int]) -> bytes:

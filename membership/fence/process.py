@@ -153,7 +153,7 @@ class ProcessFence:
         try:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             killed.append(pid)
-            return await self._bounded(trio.lowlevel.wait_readable(fd))
+            return await self._bounded(_wait_readable(fd))
         except ProcessLookupError:
             return True  # it exited between the two calls
         finally:
@@ -176,3 +176,7 @@ class ProcessFence:
 
     def _rebooted(self, target: HeartbeatSlot) -> bool:
         return bool(target.machine_id) and target.machine_id == self._host.machine_id
+
+
+async def _wait_readable(fd: int) -> None:
+    await trio.lowlevel.wait_readable(fd)

@@ -87,7 +87,7 @@ async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
 class Door:
     """The listening side."""
 
-    def __init__(  # noqa: PLR0917  (one caller)
+    def __init__(
         self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, counters: Counters, host: Host
     ) -> None:
         self._credentials = credentials

@@ -83,7 +83,7 @@ class _Peer:
 class LinkMesh:
     """Transport between the processes of one purpose; see ``membership.seams.Transport`` for the contract."""
 
-    def __init__(  # noqa: PLR0917  (each node has exactly one call of this)
+    def __init__(
         self,
         identity: Identity,
         purpose: str,

@@ -1,13 +1,13 @@
 """One filesystem mounted alone, on a simulated disk, with a lock manager that grants everything at once.
 
 For tests of the filesystem's core that need no second node.  ``mounted`` gives the product's own volume, journal and
-lock cache; ``crash`` ends a mount as a power loss or SIGKILL does, and the next ``mounted`` replays what it left.
+lock cache; a mount that is cut off instead of left is replayed by the next ``mounted``.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -27,6 +27,12 @@ from tests.sim.disk import SimDisk
 from tests.sim.network import SimClock, SimRng
 
 MIB = 1 << 20
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait for what a background task will do."""
+    while not condition():  # noqa: ASYNC110 - nobody sets an event for it
+        await trio.sleep(0.001)
 
 
 class GrantsAll:
@@ -55,7 +61,6 @@ class Local:
         self.locks = locks
         self.manager = manager
         self.failures: list[BaseException] = []
-        self.crashed = False
 
     async def file(self, name: bytes, parent: int = ROOT_INODE) -> Inode:
         """A new empty file."""
@@ -69,8 +74,7 @@ class Local:
         """A peer wants an inode's lock: all that is cached under it goes."""
         lock = self.volume.inode_lock(ino)
         self.locks.revoke(lock.resource, 0)
-        while lock.mode:
-            await trio.sleep(0.01)
+        await eventually(lambda: not lock.mode)
 
 
 async def small_disk(*, size: int = 16 * MIB, journal_blocks: int | None = 64, seed: int = 1) -> SimDisk:
@@ -83,7 +87,7 @@ async def small_disk(*, size: int = 16 * MIB, journal_blocks: int | None = 64, s
 
 @asynccontextmanager
 async def mounted(disk: SimDisk | None = None, *, clean: bool = True, **options: int) -> AsyncIterator[Local]:
-    """A mount of ``disk``, or of a new one; at the end of the block it is left cleanly, or with not ``clean`` cut off."""
+    """A mount of ``disk``, or of a new one; left cleanly at the end of the block, or cut off if not ``clean``."""
     disk = disk or await small_disk(**options)
     superblock = await read_superblock(disk)
     for index in range(superblock.journals):

@@ -15,7 +15,7 @@ from matrixfs.ondisk.inode import InodeRecord
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
-from tests.matrixfs.local import Local, mounted, small_disk
+from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import assert_clean
 
 
@@ -119,7 +119,7 @@ async def test_files_go_near_their_directory() -> None:
             assert superblock.group_of(made.ino) == superblock.group_of(directory.ino)
 
 
-# --- numbers of deleted inodes ------------------------------------------------------------------------------------
+# --- numbers of deleted inodes ------------------------------------------------------------------------------
 
 
 async def deleted(mount: Local, name: bytes) -> int:
@@ -127,8 +127,7 @@ async def deleted(mount: Local, name: bytes) -> int:
     made = await mount.file(name)
     await mount.volume.journal.commit()
     await namespace.unlink(mount.volume, ROOT_INODE, name)
-    while mount.volume.opens.deleted == 0 or mount.volume.inode_lock(made.ino).subject is made and made.mode:
-        await trio.sleep(0.001)
+    await eventually(lambda: not made.mode)
     return made.ino
 
 
@@ -159,8 +158,7 @@ async def test_r7_generations_grow_over_the_lives_of_a_number() -> None:
             await mount.volume.journal.commit()
             before = mount.volume.opens.deleted
             await namespace.unlink(mount.volume, ROOT_INODE, b"f")
-            while mount.volume.opens.deleted == before:
-                await trio.sleep(0.001)
+            await eventually(lambda before=before: mount.volume.opens.deleted > before)
             await mount.volume.allocator.settle()
         assert [generation for generation, _ in generations] == sorted({generation for generation, _ in generations})
         assert len({incarnation for _, incarnation in generations}) == 4
@@ -181,8 +179,7 @@ async def test_a_group_is_not_given_away_while_tombstones_settle(autojump_clock:
             await trio.testing.wait_all_tasks_blocked()
             assert lock.mode == EX
             disk.resume()
-            while lock.mode:
-                await trio.sleep(0.01)
+            await eventually(lambda: not lock.mode)
             disk.mark()
         await mount.volume.journal.checkpoint()
         await mount.volume.journal.commit()
@@ -204,8 +201,7 @@ async def test_a_group_given_up_and_taken_back_is_the_same(autojump_clock: trio.
         for resource, lock in list(mount.locks._locks.items()):
             if resource[0] == GROUP:
                 mount.locks.revoke(resource, NL)
-                while lock.mode:
-                    await trio.sleep(0.01)
+                await eventually(lambda lock=lock: not lock.mode)
         assert (await attributes.statfs(mount.volume)).free == free
         await mount.file(b"one more")
         assert (await attributes.statfs(mount.volume)).free == free - 1

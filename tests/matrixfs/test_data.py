@@ -84,7 +84,7 @@ async def test_against_a_bytearray(autojump_clock: trio.abc.Clock, seed: int) ->
 @pytest.mark.parametrize("first", [10, 3000, 3840, 3841, 5000])
 @pytest.mark.parametrize("second", [0, 3500, 3839, 4000, 4096, 6000])
 async def test_grow_in_memory_then_shrink(autojump_clock: trio.abc.Clock, first: int, second: int) -> None:
-    """Small file, a byte far behind, cut off again before it was written: the size must be the new one for everybody."""
+    """A byte far behind a small file, cut off again before it was written: everybody must see the new size."""
     async with mounted() as mount:
         made = await mount.file(b"f")
         await data.write(mount.volume, made.ino, 0, b"x" * first)
@@ -259,7 +259,7 @@ async def test_the_time_of_change_only_grows(monkeypatch: pytest.MonkeyPatch) ->
         assert made.mtime_ns > 3
 
 
-# --- space -------------------------------------------------------------------------------------------------------
+# --- space --------------------------------------------------------------------------------------------------
 
 
 async def fill(mount: Local, leave: int) -> None:

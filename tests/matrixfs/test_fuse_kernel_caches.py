@@ -290,7 +290,7 @@ async def test_a_failing_notification_ends_its_job(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("purge", ["purge_inode", "purge_names"])
 async def test_an_unmount_during_a_purge_ends_it(world: World, purge: str) -> None:
-    """A kernel that has no mount any more answers ENOENT to all: without ``detach`` each purge would take its repeats."""
+    """A kernel without the mount answers ENOENT to all: without ``detach`` each purge would take its repeats."""
     world.caches.nodes.looked_up(100, 1)
     world.caches.handed_out(100, b"sub", is_directory=True)
     world.kernel.unknown = REPEAT_MAX

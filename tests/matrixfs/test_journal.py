@@ -3,91 +3,20 @@
 from __future__ import annotations
 
 import random
-import stat
 
 import pytest
 import trio
 import trio.lowlevel
 
-from matrixfs.fs.blocks import Block
-from matrixfs.fs.journal import COMMIT_INTERVAL, Journal
-from matrixfs.fs.replay import read_journal_header, replay
-from matrixfs.ondisk.inode import InodeRecord
+from matrixfs.fs.journal import COMMIT_INTERVAL
+from matrixfs.fs.replay import read_journal_header
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, REVOKES_ALONE_MAX
-from matrixfs.ondisk.superblock import Superblock
-from membership.errors import CorruptRecord, DeviceError, Fenced
+from membership.errors import DeviceError, Fenced
 from membership.label import BLOCK_BYTES
-from tests.damage.volume import Volume, small_volume
-from tests.sim.disk import Flush, SimDisk, Write
-from tests.sim.network import SimClock
+from tests.matrixfs.journal_bench import bench_of, frames
+from tests.sim.disk import Flush, Write
 
-OWNER = (0, 1)
-
-
-class Note(Block):
-    """A metadata block whose content is one number."""
-
-    def __init__(self, superblock: Superblock, offset: int) -> None:
-        super().__init__(superblock.group_start + 1 + offset, 0)
-        self.content = 0
-
-    def encode(self, owner: bytes) -> bytes:
-        return InodeRecord(
-            owner=owner, address=self.address, generation=self.generation, mode=stat.S_IFREG, size=self.content
-        ).encode()
-
-
-class Bench:
-    """A journal on a simulated disk, and blocks to put into it."""
-
-    def __init__(self, volume: Volume, journal: Journal) -> None:
-        self.disk = volume.disk
-        self.superblock = volume.superblock
-        self.journal = journal
-        self.notes = [Note(volume.superblock, offset) for offset in range(600)]
-
-    def change(self, offset: int, content: int) -> Note:
-        note = self.notes[offset]
-        note.content = content
-        self.journal.add(note)
-        return note
-
-    async def in_place(self, offset: int, disk: SimDisk | None = None) -> int | None:
-        return await content_at(disk or self.disk, self.notes[offset].address)
-
-    async def after_crash(self, offsets: list[int], mode: str = "drop", at: int | None = None) -> list[int | None]:
-        """What the blocks hold when the power went at an entry of the log, and the journal was replayed."""
-        image = self.disk.crash_image(len(self.disk.log) if at is None else at, mode)
-        await replay(image, self.superblock, 0, expect=OWNER)
-        return [await self.in_place(offset, image) for offset in offsets]
-
-
-async def content_at(disk: SimDisk, address: int) -> int | None:
-    data = await disk.read(address * BLOCK_BYTES, BLOCK_BYTES)
-    try:
-        return InodeRecord.decode_untrusted(data, "t", address=address).size
-    except CorruptRecord:
-        return None
-
-
-async def bench_of(journal_blocks: int = 64, **options: object) -> Bench:
-    volume = await small_volume(blocks=4096, **options)
-    superblock = volume.superblock
-    superblock.journal_blocks = journal_blocks  # a shorter log than the area has room for
-    journal = Journal(volume.disk, superblock, 0, SimClock())
-    await journal.open(await read_journal_header(volume.disk, superblock, 0), *OWNER, salt=99)
-    volume.disk.mark()
-    return Bench(volume, journal)
-
-
-def frames(bench: Bench) -> list[int]:
-    """Positions in the log of the disk's writes that were frames."""
-    start = bench.superblock.journal_block(0)
-    found = [write.offset // BLOCK_BYTES - start for write in bench.disk.writes]
-    return [position for position in found if 0 < position < bench.superblock.journal_blocks]
-
-
-# --- J1: transactions hold whole operations ---------------------------------------------------------------------------
+# --- J1: transactions hold whole operations -----------------------------------------------------------------
 
 
 async def test_j1_a_commit_has_what_was_added_before_it_and_nothing_later() -> None:
@@ -186,7 +115,7 @@ async def test_commit_of_nothing_writes_nothing() -> None:
     assert bench.disk.log == []
 
 
-# --- J2, J6: in place, and trimming ----------------------------------------------------------------------------------
+# --- J2, J6: in place, and trimming -------------------------------------------------------------------------
 
 
 async def test_j2_nothing_is_in_place_before_it_is_in_the_log() -> None:
@@ -282,7 +211,7 @@ async def test_admit_waits_while_the_transaction_is_too_large() -> None:
     assert bench.journal.statistics["commits"] >= 1
 
 
-# --- J3: before a lock is given up ------------------------------------------------------------------------------------
+# --- J3: before a lock is given up --------------------------------------------------------------------------
 
 
 async def test_j3_a_released_block_is_durable_in_place_and_not_replayed() -> None:
@@ -339,7 +268,7 @@ async def test_j3_release_waits_for_an_older_image_on_its_way() -> None:
     assert released.is_set()
 
 
-# --- J4: data before metadata ------------------------------------------------------------------------------------------
+# --- J4: data before metadata -------------------------------------------------------------------------------
 
 
 async def test_j4_a_commit_flushes_file_data_first() -> None:
@@ -401,7 +330,7 @@ async def test_j4_a_failed_flush_leaves_the_data_unsafe() -> None:
     assert bench.journal.statistics["flushes"] == 2
 
 
-# --- J5: freed blocks ---------------------------------------------------------------------------------------------------
+# --- J5: freed blocks ---------------------------------------------------------------------------------------
 
 
 async def test_j5_a_freed_block_is_reused_only_when_that_is_durable() -> None:
@@ -447,7 +376,7 @@ async def test_j5_a_block_freed_in_the_transaction_that_made_it_never_was() -> N
     assert await bench.after_crash([0]) == [None]
 
 
-# --- the end ------------------------------------------------------------------------------------------------------------
+# --- the end ------------------------------------------------------------------------------------------------
 
 
 async def test_close_leaves_a_clean_log_with_all_in_place() -> None:

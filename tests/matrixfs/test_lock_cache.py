@@ -1,4 +1,4 @@
-"""The lock cache against a scripted lock manager: scopes, reuse, callouts, fairness, cancellation (002-05 to 002-08)."""
+"""The lock cache: scopes, reuse, callouts, fairness, time-outs, cancellation (002-05 to 002-08)."""
 
 from __future__ import annotations
 
@@ -8,129 +8,25 @@ import random
 import pytest
 import trio
 
-from dlm.client import PLAIN_GRANTS, Grant
-from dlm.messages import NEVER
 from dlm.modes import EX, NL, PR
 from dlm.names import Resource
-from matrixfs.locks.cache import MIN_HOLD, MIN_HOLD_USES, LockCache
-from matrixfs.locks.lock import Lock
+from matrixfs.locks.cache import MIN_HOLD, MIN_HOLD_USES
 from membership.errors import DeviceError
-from tests.sim.network import SimClock
-
-A = Resource(2, 100)
-B = Resource(2, 101)
-
-
-class Manager:
-    """Notes what it is asked; grants when told to, or at once."""
-
-    def __init__(self, *, at_once: bool = False) -> None:
-        self.at_once = at_once
-        self.log: list[tuple[object, ...]] = []
-        self.cache: LockCache
-
-    def request(self, resource: Resource, mode: int) -> Grant | None:
-        self.log.append(("request", resource[1], mode))
-        return PLAIN_GRANTS[mode] if self.at_once else None
-
-    def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
-        self.log.append(("release", resource[1], mode))
-
-    def cancel(self, resource: Resource) -> None:
-        self.log.append(("cancel", resource[1]))
-
-    def grant(self, resource: Resource, mode: int, finish: int = NEVER) -> None:
-        self.cache.granted(resource, Grant(mode, None, finish))
-
-    def take_log(self) -> list[tuple[object, ...]]:
-        log, self.log = self.log, []
-        return log
-
-
-class Callouts:
-    """Notes what is surrendered; can be made to wait or fail."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, int, int]] = []
-        self.gate: trio.Event | None = None
-        self.error: Exception | None = None
-
-    async def surrender(self, lock: Lock, mode: int) -> None:
-        self.calls.append((lock.number, lock.mode, mode))
-        await trio.lowlevel.checkpoint()
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        assert lock.drained(mode), "a local holder is left"
-
-
-class Bench:
-    """A running cache."""
-
-    def __init__(self, nursery: trio.Nursery, manager: Manager) -> None:
-        self.nursery = nursery
-        self.manager = manager
-        self.callouts = Callouts()
-        self.fatal: list[BaseException] = []
-        self.cache = LockCache(SimClock(), self.fatal.append)
-        self.cache.attach(manager)
-        manager.cache = self.cache
-
-    def lock(self, resource: Resource = A) -> Lock:
-        return self.cache.lock(resource, self.callouts)
-
-    def start(self, lock: Lock, mode: int, exclusive: bool = False, timeout: float | None = None) -> Waiting:
-        waiting = Waiting(lock, mode, exclusive)
-        self.nursery.start_soon(waiting.run, timeout)
-        return waiting
-
-
-class Waiting:
-    """A task that wants a lock."""
-
-    def __init__(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        self.lock, self.mode, self.exclusive = lock, mode, exclusive
-        self.scope = trio.CancelScope()
-        self.result: bool | None = None
-
-    async def run(self, timeout: float | None) -> None:
-        with self.scope:
-            self.result = await self.lock.hold(self.mode, self.exclusive, timeout)
-
-    def drop(self) -> None:
-        assert self.result
-        self.lock.drop(self.mode, self.exclusive)
+from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
 
 
 @pytest.fixture
-async def bench(nursery: trio.Nursery, autojump_clock: trio.abc.Clock) -> Bench:
+async def bench(nursery: trio.Nursery, autojump_clock: Clock) -> Bench:
     bench = Bench(nursery, Manager())
     await nursery.start(bench.cache.run)
     return bench
 
 
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-
-
-async def held(bench: Bench, mode: int, exclusive: bool = False, resource: Resource = A) -> Lock:
-    """The lock, granted in ``mode`` and held."""
-    lock = bench.lock(resource)
-    waiting = bench.start(lock, mode, exclusive)
-    await settle()
-    bench.manager.grant(resource, mode)
-    await settle()
-    assert waiting.result
-    bench.manager.take_log()
-    return lock
-
-
-# --- reuse and scopes --------------------------------------------------------------------------------------------
+# --- reuse and scopes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.seed("002-06")
-async def test_a_cached_lock_costs_no_message_and_no_checkpoint(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_cached_lock_costs_no_message_and_no_checkpoint(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     with trio.testing.assert_no_checkpoints():
@@ -170,12 +66,9 @@ async def test_scopes(bench: Bench, first: tuple[int, bool], second: tuple[int, 
     await settle()
     assert waiting.result is (True if together else None)
     assert lock.try_hold(*second) is (together and not second[1])
-    if lock.exclusive or together:
-        lock.drop(*first)
-        if together:
-            lock.drop(*second)
-    else:
-        lock.drop(*first)
+    lock.drop(*first)
+    if together:
+        lock.drop(*second)
     await settle()
     assert waiting.result
     waiting.drop()
@@ -183,7 +76,7 @@ async def test_scopes(bench: Bench, first: tuple[int, bool], second: tuple[int, 
     assert bench.manager.log == []
 
 
-async def test_readers_cached_in_pr_wait_for_a_greater_mode(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_readers_cached_in_pr_wait_for_a_greater_mode(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, PR)
     writer = bench.start(lock, EX)
     await settle()
@@ -196,7 +89,7 @@ async def test_readers_cached_in_pr_wait_for_a_greater_mode(bench: Bench, autoju
     assert (writer.result, late.result) == (True, True)
 
 
-async def test_local_waiters_are_served_in_order(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_local_waiters_are_served_in_order(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX, True)
     order: list[int] = []
 
@@ -216,11 +109,9 @@ async def test_local_waiters_are_served_in_order(bench: Bench, autojump_clock: t
     assert bench.manager.log == []
 
 
-async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(
-    bench: Bench, autojump_clock: trio.abc.Clock
-) -> None:
+async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(bench: Bench, autojump_clock: Clock) -> None:
     lock = bench.lock()
-    reader, writer = bench.start(lock, PR), None
+    reader = bench.start(lock, PR)
     await settle()
     writer = bench.start(lock, EX)
     await settle()
@@ -231,7 +122,7 @@ async def test_one_request_at_a_time_and_the_next_for_what_is_still_wanted(
     assert bench.manager.take_log() == [("request", 100, EX)]
 
 
-# --- revoke and callouts -------------------------------------------------------------------------------------------
+# --- revoke and callouts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.seed("002-08")
@@ -254,7 +145,7 @@ async def test_a_revoke_waits_for_holders_then_surrenders_then_releases(bench: B
         assert bench.manager.log == [released, ("request", 100, PR)]
 
 
-async def test_a_reader_may_stay_beside_a_demotion_to_pr(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_reader_may_stay_beside_a_demotion_to_pr(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     assert lock.try_hold(PR)
     lock.drop(EX)
@@ -264,7 +155,7 @@ async def test_a_reader_may_stay_beside_a_demotion_to_pr(bench: Bench, autojump_
     lock.drop(PR)
 
 
-async def test_the_dlm_hears_of_it_only_after_the_callout(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_the_dlm_hears_of_it_only_after_the_callout(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.callouts.gate = trio.Event()
@@ -280,7 +171,7 @@ async def test_the_dlm_hears_of_it_only_after_the_callout(bench: Bench, autojump
     assert bench.cache.find(A) is None
 
 
-async def test_a_repeated_or_crossed_revoke_is_nothing(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_repeated_or_crossed_revoke_is_nothing(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, PR)
     bench.cache.revoke(A, PR)
     bench.cache.revoke(B, NL)
@@ -294,7 +185,7 @@ async def test_a_repeated_or_crossed_revoke_is_nothing(bench: Bench, autojump_cl
     assert bench.manager.log == [("release", 100, NL)]
 
 
-async def test_revoked_while_a_greater_mode_is_requested(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_revoked_while_a_greater_mode_is_requested(bench: Bench, autojump_clock: Clock) -> None:
     """Two nodes hold PR and want EX: both give PR up, then one after the other gets EX."""
     lock = await held(bench, PR)
     lock.drop(PR)
@@ -310,7 +201,7 @@ async def test_revoked_while_a_greater_mode_is_requested(bench: Bench, autojump_
     assert bench.manager.log == []
 
 
-async def test_granted_while_it_is_demoted(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_granted_while_it_is_demoted(bench: Bench, autojump_clock: Clock) -> None:
     """The conversion comes while the old mode is being surrendered for an earlier waiter."""
     lock = await held(bench, PR)
     lock.drop(PR)
@@ -330,7 +221,7 @@ async def test_granted_while_it_is_demoted(bench: Bench, autojump_clock: trio.ab
     assert writer.result
 
 
-async def test_release_when_finished_lets_the_waiter_in_first(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_release_when_finished_lets_the_waiter_in_first(bench: Bench, autojump_clock: Clock) -> None:
     lock = bench.lock()
     waiting = bench.start(lock, EX, True)
     await settle()
@@ -343,7 +234,7 @@ async def test_release_when_finished_lets_the_waiter_in_first(bench: Bench, auto
     assert bench.manager.log == [("request", 100, EX), ("release", 100, NL)]
 
 
-async def test_a_lock_in_use_is_held_a_minimum(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_lock_in_use_is_held_a_minimum(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     for _ in range(MIN_HOLD_USES):
@@ -360,7 +251,7 @@ async def test_a_lock_in_use_is_held_a_minimum(bench: Bench, autojump_clock: tri
     assert bench.manager.log == [("release", 100, NL)]
 
 
-async def test_a_lock_used_once_goes_at_once(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_lock_used_once_goes_at_once(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.cache.revoke(A, NL)
@@ -369,7 +260,7 @@ async def test_a_lock_used_once_goes_at_once(bench: Bench, autojump_clock: trio.
 
 
 async def test_a_failed_callout_is_fatal_and_the_lock_stays(
-    bench: Bench, autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
+    bench: Bench, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """R8, R9: what is dirty is not safe, so the peer must not get the lock."""
     lock = await held(bench, EX)
@@ -384,9 +275,7 @@ async def test_a_failed_callout_is_fatal_and_the_lock_stays(
     assert "inode 100" in caplog.text
 
 
-async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(
-    bench: Bench, autojump_clock: trio.abc.Clock
-) -> None:
+async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.callouts.gate = trio.Event()
@@ -402,10 +291,10 @@ async def test_a_demoted_lock_that_is_wanted_again_is_requested_again(
     assert again.result
 
 
-# --- time-outs and cancellation -----------------------------------------------------------------------------------
+# --- time-outs and cancellation -----------------------------------------------------------------------------
 
 
-async def test_a_time_out_withdraws_the_request(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_time_out_withdraws_the_request(bench: Bench, autojump_clock: Clock) -> None:
     lock = bench.lock()
     waiting = bench.start(lock, EX, True, timeout=0.2)
     await trio.sleep(0.3)
@@ -420,9 +309,7 @@ async def test_a_time_out_withdraws_the_request(bench: Bench, autojump_clock: tr
     assert again.result
 
 
-async def test_a_time_out_does_not_leave_others_behind_its_request(
-    bench: Bench, autojump_clock: trio.abc.Clock
-) -> None:
+async def test_a_time_out_does_not_leave_others_behind_its_request(bench: Bench, autojump_clock: Clock) -> None:
     """A deletion tries EX on an OPEN lock while the file is opened here: the open wants PR only, and PR is free."""
     lock = bench.lock()
     deletion = bench.start(lock, EX, True, timeout=0.2)
@@ -436,7 +323,7 @@ async def test_a_time_out_does_not_leave_others_behind_its_request(
     assert opening.result
 
 
-async def test_a_time_out_with_the_mode_cached_sends_nothing(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_time_out_with_the_mode_cached_sends_nothing(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     waiting = bench.start(lock, EX, True, timeout=0.2)
     await trio.sleep(0.3)
@@ -446,7 +333,7 @@ async def test_a_time_out_with_the_mode_cached_sends_nothing(bench: Bench, autoj
     assert lock.idle
 
 
-async def test_a_lock_that_was_never_granted_is_not_kept(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_lock_that_was_never_granted_is_not_kept(bench: Bench, autojump_clock: Clock) -> None:
     lock = bench.lock()
     bench.start(lock, EX, True, timeout=0.2)
     await trio.sleep(0.3)
@@ -454,7 +341,7 @@ async def test_a_lock_that_was_never_granted_is_not_kept(bench: Bench, autojump_
     assert bench.cache.lock(A, bench.callouts) is lock
 
 
-async def test_cancelled_waiters_leave_the_queue(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_cancelled_waiters_leave_the_queue(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX, True)
     one, two = bench.start(lock, EX, True), bench.start(lock, PR)
     await settle()
@@ -468,7 +355,7 @@ async def test_cancelled_waiters_leave_the_queue(bench: Bench, autojump_clock: t
     assert lock.idle
 
 
-async def test_cancelled_in_the_moment_of_the_grant(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_cancelled_in_the_moment_of_the_grant(bench: Bench, autojump_clock: Clock) -> None:
     """The wake-up is on its way: the caller gets the lock, and no hold is lost."""
     lock = bench.lock()
     waiting = bench.start(lock, EX, True)
@@ -481,7 +368,7 @@ async def test_cancelled_in_the_moment_of_the_grant(bench: Bench, autojump_clock
     assert lock.idle
 
 
-async def test_a_grant_that_nobody_waits_for_any_more_is_cached(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_grant_that_nobody_waits_for_any_more_is_cached(bench: Bench, autojump_clock: Clock) -> None:
     lock = bench.lock()
     waiting = bench.start(lock, EX)
     await settle()
@@ -494,7 +381,7 @@ async def test_a_grant_that_nobody_waits_for_any_more_is_cached(bench: Bench, au
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_cancellation_at_any_time_leaves_a_consistent_state(
-    bench: Bench, autojump_clock: trio.abc.Clock, seed: int
+    bench: Bench, autojump_clock: Clock, seed: int
 ) -> None:
     """Random holders, revokes, time-outs and cancels; in the end every count is zero and the lock still works."""
     rng = random.Random(seed)
@@ -541,25 +428,22 @@ async def test_cancellation_at_any_time_leaves_a_consistent_state(
     assert (lock.readers, lock.writers, lock.exclusive, list(lock.waiters)) == (0, 0, False, [])
 
 
-# --- the table of locks ---------------------------------------------------------------------------------------------
+# --- the table of locks -------------------------------------------------------------------------------------
 
 
-async def test_a_lock_is_one_object_as_long_as_anybody_refers_to_it(
-    bench: Bench, autojump_clock: trio.abc.Clock
-) -> None:
+async def test_a_lock_is_one_object_as_long_as_anybody_refers_to_it(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)
     bench.cache.revoke(A, NL)
     await settle()
     assert bench.cache.find(A) is None
     assert bench.lock() is lock
-    number = id(lock)
     del lock
     gc.collect()
-    assert len(bench.cache._known) == 0, number
+    assert len(bench.cache._known) == 0
 
 
-async def test_discard_gives_up_only_what_is_idle(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_discard_gives_up_only_what_is_idle(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     bench.cache.discard(lock)
     await settle()
@@ -573,7 +457,7 @@ async def test_discard_gives_up_only_what_is_idle(bench: Bench, autojump_clock: 
     assert bench.callouts.calls == [(100, EX, NL)]
 
 
-async def test_leave_gives_up_everything(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_leave_gives_up_everything(bench: Bench, autojump_clock: Clock) -> None:
     for resource in (A, B):
         lock = await held(bench, EX, resource=resource)
         lock.drop(EX)
@@ -583,7 +467,7 @@ async def test_leave_gives_up_everything(bench: Bench, autojump_clock: trio.abc.
 
 
 async def test_reclaim_gives_up_what_is_not_used(
-    bench: Bench, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("matrixfs.locks.cache.LOCKS_MAX", 5)
     for number in range(10):
@@ -598,7 +482,7 @@ async def test_reclaim_gives_up_what_is_not_used(
     assert sorted(bench.callouts.calls) == [(number, PR, NL) for number in range(1, 6)]
 
 
-async def test_waits_tell_who_waits_for_what_and_why(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_waits_tell_who_waits_for_what_and_why(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, PR)
     bench.start(lock, EX)
     await trio.sleep(2)
@@ -607,7 +491,7 @@ async def test_waits_tell_who_waits_for_what_and_why(bench: Bench, autojump_cloc
     assert wait == {"resource": "inode 100", "wanted": EX, "held": PR, "reason": "a peer or recovery"}
 
 
-async def test_a_mount_that_ends_demotes_nothing(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_mount_that_ends_demotes_nothing(autojump_clock: Clock) -> None:
     """Operations end after the cache was cancelled with the mount: dropping their locks must be harmless."""
     async with trio.open_nursery() as nursery:
         bench = Bench(nursery, Manager())

@@ -14,7 +14,7 @@ from matrixfs.fs import attributes, namespace, readdir
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
-from tests.matrixfs.local import Local, mounted, small_disk
+from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import assert_clean
 
 
@@ -138,8 +138,7 @@ async def test_what_is_deleted_is_stale() -> None:
     async with mounted() as mount:
         made = await mount.file(b"f")
         await namespace.unlink(mount.volume, ROOT_INODE, b"f")
-        while not mount.volume.opens.deleted:
-            await trio.sleep(0.001)
+        await eventually(lambda: mount.volume.opens.deleted)
         assert await code_of(attributes.getattr(mount.volume, made.ino)) == errno.ESTALE
 
 

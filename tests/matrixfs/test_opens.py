@@ -148,7 +148,7 @@ async def test_leaving_while_deletions_are_queued(autojump_clock: trio.abc.Clock
     await assert_clean(disk, mount.volume.superblock, notes=False)
 
 
-# --- two nodes -------------------------------------------------------------------------------------------------------
+# --- two nodes ----------------------------------------------------------------------------------------------
 
 
 def in_world(body: object, seed: int = 1) -> None:

@@ -92,7 +92,8 @@ async def test_another_boot_of_this_machine_is_gone_and_another_machine_is_unkno
     assert driver.is_gone(elsewhere) is None
     assert not (await driver.fence(elsewhere, 0.0)).confirmed
     unknown = HostIdentity(b"b" * 16, b"", 1, 1)
-    assert ProcessFence(unknown, SystemClock(), Landing(__file__, SystemClock())).is_gone(slot(1, 1, boot=b"x" * 16, machine=b"")) is None
+    nobody_knows = ProcessFence(unknown, SystemClock(), Landing(__file__, SystemClock()))
+    assert nobody_knows.is_gone(slot(1, 1, boot=b"x" * 16, machine=b"")) is None
     assert child.poll() is None
 
 
@@ -110,7 +111,8 @@ async def test_no_permission_is_not_confirmed(child, monkeypatch):
 
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     result = await process_fence(SystemClock()).fence(slot(child.pid, process_start(child.pid)), 0.0)
-    assert result == FenceResult(confirmed=False, driver="process", detail="can't make sure: [Errno 1] Operation not permitted")
+    detail = "can't make sure: [Errno 1] Operation not permitted"
+    assert result == FenceResult(confirmed=False, driver="process", detail=detail)
 
 
 async def test_wait_exit(child):

@@ -12,9 +12,11 @@ look), and times.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import Any
 
+from matrixfs.fs.inode import Inode
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.check import check_filesystem
 from matrixfs.fsck.problems import Findings
@@ -156,3 +158,29 @@ class AppendLog:
                 )
             if writer[0] != reader:
                 self.durable[writer] = max(count, self.durable.get(writer, 0))
+
+
+def identity(inode: Inode) -> tuple[int, int, int]:
+    """What a name means: tells apart successive inodes of one number."""
+    return (inode.ino, inode.incarnation, stat.S_IFMT(inode.mode))
+
+
+def difference(found: bytes, expected: bytes) -> str:
+    """Where two contents differ."""
+    pairs = enumerate(zip(found, expected, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(expected)))
+    there = f"{found[at : at + 8]!r}, expected {expected[at : at + 8]!r}"
+    return f"{len(found)} bytes, expected {len(expected)}; first difference at {at}: {there}"
+
+
+def check_mixture(found: bytes, versions: list[bytes], what: object) -> None:
+    """After a crash without fsync every byte must be one that the file had there, or a hole's zero."""
+    allowed = max(map(len, versions))
+    assert len(found) <= allowed, f"{what}: {len(found)} bytes, never had more than {allowed}"
+    for at in range(0, len(found), 8):
+        piece = found[at : at + 8]
+        candidates = [version[at : at + 8].ljust(8, b"\0")[: len(piece)] for version in versions]
+        if piece in candidates or not piece.strip(b"\0"):
+            continue
+        for i, byte in enumerate(piece):
+            assert byte == 0 or any(candidate[i] == byte for candidate in candidates), f"{what}: alien byte at {at + i}"

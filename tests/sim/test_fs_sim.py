@@ -1,4 +1,4 @@
-"""The whole filesystem on several nodes in one process: random runs, and the cases that random runs rarely meet (R2)."""
+"""The whole filesystem on several nodes in one process: random runs, and cases that those rarely meet (R2)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def names(volume: Volume, ino: int = ROOT_INODE) -> list[bytes]:
     return sorted(found)
 
 
-# --- random runs ------------------------------------------------------------------------------------------------------
+# --- random runs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.seed("002-01", "002-09", "002-28", "002-30")
@@ -112,7 +112,7 @@ def test_the_checkers_see_a_lost_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failures > 2
 
 
-# --- several nodes at once ------------------------------------------------------------------------------------------------
+# --- several nodes at once ----------------------------------------------------------------------------------
 
 
 @pytest.mark.seed("002-09")
@@ -256,7 +256,7 @@ def test_renames_in_circles_from_all_nodes(seed: int) -> None:
     in_world(body, seed)
 
 
-# --- death ------------------------------------------------------------------------------------------------------------------
+# --- death --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.seed("002-04", "002-30")

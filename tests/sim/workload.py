@@ -16,10 +16,9 @@ from typing import Any
 import trio
 
 from matrixfs.fs import attributes, data, namespace, readdir
-from matrixfs.fs.inode import Inode
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import DeviceError, Fenced
-from tests.sim.checkers import ANYTHING, AppendLog, State, record_of
+from tests.sim.checkers import ANYTHING, AppendLog, State, check_mixture, difference, identity, record_of
 from tests.sim.fs_world import SimMount, World
 
 DIRECTORIES = 3
@@ -31,11 +30,6 @@ FILE_BYTES = 40_000
 
 Key = tuple[Any, ...]
 Outcome = Any  # what the operation returned, or -errno
-
-
-def identity(inode: Inode) -> tuple[int, int, int]:
-    """What a name means: tells apart successive inodes of one number."""
-    return (inode.ino, inode.incarnation, stat.S_IFMT(inode.mode))
 
 
 class Operation:
@@ -110,7 +104,7 @@ class Workload:
 
     async def reach(self, operations: int) -> None:
         """Wait until so many operations are done."""
-        while self.operations < operations:
+        while self.operations < operations:  # noqa: ASYNC110 - in virtual time
             await trio.sleep(self.pause)
 
     def stop(self, node: int) -> None:
@@ -251,7 +245,7 @@ class Workload:
         def settle(outcome: Outcome) -> None:
             source, target = self.states[old], self.states[new]
             if outcome is not None:
-                wrong = flags == 0 and outcome in (-errno.ENOENT,) and source.known and source.value is not None
+                wrong = flags == 0 and outcome == -errno.ENOENT and source.known and source.value is not None
                 assert not wrong, f"rename {old} to {new}: {outcome} with {source.possible}"
                 return
             if old == new:
@@ -384,9 +378,9 @@ class Workload:
             assert isinstance(outcome, bytes), f"{key}: read: {outcome}"
             state = self.states[content]
             if state.known:
-                assert outcome == state.value, f"{key}: {_difference(outcome, state.value)}"
+                assert outcome == state.value, f"{key}: {difference(outcome, state.value)}"
             elif len(state.possible) > 1 and all(isinstance(one, bytes) for one in state.possible):
-                _check_mixture(outcome, state.possible, key)
+                check_mixture(outcome, state.possible, key)
             state.possible = [ANYTHING] if ANYTHING in state.possible else [outcome]
             state.saw(node, outcome, key)
 
@@ -485,23 +479,3 @@ class Workload:
                     self._file = lambda _, key=key, value=value: (key, value)  # type: ignore[method-assign, misc]
                     await self._read(mount, rng)
         self._place, self._file = self_place, self_file  # type: ignore[method-assign]
-
-
-def _difference(found: bytes, expected: bytes) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
-    )
-    return f"{len(found)} bytes, expected {len(expected)}; first difference at {at}: {found[at : at + 8]!r} {expected[at : at + 8]!r}"
-
-
-def _check_mixture(found: bytes, versions: list[bytes], what: Key) -> None:
-    """After a crash without fsync every byte must be one that the file had there, or a hole's zero."""
-    allowed = max(map(len, versions))
-    assert len(found) <= allowed, f"{what}: {len(found)} bytes, never had more than {allowed}"
-    for at in range(0, len(found), 8):
-        piece = found[at : at + 8]
-        candidates = [version[at : at + 8].ljust(8, b"\0")[: len(piece)] for version in versions]
-        if piece in candidates or not piece.strip(b"\0"):
-            continue
-        for i, byte in enumerate(piece):
-            assert byte == 0 or any(candidate[i] == byte for candidate in candidates), f"{what}: alien byte at {at + i}"
