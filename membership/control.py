@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from membership.control_ask import socket_path
-from membership.control_mounts import LocalMount
+from membership.control_mounts import CutOff, LocalMount
 from membership.control_stream import FrameStream, PeerProcess, peer_of
 from membership.control_wire import (
     PROTOCOL_VERSION,
@@ -75,6 +75,7 @@ async def serve_control(
     state_dir: str,
     clock: Clock,
     stopped: trio.Event,
+    cut_off: CutOff,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -88,6 +89,7 @@ async def serve_control(
         state_dir: directory of the socket.
         clock: for the waits for mount processes.
         stopped: set when a ``stop`` request has been carried out and answered.
+        cut_off: aborts what a mount process that is at its end still serves.
         task_status: of trio's ``nursery.start``.
 
     Raises:
@@ -95,7 +97,7 @@ async def serve_control(
     """
     path = socket_path(state_dir)
     listener = await _listen(path)
-    server = _Server(node, label, clock, stopped)
+    server = _Server(node, label, clock, stopped, cut_off)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, server.serve, [listener])
@@ -125,11 +127,14 @@ async def _listen(path: str) -> trio.SocketListener:
 class _Server:
     """The connections of one matrixd."""
 
-    def __init__(self, node: ControlledNode, label: Label, clock: Clock, stopped: trio.Event) -> None:
+    def __init__(
+        self, node: ControlledNode, label: Label, clock: Clock, stopped: trio.Event, cut_off: CutOff
+    ) -> None:
         self._node = node
         self._label = label
         self._clock = clock
         self._stopped = stopped
+        self._cut_off = cut_off
         self._mounts: set[LocalMount] = set()
         self._questions: dict[str, Callable[[], Awaitable[Any]]] = {
             "status": self._status,
@@ -219,7 +224,7 @@ class _Server:
 
     async def _carry_mount(self, stream: FrameStream, process: PeerProcess, channel: MountChannel) -> None:
         landing = Landing(self._node.status()["store"], self._clock)
-        mount = LocalMount(stream, process, channel, landing, self._clock)
+        mount = LocalMount(stream, process, channel, landing, self._clock, self._cut_off)
         admission = {
             "fs_name": channel.request.fs_name,
             "journal": channel.journal,

@@ -41,8 +41,8 @@ from membership.control_wire import (
     take_natural,
 )
 from membership.errors import BadMessage, Fenced, PeerError
-from membership.fence.process import process_start
 from membership.orders import order_from_dict_untrusted, reply_to_dict, request_to_dict
+from membership.processes import process_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

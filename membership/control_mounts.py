@@ -17,7 +17,8 @@ no fencing"), R5, R9; 002-10.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CutOff: TypeAlias = Callable[[int, int], None]  # (pid, start time): abort what it still serves as a file server
+
 COUNTERS_SECONDS_MAX: Final = 1.0  # how long matrixctl status waits for a mount process that hangs
 EXIT_SECONDS_MAX: Final = 2.0  # from the end of the connection to SIGKILL: time to detach the mount point
 
@@ -41,12 +44,19 @@ class LocalMount:
     """An admitted mount of this node."""
 
     def __init__(
-        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, landing: Landing, clock: Clock
+        self,
+        stream: FrameStream,
+        process: PeerProcess,
+        channel: MountChannel,
+        landing: Landing,
+        clock: Clock,
+        cut_off: CutOff,
     ) -> None:
         self._stream = stream
         self._process = process
         self._channel = channel
         self._landing = landing
+        self._cut_off = cut_off
         self._clock = clock
         self._ending = False
         self._serial = 0
@@ -70,6 +80,7 @@ class LocalMount:
             log.info("%s: left", self)
             return
         self._stream.close()
+        self._cut_off(self._process.pid, self._process.started)  # it serves nothing any more, and may hang in that
         await self._wait_dead()
         try:
             await self._landing.wait(self._process.pid)

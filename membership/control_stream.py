@@ -22,7 +22,7 @@ from typing import Final
 import trio
 
 from membership.control_wire import FrameBuffer, Message, encode_frame
-from membership.fence.process import process_start
+from membership.processes import process_start
 
 _RECEIVE_BYTES: Final = 1 << 16
 _UCRED: Final = struct.Struct("3i")

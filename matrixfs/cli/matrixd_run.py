@@ -22,6 +22,7 @@ import trio
 from matrixfs.blockstore import open_store
 from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
+from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
 from membership.errors import MatrixError, OperatorError
@@ -80,6 +81,7 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 
 
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
+    cut_off_dying()  # a matrixd that died with its mounts could not do that
     device = open_store(options.store)
     try:
         label = await read_label(device)
@@ -95,7 +97,7 @@ async def _serve(options: MatrixdOptions, readiness: Readiness, device: DirectDe
     stopped = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, node, stopped, nursery.cancel_scope)
-        await nursery.start(serve_control, node, label, options.state_dir, clock, stopped)
+        await nursery.start(serve_control, node, label, options.state_dir, clock, stopped, cut_off)
         await nursery.start(node.run)
         log.info("member of cluster %s as node %d", label.cluster_name, node.node_id)
         readiness.ready()
@@ -119,7 +121,7 @@ def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, cloc
         make_mesh,
         clock,
         rng,
-        (ProcessFence(host, clock, Landing(device.name, clock)), LeaseFence(timing_of(label), clock)),
+        (ProcessFence(host, clock, Landing(device.name, clock), cut_off), LeaseFence(timing_of(label), clock)),
     )
 
 

@@ -121,12 +121,16 @@ def check(options: MountOptions) -> None:
 
 def _is_dead(mount: registry.Mount) -> bool:
     """Whether it is a tree of ours whose process is gone: withdrawn, or killed."""
-    from matrixfs.fuse import registry
+    from matrixfs.fuse import connection, registry
+    from membership.processes import is_dying, process_start
 
     if mount.fs_type != "fuse.matrixfs":
         return False
+    connection.cut_off_dying()
     server = registry.read(mount.device)
-    return server is None or registry.start_ticks(server.pid) != server.start_ticks
+    if server is None or is_dying(server.pid, server.start_ticks):
+        return True
+    return process_start(server.pid) != server.start_ticks
 
 
 class _Report:

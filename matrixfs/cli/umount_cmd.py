@@ -15,6 +15,7 @@ import sys
 from typing import NoReturn
 
 from matrixfs.fuse import registry
+from membership.processes import process_start
 
 USAGE, FAILED = 1, 32
 _SYNOPSIS = "usage: umount.fuse.matrixfs DIR [-flnrv] [-N namespace] [-t type]"
@@ -37,7 +38,7 @@ def _open_server(server: registry.Server) -> int | None:
         pidfd = os.pidfd_open(server.pid)
     except OSError:
         return None
-    if registry.start_ticks(server.pid) == server.start_ticks:  # after the open: the pid can't change hands any more
+    if process_start(server.pid) == server.start_ticks:  # after the open: the pid can't change hands any more
         return pidfd
     os.close(pidfd)
     return None

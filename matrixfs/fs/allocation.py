@@ -55,6 +55,11 @@ class Reservation:
         """The block that ``pop`` gives next."""
         return self._blocks[0]
 
+    @property
+    def second(self) -> int:
+        """The block that the ``pop`` after that gives."""
+        return self._blocks[1]
+
     def pop(self) -> int:
         """Use one block.  Part of a change: no checkpoint up to the change that names it (J1)."""
         block = self._blocks.pop(0)

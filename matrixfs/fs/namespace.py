@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from matrixfs.fs import data, directories
 from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
 from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
 from matrixfs.fs.rename import rename
 from matrixfs.locks.modes import EX, PR
+from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
+from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -84,20 +87,27 @@ async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: 
     if len(target) > SYMLINK_MAX:
         raise OSError(errno.ENAMETOOLONG, "link target too long")
 
-    def fill(inode: Inode) -> None:
-        data.put(volume, inode, 0, target)
+    long = len(target) > TAIL_BYTES
 
-    inode = await _make(volume, parent, name, stat.S_IFLNK | 0o777, uid, gid, fill)
-    if len(target) > TAIL_BYTES:  # nobody can fsync a symlink, so its data must not wait
-        with Held(volume) as held:
-            inode = await held.exclusive(inode.ino)
-            await volume.write_back.flush(inode)
-    return inode
+    def fill(inode: Inode) -> None:
+        if not long:
+            data.put(volume, inode, 0, target)
+
+    content = target if long else b""
+    return await _make(volume, parent, name, stat.S_IFLNK | 0o777, uid, gid, fill, content)
 
 
 async def _make(
-    volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
+    volume: Volume,
+    parent: int,
+    name: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    fill: Callable[[Inode], None],
+    content: bytes = b"",
 ) -> Inode:
+    """Make an inode and its name; ``content`` is a block of data that must be there from the beginning."""
     directories.check_name(name)
     with Held(volume) as held:
         directory = check_living(await held.exclusive(parent))
@@ -107,17 +117,22 @@ async def _make(
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
-        count = 1 + directories.blocks_needed(place, name)
+        count = 1 + bool(content) + directories.blocks_needed(place, name)
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
             await held.lock(lock, EX, True)
             entry = directories.new_entry(place, name, spare.first, stat.S_IFMT(mode) >> 12)
+            if content:  # first the data, then what names it (J4)
+                await volume.device.write(spare.second * BLOCK_BYTES, content.ljust(BLOCK_BYTES, b"\0"))
+                volume.journal.data_written()
             await volume.journal.admit()
             # No checkpoint from here (J1).
             inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
             _own(volume, inode, directory, uid, gid)
             fill(inode)
+            if content:
+                _put_block(inode, content, spare.pop())
             lock.subject = inode
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
@@ -125,6 +140,13 @@ async def _make(
             if is_directory:
                 directory.nlink += 1
         return inode
+
+
+def _put_block(inode: Inode, content: bytes, block: int) -> None:
+    """Let a new inode name its first block, which is written."""
+    inode.root = ExtentList([Extent(0, block, 1)], TAIL_BYTES)
+    inode.blocks = 1
+    inode.size = inode.size_on_disk = len(content)
 
 
 def _own(volume: Volume, inode: Inode, directory: Inode, uid: int, gid: int) -> None:

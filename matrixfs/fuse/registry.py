@@ -20,6 +20,8 @@ import os
 import re
 from dataclasses import asdict, dataclass
 
+from membership.processes import process_start
+
 RUN_DIRECTORY = "/run/matrixfs/mounts"
 MOUNTINFO = "/proc/self/mountinfo"
 _RECORD_BYTES_MAX = 65536
@@ -68,21 +70,27 @@ def mount_at(path: str) -> Mount | None:
     return at[-1] if at else None
 
 
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when there is none (a zombie counts as none)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
 # ``directory`` below is where the records are; RUN_DIRECTORY when empty.
 
 
 def _path(device: str, pid: int, directory: str) -> str:
     return os.path.join(directory or RUN_DIRECTORY, f"{device.replace(':', '_')}.{pid}.json")
+
+
+def _records(device: str, directory: str) -> list[str]:
+    """All records of a device number; of every one if it is ``*``."""
+    return glob.glob(os.path.join(glob.escape(directory or RUN_DIRECTORY), device.replace(":", "_") + ".*.json"))
+
+
+def devices_of(pid: int, start: int, *, directory: str = "") -> list[str]:
+    """Device numbers of the mounts that this process serves."""
+    found = []
+    for path in _records("*", directory):
+        with contextlib.suppress(OSError):
+            server = _read(path)
+            if server is not None and (server.pid, server.start_ticks) == (pid, start):
+                found.append(os.path.basename(path).partition(".")[0].replace("_", ":"))
+    return found
 
 
 def write(device: str, server: Server, *, directory: str = "") -> None:
@@ -97,9 +105,8 @@ def write(device: str, server: Server, *, directory: str = "") -> None:
 
 def read(device: str, *, directory: str = "") -> Server | None:
     """Who serves the mount of that device; None when no record, or none that makes sense, is there."""
-    pattern = os.path.join(glob.escape(directory or RUN_DIRECTORY), device.replace(":", "_") + ".*.json")
     found = []
-    for path in glob.glob(pattern):
+    for path in _records(device, directory):
         with contextlib.suppress(OSError):  # its process has just finished
             server = _read(path)
             if server is not None and not server.error:
@@ -124,6 +131,26 @@ def _read(path: str) -> Server | None:
         return None
     numbers = isinstance(server.pid, int) and isinstance(server.start_ticks, int) and server.pid > 0
     return server if numbers else None
+
+
+def servers(*, directory: str = "") -> list[Server]:
+    """All records that make sense."""
+    found = []
+    for path in _records("*", directory):
+        with contextlib.suppress(OSError):
+            server = _read(path)
+            if server is not None:
+                found.append(server)
+    return found
+
+
+def prune(*, directory: str = "") -> None:
+    """Drop the records of processes that are gone; umount(8) has told of those that nobody missed."""
+    for path in _records("*", directory):
+        with contextlib.suppress(OSError):
+            server = _read(path)
+            if server is None or process_start(server.pid) != server.start_ticks:
+                os.unlink(path)
 
 
 def remove(device: str, pid: int, *, directory: str = "") -> None:

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from matrixfs.fuse import libfuse, registry
+from matrixfs.fuse import connection, libfuse, registry
 from matrixfs.fuse.handles import HandleTable
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.notifier import KernelNotifier
 from matrixfs.fuse.operations import Operations
 from membership.errors import OperatorError
+from membership.processes import process_start
 
 if TYPE_CHECKING:
     from matrixfs.fuse.api import Filesystem, Volume
@@ -144,8 +145,9 @@ class Session:
     def _register(self) -> None:
         if not self._device:
             return
-        ticks = registry.start_ticks(os.getpid())
+        ticks = process_start(os.getpid())
         self._server = registry.Server(os.getpid(), ticks or 0, self._config.mountpoint, self._config.source)
+        registry.prune(directory=self._config.registry_directory)
         try:
             registry.write(self._device, self._server, directory=self._config.registry_directory)
         except OSError as error:
@@ -183,11 +185,9 @@ class Session:
     def _abort(self) -> None:
         if not self._mounted:
             return
-        minor = self._device.partition(":")[2]
         try:
-            with open(f"/sys/fs/fuse/connections/{minor}/abort", "w") as file:
-                file.write("1")
-        except OSError as error:  # the control filesystem isn't mounted: closing the descriptor does the same later
+            connection.abort(self._device)
+        except OSError as error:  # no control filesystem: closing the descriptor does the same later
             log.warning("connection not aborted at once: %s", error)
 
     def close(self, error: str = "") -> None:

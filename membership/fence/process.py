@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from membership.errors import DeviceError
+from membership.processes import open_process, process_start
 from membership.san.fence import FenceResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from membership.lease.records import HeartbeatSlot
     from membership.presence import Landing
@@ -48,42 +49,12 @@ def this_host() -> HostIdentity:
     return HostIdentity(boot, _hex_file("/etc/machine-id") or boot, pid, start_time)
 
 
-def process_start(pid: int) -> int | None:
-    """Start time of a process, clock ticks since boot; None when there is no such process or it is a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = data[data.rindex(b")") + 2 :].split()  # the name may contain spaces and parentheses
-    return None if fields[0] in (b"Z", b"X") and len(_threads(pid)) <= 1 else int(fields[19])
-
-
-def _threads(pid: int) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def _hex_file(path: str) -> bytes:
     try:
         with open(path, encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))[:16]
     except (OSError, ValueError):
         return b""
-
-
-def open_process(pid: int, start_time: int) -> int | None:
-    """A pidfd of exactly that process, or None when it is gone.  Raises OSError otherwise."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    if process_start(pid) != start_time:  # compared while the pidfd pins the pid
-        os.close(fd)
-        return None
-    return fd
 
 
 async def wait_exit(pid: int, start_time: int) -> None:
@@ -102,17 +73,22 @@ class ProcessFence:
 
     name = "process"
 
-    def __init__(self, host: HostIdentity, clock: Clock, landing: Landing) -> None:
+    def __init__(
+        self, host: HostIdentity, clock: Clock, landing: Landing, cut_off: Callable[[int, int], None]
+    ) -> None:
         """Fence from ``host``.
 
         Args:
             host: this machine, and this boot of it.
             clock: for the waits.
             landing: knows when what a dead process left in flight has reached the store.
+            cut_off: aborts what the kernel still has of a killed process (pid, start time) as a file server: a
+                thread of it may wait in the kernel for an application that waits for its answer, and so never end.
         """
         self._host = host
         self._clock = clock
         self._landing = landing
+        self._cut_off = cut_off
 
     def is_gone(self, target: HeartbeatSlot) -> bool | None:
         """Looks for the matrixd process."""
@@ -153,6 +129,7 @@ class ProcessFence:
         try:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             killed.append(pid)
+            self._cut_off(pid, start_time)
             return await self._bounded(_wait_readable(fd))
         except ProcessLookupError:
             return True  # it exited between the two calls

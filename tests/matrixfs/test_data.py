@@ -231,7 +231,17 @@ async def test_a_long_symlink_is_whole_or_not_there_after_a_crash() -> None:
     async with mounted(disk, clean=False) as mount:
         await mount.volume.sync()
         disk.mark()
-        made = await namespace.symlink(mount.volume, ROOT_INODE, b"s", b"x" * 4000, 0, 0)
+        await mount.file(b"something else to commit")
+
+        async def commits() -> None:
+            """Others commit all the time."""
+            for _ in range(50):
+                await mount.volume.journal.commit()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commits)
+            made = await namespace.symlink(mount.volume, ROOT_INODE, b"s", b"x" * 4000, 0, 0)
         await mount.volume.journal.commit()
     for entry in range(len(disk.log) + 1):
         image = disk.crash_image(entry)

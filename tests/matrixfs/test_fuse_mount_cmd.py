@@ -12,6 +12,7 @@ import pytest
 
 from matrixfs.cli import mount_cmd
 from matrixfs.fuse import registry
+from membership.processes import process_start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = """
@@ -160,7 +161,7 @@ def test_a_failed_mount_is_one_line_and_32(tmp_path: Path, body: str, says: str)
 
 def test_registry_round_trip_and_nonsense(tmp_path: Path) -> None:
     pid = os.getpid()
-    server = registry.Server(pid, registry.start_ticks(pid) or 0, "/mnt", "web")
+    server = registry.Server(pid, process_start(pid) or 0, "/mnt", "web")
     directory = str(tmp_path / "r")
     assert registry.read("0:5", directory=directory) is None
     registry.write("0:5", server, directory=directory)
@@ -203,5 +204,5 @@ def test_mountinfo_is_read_without_touching_mounts() -> None:
 
 
 def test_start_ticks_tell_processes_apart() -> None:
-    assert registry.start_ticks(os.getpid())
-    assert registry.start_ticks(2**22 + 1) is None
+    assert process_start(os.getpid())
+    assert process_start(2**22 + 1) is None

@@ -49,15 +49,13 @@ async def test_a_grant_at_once_needs_no_checkpoint(nursery: trio.Nursery) -> Non
 @pytest.mark.parametrize(
     ("first", "second", "together"),
     [
-        ((PR, False), (PR, False), True),
-        ((PR, False), (EX, False), True),  # server scope: the DLM lock only, locals not excluded
-        ((EX, False), (EX, False), True),
-        ((EX, True), (PR, False), False),  # process scope
-        ((EX, True), (EX, True), False),
-        ((PR, False), (EX, True), False),
-        ((EX, False), (EX, True), False),
+        # server scope: the DLM lock only, locals not excluded
+        ((PR, False), (PR, False), True), ((PR, False), (EX, False), True), ((EX, False), (EX, False), True),
+        # process scope
+        ((EX, True), (PR, False), False), ((EX, True), (EX, True), False),
+        ((PR, False), (EX, True), False), ((EX, False), (EX, True), False),
     ],
-)
+)  # fmt: skip
 async def test_scopes(bench: Bench, first: tuple[int, bool], second: tuple[int, bool], together: bool) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)

@@ -25,10 +25,10 @@ from membership.control_ask import ask
 from membership.control_client import MountSession
 from membership.control_wire import encode_frame
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
-from membership.fence.process import process_start
 from membership.label import Label
 from membership.mounts import Left, MountChannel
 from membership.orders import JournalState, Lease, MountRequest, Rebuild, Resume, Suspend, Suspended, Withdraw
+from membership.processes import process_start
 from membership.views import DeadInstance, Instance, LockspaceView
 
 LABEL = Label(
@@ -116,6 +116,10 @@ class World:
     clock: CountingClock
     state: str
     stopped: trio.Event
+    cut: list[int] = field(default_factory=list)  # processes whose serving was aborted
+
+    def cut_off(self, pid: int, _start: int) -> None:
+        self.cut.append(pid)
 
     async def ask(self, kind: str) -> object:
         return await trio.to_thread.run_sync(ask, self.state, {"kind": kind})
@@ -131,7 +135,7 @@ async def serving(path: Path):
     (path / "store").write_bytes(b"")
     world = World(FakeNode(str(path / "store")), CountingClock(), str(path), trio.Event())
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, world.node, LABEL, world.state, world.clock, world.stopped)
+        await nursery.start(serve_control, world.node, LABEL, world.state, world.clock, world.stopped, world.cut_off)
         yield world
         nursery.cancel_scope.cancel()
 
@@ -323,6 +327,7 @@ async def test_a_killed_mount_process_is_a_dead_instance(tmp_path: Path) -> None
     async with serving(tmp_path) as world, child(world, "plain") as process:
         process.send_signal(signal.SIGKILL)
         await world.node.wait_said(Left(clean=False))
+        assert world.cut == [process.pid]
         assert process.wait() == -signal.SIGKILL
         assert world.clock.slept.count(2.0) <= 1  # for a process slow to die, never for time to pass
 

@@ -12,10 +12,11 @@ import trio
 
 from membership.clock import SystemClock
 from membership.fence.lease import LeaseFence
-from membership.fence.process import HostIdentity, ProcessFence, process_start, this_host, wait_exit
+from membership.fence.process import HostIdentity, ProcessFence, this_host, wait_exit
 from membership.label import DEFAULT_TIMING
 from membership.lease.records import HeartbeatSlot, MountProcess
 from membership.presence import Landing
+from membership.processes import process_start
 from membership.san.fence import FenceResult, fence_target, is_gone
 from tests.sim.network import SimClock
 
@@ -52,7 +53,7 @@ def slot(pid: int, start: int, *, boot: bytes | None = None, machine: bytes | No
 
 
 def process_fence(clock, store=__file__) -> ProcessFence:
-    return ProcessFence(this_host(), clock, Landing(str(store), clock))
+    return ProcessFence(this_host(), clock, Landing(str(store), clock), lambda _pid, _start: None)
 
 
 async def test_kills_matrixd_and_its_mounts_and_waits_for_both(child, mount):
@@ -92,7 +93,7 @@ async def test_another_boot_of_this_machine_is_gone_and_another_machine_is_unkno
     assert driver.is_gone(elsewhere) is None
     assert not (await driver.fence(elsewhere, 0.0)).confirmed
     unknown = HostIdentity(b"b" * 16, b"", 1, 1)
-    nobody_knows = ProcessFence(unknown, SystemClock(), Landing(__file__, SystemClock()))
+    nobody_knows = ProcessFence(unknown, SystemClock(), Landing(__file__, SystemClock()), lambda _pid, _start: None)
     assert nobody_knows.is_gone(slot(1, 1, boot=b"x" * 16, machine=b"")) is None
     assert child.poll() is None
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from matrixfs.fuse import registry
+from membership.processes import process_start
 
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS_MAX = 120
@@ -243,7 +244,7 @@ class Lab:
 
 def _alive(node: LabNode) -> bool:
     try:
-        return registry.start_ticks(node.daemon_pid) is not None
+        return process_start(node.daemon_pid) is not None
     except (OSError, ValueError):
         return False
 
@@ -257,7 +258,7 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
 def wait_gone(pids: Sequence[int]) -> None:
     """Wait for processes to end, whoever their parent is.  Raises LabError."""
     for pid in pids:
-        wait_until(lambda pid=pid: registry.start_ticks(pid) is None, f"process {pid} ends")
+        wait_until(lambda pid=pid: process_start(pid) is None, f"process {pid} ends")
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = END_SECONDS_MAX) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from matrixfs.fuse import registry
+from membership.processes import process_start
 from tests.mount.conftest import Tree
 from tests.mount.crowd import Crowd
 from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
@@ -45,7 +46,7 @@ def tree_names() -> Iterator[str]:
 
 def is_running(pid: Callable[[], int]) -> bool:
     try:
-        return registry.start_ticks(pid()) is not None
+        return process_start(pid()) is not None
     except (OSError, ValueError, LookupError, RuntimeError):
         return False
 
@@ -54,7 +55,7 @@ def bring_back(lab: Lab, node: LabNode) -> None:
     """What an administrator does after a crash: start and mount again, no reboot (R9)."""
     mount = registry.mount_at(str(node.mountpoint))
     server = registry.read(mount.device) if mount is not None else None
-    served = server is not None and registry.start_ticks(server.pid) is not None
+    served = server is not None and process_start(server.pid) is not None
     if not is_running(lambda: node.daemon_pid):
         served = False
     if not served:

@@ -13,6 +13,7 @@ from typing import TextIO
 import pytest
 
 from matrixfs.fuse import registry
+from membership.processes import process_start
 from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabNode, wait_gone
 
@@ -72,7 +73,7 @@ def test_umount_returns_after_the_last_byte(pair: Lab, one: LabNode) -> None:
             digests[f"f{k}"] = hashlib.sha256(data).hexdigest()
         (one.mountpoint / f"d{i}").mkdir()
         pair.umount(one)
-        assert registry.start_ticks(pid) is None, "umount waited for the process"
+        assert process_start(pid) is None, "umount waited for the process"
         copy = pair.directory / "copy"  # of a store that two nodes' heartbeats go on writing to
         pair.run("cp", "--sparse=always", pair.store, copy)
         found = json.loads(pair.run("fsck.matrixfs", "-n", "--json", copy).stdout)
@@ -97,7 +98,7 @@ def test_matrixd_does_not_stop_under_a_mount(pair: Lab, one: LabNode) -> None:
     assert mount(pair).returncode == 0
     line = one_line(pair.run("matrixctl", "--state", one.state, "stop", check=False), 2)
     assert str(one.mountpoint) in line
-    assert registry.start_ticks(one.daemon_pid) is not None
+    assert process_start(one.daemon_pid) is not None
 
 
 def test_a_second_mount_on_one_node_is_refused(pair: Lab, one: LabNode) -> None:
@@ -140,7 +141,7 @@ def test_a_bind_mount_keeps_the_tree(pair: Lab, one: LabNode) -> None:
         pair.umount(one)
         assert (bound / "f").read_text() == "through"
         (bound / "g").write_text("and back")
-        assert registry.start_ticks(pid) is not None
+        assert process_start(pid) is not None
     finally:
         pair.run("umount", bound)
     wait_gone([pid])
