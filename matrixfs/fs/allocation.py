@@ -86,6 +86,8 @@ class Allocator:
         start: group to begin with where no group is better: differs between nodes.
     """
 
+    flushes = True
+
     def __init__(
         self,
         device: SectorDevice,

@@ -40,6 +40,8 @@ DELETES_AT_ONCE = 4
 class Opens:
     """The OPEN locks of one mount, and the deletion of orphans."""
 
+    flushes = False  # the lock is held as long as the file is open: a peer's open must not wait for that
+
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._counts: dict[int, int] = {}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class InodeCallouts:
     """Callouts of the INODE and RENAME domains; nothing is cached under the latter."""
 
+    flushes = True  # buffered bytes become extents: a reader in between would see neither
+
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
 

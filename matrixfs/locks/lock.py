@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 class Callouts(Protocol):
-    """What a lock type does on surrender (002-08)."""
+    """What a lock type does on surrender (002-08).
+
+    ``flushes``: giving up EX changes what local readers look at, so they must be out first, even where PR is kept.
+    """
+
+    flushes: bool
 
     async def surrender(self, lock: Lock, mode: int) -> None:
         """Make true what ``mode`` demands: flush below EX, purge below PR.
@@ -146,7 +151,7 @@ class Lock:
         """Whether no local holder needs more than ``mode``."""
         if self.exclusive or self.writers:
             return False
-        return mode >= PR or not self.readers
+        return not self.readers or (mode >= PR and not (self.mode == EX and self.callouts.flushes))
 
     def admit(self) -> None:
         """Let waiting local tasks in, first come first served, as far as the granted mode allows."""

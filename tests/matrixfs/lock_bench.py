@@ -46,6 +46,7 @@ class Callouts:
     """Notes what is surrendered; can be made to wait or fail."""
 
     def __init__(self) -> None:
+        self.flushes = False
         self.calls: list[tuple[int, int, int]] = []
         self.gate: trio.Event | None = None
         self.error: Exception | None = None

@@ -153,6 +153,20 @@ async def test_a_reader_may_stay_beside_a_demotion_to_pr(bench: Bench, autojump_
     lock.drop(PR)
 
 
+async def test_but_not_where_the_demotion_changes_what_readers_see(bench: Bench, autojump_clock: Clock) -> None:
+    """Buffered bytes are on their way to the store: a reader in between would find them in neither place."""
+    bench.callouts.flushes = True
+    lock = await held(bench, EX)
+    assert lock.try_hold(PR)
+    lock.drop(EX)
+    bench.cache.revoke(A, PR)
+    await settle()
+    assert bench.callouts.calls == []
+    lock.drop(PR)
+    await settle()
+    assert bench.manager.log == [("release", 100, PR)]
+
+
 async def test_the_dlm_hears_of_it_only_after_the_callout(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, EX)
     lock.drop(EX)

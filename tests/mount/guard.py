@@ -35,7 +35,8 @@ def clean(directory: str) -> None:
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
         path = line.split(" ")[4]
         if path.startswith(directory):
-            subprocess.run(["umount", "-i", "-l", path], check=False, capture_output=True)
+            for how in ("-f", "-l"):  # -f aborts the connection, which frees whoever waits in it; -l detaches
+                subprocess.run(["umount", "-i", how, path], check=False, capture_output=True)
 
 
 def main(directory: str) -> None:

@@ -169,6 +169,8 @@ class Workload:
                 self.active[key].remove(operation)
                 if operation.overlapped or not done:
                     self.states[key].lost_sight()
+        if outcome == -errno.ESTALE and not self.states[keys[0]].known:
+            return outcome  # who made it died meanwhile, and it was not safe
         if not operation.overlapped:
             self.quiet += 1
             settle(outcome)
