@@ -11,6 +11,7 @@ from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptRecord
+from membership.label import BLOCK_BYTES
 from membership.seams import Buffer
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ class Inode(Block):
 
     @property
     def blocks512(self) -> int:
-        """Space in units of 512 bytes as stat(2) wants it."""
-        return self.blocks * 8 if self.blocks else (8 if self.size else 0)
+        """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks."""
+        blocks = self.blocks + (-(-self.dirty.length // BLOCK_BYTES) if self.dirty is not None else 0)
+        return blocks * 8 if blocks else (8 if self.size else 0)
 
     @property
     def is_directory(self) -> bool:

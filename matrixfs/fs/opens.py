@@ -162,6 +162,8 @@ class Opens:
             if place.entry is not None:
                 directories.remove(volume, orphans, place)
             inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0
+            inode.root = b""
+            inode.size = inode.size_on_disk = 0
             volume.journal.add(inode)
             for group in groups.values():
                 group.generation_floor = max(group.generation_floor, inode.generation)
@@ -179,17 +181,13 @@ class Opens:
 
 
 async def empty(volume: Volume, inode: Inode) -> None:
-    """Free all that an exclusively held orphan has."""
+    """Free all blocks that an exclusively held orphan has.  It stays a sound inode of its type, for fsck."""
     volume.write_back.drop(inode)
     volume.write_back.errors.pop(inode.ino, None)
     if inode.is_directory:
         await extents.drop_tree(volume, inode)
     elif not isinstance(inode.root, bytes):
         await extents.truncate(volume, inode, 0)
-    if not inode.is_directory:
-        inode.root = b""
-    inode.size = inode.size_on_disk = 0
-    volume.journal.add(inode)
 
 
 def orphan_name(ino: int) -> bytes:

@@ -39,6 +39,10 @@ class KernelCaches(Protocol):
         """Names of a directory, negative ones too."""
         ...
 
+    def attributes_changed(self, ino: int) -> None:
+        """Attributes changed without a request of the kernel; never blocks."""
+        ...
+
 
 class NoKernelCaches:
     """For a volume that no kernel looks at: simulation and offline tools."""
@@ -47,6 +51,9 @@ class NoKernelCaches:
         """Nothing is cached."""
 
     async def purge_names(self, directory_ino: int) -> None:
+        """Nothing is cached."""
+
+    def attributes_changed(self, ino: int) -> None:
         """Nothing is cached."""
 
 

@@ -146,6 +146,7 @@ class WriteBack:
         dirty = inode.dirty
         if dirty is None:
             return
+        told = inode.blocks512
         base = inode.root if isinstance(inode.root, bytes) else None
         if base is not None:  # the file outgrows its inode: its old bytes are written with the new ones
             merged = bytearray(base)
@@ -162,6 +163,8 @@ class WriteBack:
         inode.size_on_disk = inode.size
         self._volume.journal.add(inode)
         self.drop(inode)
+        if inode.blocks512 != told:
+            self._volume.kernel.attributes_changed(inode.ino)
 
     async def _flush_run(self, inode: Inode, first: int, count: int) -> None:
         """Write ``count`` blocks from ``first``, all touched by buffered data."""

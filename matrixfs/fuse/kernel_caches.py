@@ -138,6 +138,11 @@ class KernelCaches:
             node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
             await self._drop_pages(ino)
 
+    def attributes_changed(self, ino: int) -> None:
+        """Have the kernel ask again: attributes changed without its doing.  Never blocks."""
+        if self._notifier is not None and self.nodes.known(ino):
+            self._notifier.attributes(self.nodes.node_id(ino))
+
     async def _repeat(self, ino: int) -> None:
         """We gave the kernel a reference that it hasn't taken in yet, or one whose FORGET we haven't read yet (K2)."""
         for _ in range(REPEAT_MAX):

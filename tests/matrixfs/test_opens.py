@@ -131,6 +131,29 @@ async def test_a_crash_at_any_write_of_a_deletion_leaves_it_to_be_finished(autoj
         await assert_clean(image, mount.volume.superblock, notes=False)
 
 
+@pytest.mark.parametrize("length", [10, 4000])
+async def test_a_crash_at_any_write_of_a_symlinks_deletion(autojump_clock: trio.abc.Clock, length: int) -> None:
+    disk = await small_disk()
+    async with mounted(disk, clean=False) as mount:
+        await namespace.symlink(mount.volume, ROOT_INODE, b"s", b"x" * length, 0, 0)
+        await mount.volume.sync()
+        disk.mark()
+
+        async def commits() -> None:
+            """Others commit all the time."""
+            for _ in range(100):
+                await mount.volume.journal.commit()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commits)
+            await namespace.unlink(mount.volume, ROOT_INODE, b"s")
+        await trio.sleep(6)
+        assert mount.volume.opens.deleted == 1
+    for entry in range(len(disk.log) + 1):
+        await assert_clean(disk.crash_image(entry), mount.volume.superblock)
+
+
 async def test_leaving_while_deletions_are_queued(autojump_clock: trio.abc.Clock) -> None:
     """They stay in the list for the next mount; nothing of them is under way when the journal is closed."""
     disk = await small_disk(journal_blocks=256)

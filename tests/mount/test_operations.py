@@ -453,3 +453,19 @@ def test_times_move_with_what_happens(tree: Tree) -> None:
     directory = os.stat(tree.b)
     (tree.c / "g").touch()
     assert os.stat(tree.b).st_mtime_ns > directory.st_mtime_ns
+
+
+def test_space_of_a_file_is_told_right_before_and_after_it_is_written_back(tree: Tree) -> None:
+    here, there, _ = tree.paths
+    with (here / "f").open("wb", buffering=0) as file:
+        file.write(bytes(9000))
+        assert os.stat(here / "f").st_blocks == 24
+        os.fsync(file.fileno())
+        assert os.stat(here / "f").st_blocks == 24
+        os.pwrite(file.fileno(), b"x", 100)  # its block is there already, which only writing back finds out
+        os.fsync(file.fileno())
+        assert os.stat(here / "f").st_blocks == 24
+        os.pwrite(file.fileno(), b"x", 1 << 20)
+        os.fsync(file.fileno())
+        assert os.stat(here / "f").st_blocks == 32
+    assert os.stat(there / "f").st_blocks == 32

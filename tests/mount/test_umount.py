@@ -13,9 +13,10 @@ from typing import TextIO
 import pytest
 
 from matrixfs.fuse import registry
+from membership.label import BLOCK_BYTES, HEARTBEAT_BLOCK, NODE_SLOTS
 from membership.processes import process_start
 from tests.mount.conftest import new_lab
-from tests.mount.lab import Lab, LabNode, wait_gone
+from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
 
 pytestmark = pytest.mark.seed("002-10", "002-13")
 TIMES = 20
@@ -76,6 +77,9 @@ def test_umount_returns_after_the_last_byte(pair: Lab, one: LabNode) -> None:
         assert process_start(pid) is None, "umount waited for the process"
         copy = pair.directory / "copy"  # of a store that two nodes' heartbeats go on writing to
         pair.run("cp", "--sparse=always", pair.store, copy)
+        with copy.open("r+b") as file:  # without the heartbeats, on which fsck would wait to see whether they move
+            file.seek(HEARTBEAT_BLOCK * BLOCK_BYTES)
+            file.write(bytes(NODE_SLOTS * BLOCK_BYTES))
         found = json.loads(pair.run("fsck.matrixfs", "-n", "--json", copy).stdout)
         assert found["journals_replayed"] == [], "nothing was left to replay"
     assert mount(pair).returncode == 0
@@ -161,6 +165,26 @@ def test_read_only(pair: Lab, one: LabNode) -> None:
             change()
     (one.mountpoint / "f").write_text("changed")
     assert (there / "f").read_text() == "changed"
+
+
+def test_a_full_filesystem_keeps_what_it_accepted(pair: Lab, one: LabNode) -> None:
+    """A write that found no room said so; all before it must find theirs at fsync, and be there for the next mount."""
+    assert mount(pair).returncode == 0
+    data = os.urandom(1 << 20)
+    fd = os.open(one.mountpoint / "large", os.O_CREAT | os.O_RDWR)
+    accepted = 0
+    with pytest.raises(OSError, match="No space left"):
+        while True:
+            accepted += os.write(fd, data)
+    os.fsync(fd)
+    os.close(fd)
+    assert accepted > 64 << 20
+    pair.umount(one)
+    assert mount(pair).returncode == 0
+    with (one.mountpoint / "large").open("rb") as file:
+        assert all(file.read(1 << 20) == data for _ in range(accepted >> 20))
+    os.unlink(one.mountpoint / "large")
+    wait_until(lambda: os.statvfs(one.mountpoint).f_bfree << 12 > 64 << 20, "the space is free again")
 
 
 def test_more_mounts_than_journals(base: tuple[Path, TextIO], watched: None) -> None:
