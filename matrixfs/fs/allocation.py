@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
 STATFS_PARALLEL = 32
+WISH_VISITS_MAX = 8  # groups looked at for more blocks than are needed
 
 
 class Reservation:
@@ -136,10 +137,13 @@ class Allocator:
             OSError: ENOSPC when no group has ``count``.
         """
         for at_least in sorted({max(count + SPARE, wanted), count}, reverse=True):
-            for index in self._candidates(near):
+            for visit, index in enumerate(self._candidates(near)):
+                lock = self.lock(index)
+                choosy = at_least > count  # a wish is no reason to take groups away from peers, or to search for long
+                if choosy and (visit >= WISH_VISITS_MAX or not (lock.mode == EX or self._arbitrated(index))):
+                    break
                 if index in self._broken:
                     continue
-                lock = self.lock(index)
                 await lock.hold(EX)
                 try:
                     group = await self.load(lock)

@@ -132,22 +132,25 @@ class EntryTable:
         del self.entries[at]
         self.used -= item.size
 
-    def split(self) -> tuple[int, EntryTable]:
-        """Cut off about half of the bytes, never between equal hashes; return (lowest key, upper part)."""
+    def split(self, key: int) -> tuple[int, EntryTable]:
+        """Cut off about half of the bytes, never between equal hashes; return (lowest key, upper part).
+
+        ``key``, which is to be added, makes no difference: hashes come in no order.
+        """
         half, bytes_below = 1, self.entries[0].size
         while half < len(self.entries) - 1 and bytes_below < self.used // 2:
             bytes_below += self.entries[half].size
             half += 1
         right = EntryTable(self.entries[half:], BODY_BYTES)
-        key = right.keys[0] >> DISAMBIGUATION_BITS << DISAMBIGUATION_BITS
-        moved_back = bisect_left(self.keys, key)
+        separator = right.keys[0] >> DISAMBIGUATION_BITS << DISAMBIGUATION_BITS
+        moved_back = bisect_left(self.keys, separator)
         if moved_back < half:  # equal hashes straddle the middle: all of them go right
             right = EntryTable(self.entries[moved_back:], BODY_BYTES)
             half = moved_back
         del self.entries[half:]
         del self.keys[half:]
         self.used -= right.used
-        return key, right
+        return separator, right
 
     def encode(self) -> bytes:
         """As on disk."""
@@ -192,9 +195,9 @@ class ExtentList:
         self.starts.insert(at, item.logical)
         self.extents.insert(at, item)
 
-    def split(self) -> tuple[int, ExtentList]:
-        """Cut off the upper half, or the last extent where files grow at their end; return (lowest key, it)."""
-        half = len(self.extents) - 1
+    def split(self, key: int) -> tuple[int, ExtentList]:
+        """Make room for ``key``: cut off the upper half, or only the last extent where a file grows at its end."""
+        half = len(self.extents) - 1 if key > self.starts[-1] else len(self.extents) // 2
         right = ExtentList(self.extents[half:], BODY_BYTES)
         del self.extents[half:]
         del self.starts[half:]

@@ -6,17 +6,22 @@ import stat
 from typing import TYPE_CHECKING
 
 from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, decode_index_untrusted
-from matrixfs.ondisk.directory import unpack_entries_untrusted
-from matrixfs.ondisk.extent import unpack_extents_untrusted
+from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrusted
+from matrixfs.ondisk.extent import ExtentLeafRecord, unpack_extents_untrusted
+from matrixfs.ondisk.group import GroupRecord
+from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
+from membership.records import HEADER
 from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.dirty import DirtyRanges
     from matrixfs.locks.lock import Lock
+
+OTHER_MAGICS = frozenset((IndexRecord.MAGIC, DirectoryLeafRecord.MAGIC, ExtentLeafRecord.MAGIC, GroupRecord.MAGIC))
 
 _COPIED = (
     "mode",
@@ -164,3 +169,11 @@ def _decode_root_untrusted(
     if stat.S_ISDIR(found.mode):
         return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
     return ExtentList(unpack_extents_untrusted(found.tail, found.entries, where, superblock.blocks_total), TAIL_BYTES)
+
+
+def is_other_block(data: Buffer, superblock: Superblock, number: int) -> bool:
+    """Whether the block holds something else by now: it is no inode, and none with a damaged magic either."""
+    magic, _, _, _, owner, address, _ = HEADER.unpack_from(data)
+    if magic == InodeRecord.MAGIC:
+        return False
+    return magic in OTHER_MAGICS or owner != superblock.owner or address != number

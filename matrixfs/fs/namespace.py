@@ -18,9 +18,11 @@ from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
 from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
 from matrixfs.fs.rename import rename
+from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
+from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -52,11 +54,22 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
             await lock.hold(PR)
         try:
             inode: Inode | None = lock.subject
-            return inode if inode is not None and inode.mode else await volume.load(lock)
+            return inode if inode is not None and inode.mode else await _load_named(volume, lock, name, parent)
         finally:
             lock.drop(PR)
     finally:
         directory_lock.drop(PR)
+
+
+async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> Inode:
+    """The inode that a name means: as long as the directory is held it must be there."""
+    try:
+        return await volume.load(lock)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        where = f"block {lock.number} (inode of {name!r} in directory {parent})"
+        raise CorruptionError(where, "inode", "a living inode", "none") from None
 
 
 async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:

@@ -10,7 +10,7 @@ from typing import Protocol
 import trio
 
 from matrixfs.fs.allocation import Allocator
-from matrixfs.fs.inode import Inode, decode_inode_untrusted
+from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
 from matrixfs.fs.surrender import InodeCallouts
@@ -19,7 +19,6 @@ from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.resources import INODE, RENAME, Resource
 from matrixfs.ondisk.superblock import Superblock
-from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 from membership.seams import Clock, Rng, SectorDevice
 
@@ -120,12 +119,9 @@ class Volume:
         if inode is None:
             data = await self.device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
             if lock.subject is None:  # another reader may have been faster
-                try:
-                    lock.subject = decode_inode_untrusted(data, self.superblock, lock)
-                except CorruptionError as error:
-                    if error.check == "magic":  # the block was given to something else: an old number
-                        log.warning("%s", error)
-                    raise
+                if is_other_block(data, self.superblock, lock.number):
+                    raise OSError(errno.ESTALE, "deleted, and its block is used for something else")
+                lock.subject = decode_inode_untrusted(data, self.superblock, lock)
                 lock.blocks[lock.number] = lock.subject
             inode = lock.subject
         assert inode is not None
