@@ -124,7 +124,7 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
                 mount["journal"] if mount["journal"] >= 0 else "none yet",
                 _address(mount["host"], mount["port"]),
                 mount["pid"] if here else "-",
-                place if here else "-",
+                place or "-",
             )
         )
     return lines + (_table(rows, right={1, 3}) if fs["mounts"] else ["  not mounted"])

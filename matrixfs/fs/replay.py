@@ -37,6 +37,7 @@ JOURNALLED: dict[bytes, type[Record]] = {
     kind.MAGIC: kind for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, GroupRecord)
 }
 WORKERS = 32  # in-place reads and writes in flight
+WINDOW_BLOCKS = 512  # of the log, read at once: 2 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class _LogReader:
         self._header = header
         self._blocks = superblock.journal_blocks
         self._place = f"{device.name}: journal {header.index}"
+        self._window = memoryview(b"")
+        self._window_start = 0
 
     async def read_log(self) -> _Log:
         """All complete transactions.  Raises CorruptionError (P1, P2)."""
@@ -200,7 +203,7 @@ class _LogReader:
         if head.generation != sequence or position + 1 + head.images > self._blocks:
             raise CorruptRecord(where, "frame", f"generation {sequence}, end within the journal", head.generation)
         images, revokes = unpack_frame_body_untrusted(head, where)
-        payload = memoryview(await self._read(position + 1, head.images)) if images else memoryview(b"")
+        payload = await self._read(position + 1, head.images) if images else memoryview(b"")
         if crc32.iscsi(payload) != head.payload_crc:
             return None  # torn
         for i, (block, generation) in enumerate(images):
@@ -252,7 +255,7 @@ class _LogReader:
         """
         for start in dict.fromkeys((position, 1)):
             count = min(IMAGES_MAX + 2, self._blocks - start)
-            data = memoryview(await self._read(start, count)) if count > 0 else memoryview(b"")
+            data = await self._read(start, count) if count > 0 else memoryview(b"")
             for i in range(0, len(data), BLOCK_BYTES):
                 if bytes(data[i : i + 8]) != FrameRecord.MAGIC:
                     continue
@@ -260,8 +263,15 @@ class _LogReader:
                 if head is not None and head.sequence - head.part > sequence:
                     raise CorruptionError(self._place, "frame", f"frame {sequence}", f"only frame {head.sequence}")
 
-    async def _read(self, position: int, count: int) -> bytes:
-        return await self._device.read((self._header.address + position) * BLOCK_BYTES, count * BLOCK_BYTES)
+    async def _read(self, position: int, count: int) -> memoryview:
+        """Blocks of the log, out of a window that is read ahead: most frames are a few blocks, and others wait."""
+        start = self._window_start
+        if not start <= position <= position + count <= start + len(self._window) // BLOCK_BYTES:
+            length = min(max(count, WINDOW_BLOCKS), self._blocks - position)
+            data = await self._device.read((self._header.address + position) * BLOCK_BYTES, length * BLOCK_BYTES)
+            self._window, self._window_start = memoryview(data), position
+        at = (position - self._window_start) * BLOCK_BYTES
+        return self._window[at : at + count * BLOCK_BYTES]
 
 
 async def _write_newer(device: SectorDevice, superblock: Superblock, log: _Log) -> int:
