@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 _RECOVERIES_SHOWN: Final = 5
+_WAIT_SECONDS_SHOWN: Final = 0.5
+_EXCLUSIVE: Final = 5  # dlm/modes.py: EX
 _FENCES_SHOWN: Final = 5
 _MEANINGS: Final = {
     "group": "processes that communicate",
@@ -39,7 +41,8 @@ def format_status(status: Mapping[str, Any], zone: tzinfo | None = None) -> str:
     names = {node["id"]: node["name"] for node in clean["nodes"]}
     blocks = [_head(clean, names), _nodes(clean), _memberships(clean, names)]
     blocks += [_filesystem(fs, clean, names) for fs in clean["filesystems"]] or [["No filesystem is mounted."]]
-    blocks += [_recoveries(clean, names, zone), _fences(clean, zone), [f"Timing: {clean['timing']['formula']}"]]
+    blocks += [_waits(clean), _recoveries(clean, names, zone), _fences(clean, zone)]
+    blocks.append([f"Timing: {clean['timing']['formula']}"])
     return "\n".join("\n".join(lines) + "\n" for lines in blocks if lines)
 
 
@@ -137,6 +140,17 @@ def _phase(fs: Fields, names: Mapping[int, str]) -> str:
         return f"attempt {attempt}, running"
     waiting = f", waiting for {_names(fs['waiting_for'], names)}" if fs["waiting_for"] else ""
     return f"attempt {attempt}, RECOVERING: {fs['phase']} for {fs['phase_age']:.1f} s{waiting}"
+
+
+def _waits(status: Fields) -> list[str]:
+    """Who on this node has waited for a lock for long enough that somebody may ask why (R14)."""
+    rows: list[Sequence[object]] = [("TREE", "WAITS FOR", "TO", "SECONDS", "BECAUSE OF")]
+    for mount in status.get("local_mounts", []):
+        for wait in (mount["counters"] or {}).get("waits", []):
+            if wait["seconds"] >= _WAIT_SECONDS_SHOWN:
+                use = "change it" if wait["wanted"] == _EXCLUSIVE else "read it"
+                rows.append((mount["mountpoint"], wait["resource"], use, f"{wait['seconds']:.1f}", wait["reason"]))
+    return ["Waiting on this node, longest first", *_table(rows, right={3})] if len(rows) > 1 else []
 
 
 def _recoveries(status: Fields, names: Mapping[int, str], zone: tzinfo | None) -> list[str]:

@@ -41,6 +41,7 @@ MIN_HOLD_USES = 3  # fewer uses since the grant: lookup then write, or one write
 LOCKS_MAX = 200_000  # cached locks beyond this are reclaimed, least recently used first
 RECLAIM_INTERVAL = 1.0  # seconds
 LEAVE_PARALLEL = 64
+WAITS_SHOWN_MAX = 100
 
 
 class LockManager(Protocol):
@@ -283,18 +284,19 @@ class LockCache:
     # --- what an administrator sees -----------------------------------------------------------------
 
     def waits(self) -> list[dict[str, object]]:
-        """Every wait: resource, wanted and held mode, seconds, and why (R14)."""
+        """The longest waits: resource, wanted and held mode, seconds, and why (R14)."""
         now = self._clock.monotonic()
+        waiting = [(waiter.since, waiter.mode, lock) for lock in self._locks.values() for waiter in lock.waiters]
+        waiting.sort(key=lambda wait: wait[0])
         return [
             {
                 "resource": describe(lock.resource),
-                "wanted": waiter.mode,
+                "wanted": mode,
                 "held": lock.mode,
-                "seconds": round(now - waiter.since, 3),
+                "seconds": round(now - since, 3),
                 "reason": _reason(lock),
             }
-            for lock in self._locks.values()
-            for waiter in lock.waiters
+            for since, mode, lock in waiting[:WAITS_SHOWN_MAX]
         ]
 
     def statistics(self) -> dict[str, int]:

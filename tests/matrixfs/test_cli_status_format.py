@@ -123,6 +123,23 @@ def test_an_isolated_filesystem_and_a_silent_mount_are_told() -> None:
     assert "/srv/www (does not answer)" in text
 
 
+def test_long_waits_are_shown_with_their_reason() -> None:
+    """R14: every wait has an owner, a reason and an age that matrixctl can print."""
+    waits = [
+        {"resource": "inode 4711", "wanted": 5, "held": 3, "seconds": 12.345, "reason": "a peer or recovery"},
+        {"resource": "group 32768", "wanted": 3, "held": 0, "seconds": 0.6, "reason": "local holders"},
+        {"resource": "inode 1", "wanted": 3, "held": 0, "seconds": 0.1, "reason": "local holders"},
+    ]
+    text = changed(local_mounts=[{**STATUS["local_mounts"][0], "counters": {"waits": waits}}])
+    assert """\
+Waiting on this node, longest first
+  TREE      WAITS FOR    TO         SECONDS  BECAUSE OF
+  /srv/www  inode 4711   change it     12.3  a peer or recovery
+  /srv/www  group 32768  read it        0.6  local holders
+""" in text
+    assert "inode 1 " not in text
+
+
 def test_names_from_the_disk_cannot_drive_the_terminal() -> None:
     text = changed(cluster_name="web\x1b[2J\nroot", nodes=[node(1, name="n\x071")])
     assert text.startswith("Cluster web?[2J?root (")

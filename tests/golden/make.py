@@ -1,0 +1,73 @@
+"""Makes the golden images of the present format: run once per format version, never again for an old one.
+
+    .venv/bin/python -m tests.golden.make 1
+
+``v1-clean`` is a store after a clean unmount of its only node, ``v1-crashed`` the same after SIGKILL of matrixd and the
+mount process, with changes that only the journal holds.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mount.lab import Lab
+
+HERE = Path(__file__).parent
+NAMES = 400  # in one directory: its tree gets an index
+SPARSE_AT = 3 << 20
+
+
+def fill(top: Path) -> None:
+    """One of each thing that the format can hold."""
+    (top / "small").write_bytes(b"lies in its inode\n")
+    with (top / "sparse").open("wb") as file:
+        for i in range(200):  # so many extents that they need a leaf of their own
+            file.seek(i * 8192)
+            file.write(b"%04d" % i * 1024)
+        file.seek(SPARSE_AT)
+        file.write(b"the end")
+    (top / "many").mkdir()
+    for i in range(NAMES):
+        (top / "many" / f"a rather long name so that few fit a block {i:06}").touch()
+    os.link(top / "small", top / "second name")
+    os.symlink("small", top / "short link")
+    os.symlink("x" * 4000, top / "long link")
+    os.mkfifo(top / "fifo", 0o640)
+    os.mknod(top / "device", 0o020600, os.makedev(1, 3))
+    os.chown(top / "small", 12, 34)
+    os.chmod(top / "small", 0o4751)  # after chown, which takes the set-user-ID bit away
+    os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
+
+
+def main(version: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
+        lab = Lab(Path(scratch) / "lab", nodes=1, size="40M", name="golden")
+        with lab:
+            lab.format("--journals", "2", "--journal-size", "1M")
+            node = lab.nodes[0]
+            lab.start(node)
+            lab.mount(node)
+            fill(node.mountpoint)
+            lab.down()
+            save(lab.store, f"v{version}-clean")
+            lab.start(node)
+            lab.mount(node)
+            top = node.mountpoint
+            (top / "only in the journal").write_bytes(b"synced\n")
+            (top / "fifo").unlink()
+            with (top / "only in the journal").open() as file:
+                os.fsync(file.fileno())
+            lab.kill(node)
+            save(lab.store, f"v{version}-crashed")
+
+
+def save(store: Path, name: str) -> None:
+    (HERE / f"{name}.img.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
