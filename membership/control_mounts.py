@@ -25,6 +25,7 @@ import trio
 from membership.control_wire import Message, take, take_natural
 from membership.errors import BadMessage, DeviceError
 from membership.orders import order_to_dict, reply_from_dict_untrusted
+from membership.processes import is_dying
 
 if TYPE_CHECKING:
     from membership.control_stream import FrameStream, PeerProcess
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from membership.seams import Clock
 
 log = logging.getLogger(__name__)
+
+DYING_SECONDS: Final = 0.25  # between looks at whether it is dead and hangs; pidfds don't tell before its last thread
 
 CutOff: TypeAlias = Callable[[int, int], None]  # (pid, start time): abort what it still serves as a file server
 
@@ -96,6 +99,7 @@ class LocalMount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump_orders, nursery.cancel_scope)
             nursery.start_soon(self._cancel_at_exit, nursery.cancel_scope)
+            nursery.start_soon(self._free_when_dying)
             clean = await self._read()
             nursery.cancel_scope.cancel()
         return clean
@@ -109,6 +113,12 @@ class LocalMount:
         """A child of the process may hold its socket open: the end of the stream alone would miss the death."""
         await self._process.wait_exit()
         scope.cancel()
+
+    async def _free_when_dying(self) -> None:
+        """Notice a process that was killed and hangs in the kernel: it keeps its descriptors, so nothing else tells."""
+        while not is_dying(self._process.pid, self._process.started):
+            await self._clock.sleep(DYING_SECONDS)
+        self._cut_off(self._process.pid, self._process.started)
 
     async def _wait_dead(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from membership import control_stream
+from membership import control_mounts, control_stream
 from membership.clock import SystemClock
 from membership.control import serve_control
 from membership.control_ask import ask
 from membership.control_client import MountSession
+from membership.control_mounts import DYING_SECONDS
 from membership.control_wire import encode_frame
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.label import Label
@@ -103,6 +104,9 @@ class CountingClock(SystemClock):
         self.impatient = False
 
     async def sleep(self, seconds: float) -> None:
+        if seconds == DYING_SECONDS:  # looking after a process is no waiting for it
+            await trio.sleep(seconds)
+            return
         self.slept.append(seconds)
         if self.impatient:
             await trio.lowlevel.checkpoint()
@@ -320,6 +324,22 @@ async def child(world: World, behaviour: str):
         process.wait()
         process.stdin.close()
         process.stdout.close()
+
+
+async def test_a_killed_process_that_hangs_in_the_kernel_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptors are open, its pidfd is silent: only /proc tells (seen on real mounts, twice)."""
+    hanging: set[int] = set()
+    monkeypatch.setattr(control_mounts, "is_dying", lambda pid, _start: pid in hanging)
+    async with serving(tmp_path) as world, child(world, "plain") as process:
+        hanging.add(process.pid)
+        while not world.cut:
+            await trio.lowlevel.checkpoint()
+        assert world.cut == [process.pid]
+        assert world.node.said == []
+        process.send_signal(signal.SIGKILL)  # what the abort lets happen
+        await world.node.wait_said(Left(clean=False))
 
 
 @pytest.mark.seed("002-10")
