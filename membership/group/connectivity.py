@@ -31,16 +31,25 @@ def lowest(addresses: Collection[PeerAddress]) -> int:
     return min(addresses, key=address_key).node
 
 
-def clique(me: int, addresses: Mapping[int, PeerAddress], hears: Mapping[int, AbstractSet[int]]) -> frozenset[int]:
-    """The mutually reachable set a node believes in: greedy from the lowest address, always with itself.
+def clique(
+    me: int,
+    addresses: Mapping[int, PeerAddress],
+    hears: Mapping[int, AbstractSet[int]],
+    present: AbstractSet[int] = frozenset(),
+) -> frozenset[int]:
+    """The mutually reachable set a node believes in: greedy, always with itself.
+
+    Who is in the present view comes first, then by lowest address: a newcomer that some member does not hear yet waits
+    outside, instead of pushing that member out.
 
     Args:
         me: our node id.
         addresses: candidates, ourselves included.
         hears: per node whom it hears; a node of unknown hearing hears nobody.
+        present: nodes of the present view that are still the same incarnation.
     """
     chosen = {me}
-    for node in sorted(addresses, key=lambda n: address_key(addresses[n])):
+    for node in sorted(addresses, key=lambda n: (n not in present, address_key(addresses[n]))):
         if all(node in hears.get(other, ()) and other in hears.get(node, ()) for other in chosen if other != node):
             chosen.add(node)
     return frozenset(chosen)

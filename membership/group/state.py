@@ -248,7 +248,8 @@ class GroupCore:
         addresses = self.addresses()
         up = {node: addresses[node] for node in self.hears()}
         hears = {n: p.hears for n, p in self.peers.items() if p.hears is not None} | {self.me.node: self.hears()}
-        return frozenset((n, addresses[n].incarnation) for n in clique(self.me.node, up, hears))
+        present = {n for n, a in self.view.members.items() if n in up and up[n].incarnation == a.incarnation}
+        return frozenset((n, addresses[n].incarnation) for n in clique(self.me.node, up, hears, present))
 
     def _upkeep(self, now: float) -> None:
         """702: has the membership changed?  Then the coordinator of the new set proposes it."""

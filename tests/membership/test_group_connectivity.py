@@ -67,3 +67,15 @@ def test_who_failed_last_is_not_nominated_next():
     assert candidate(members, [2, 1]) == 0
     assert candidate(members, [2, 1, 0]) == 2  # all failed: who failed longest ago
     assert candidate(members, [4, 2]) == 1
+
+
+@pytest.mark.seed("002-46")
+def test_a_newcomer_pushes_no_member_out():
+    """Node 4, lowest of all, is back; node 0 has not heard it yet (found by killing mounts at random)."""
+    hears = {0: {0, 1}, 1: {0, 1, 4}, 4: {1, 4}}
+    nodes = {n: NODES[n] for n in hears}
+    assert clique(1, nodes, hears) == {1, 4}, "by address alone"
+    assert clique(1, nodes, hears, present={0, 1}) == {0, 1}
+    hears[0] |= {4}
+    hears[4] |= {0}
+    assert clique(1, nodes, hears, present={0, 1}) == {0, 1, 4}
