@@ -31,6 +31,7 @@ from dlm.modes import EX, NL, PR
 from dlm.names import Resource
 from matrixfs.locks.lock import Callouts, Lock, Waiter
 from matrixfs.locks.resources import describe
+from membership.errors import MatrixError
 from membership.seams import Clock
 
 log = logging.getLogger(__name__)
@@ -228,7 +229,8 @@ class LockCache:
         except Exception as error:  # whatever it was: what is dirty is not safe, so the lock must not move
             if not self._failed:
                 self._failed = True
-                log.exception("surrender of %s failed", describe(lock.resource))
+                bug = error if not isinstance(error, MatrixError) else None  # a traceback only of our own
+                log.error("surrender of %s failed: %s", describe(lock.resource), error, exc_info=bug)
                 self._on_fatal(error)
             return
         # No checkpoint from here: the DLM's view and ours change together.
