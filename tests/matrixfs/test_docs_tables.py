@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("docs_from_tables", str(ROOT / "scripts" / "docs-from-tables"))
+    loader = importlib.machinery.SourceFileLoader("docs_from_tables", str(ROOT / "scripts" / "docs-from-tables.py"))
     spec = importlib.util.spec_from_loader("docs_from_tables", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
