@@ -145,11 +145,13 @@ def servers(*, directory: str = "") -> list[Server]:
 
 
 def prune(*, directory: str = "") -> None:
-    """Drop the records of processes that are gone; umount(8) has told of those that nobody missed."""
+    """Drop the records of processes that are gone; where the tree is mounted still, umount(8) has yet to tell of it."""
+    mounted = {mount.path for mount in mounts() if mount.fs_type == "fuse.matrixfs"}
     for path in _records("*", directory):
         with contextlib.suppress(OSError):
             server = _read(path)
-            if server is None or process_start(server.pid) != server.start_ticks:
+            gone = server is None or process_start(server.pid) != server.start_ticks
+            if gone and (server is None or server.mountpoint not in mounted):
                 os.unlink(path)
 
 
