@@ -16,6 +16,8 @@ from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
 from matrixfs.fs.volume import Volume
 from matrixfs.locks import lockspace
 from matrixfs.locks.cache import LockCache
+from matrixfs.locks.resources import ATTEMPT, Resource
+from matrixfs.locks.trace import Trace
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
@@ -76,7 +78,8 @@ class Member:
         self._instance = Instance(node, incarnation)
         self._reply = reply
         self._on_fatal = on_fatal
-        self.locks = LockCache(clock, on_fatal)
+        self.trace = Trace(clock)
+        self.locks = LockCache(clock, on_fatal, self.trace)
         self.manager = lockspace.join(
             self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost
         )
@@ -95,6 +98,7 @@ class Member:
 
     def order(self, order: Order) -> None:
         """Take an order; it is carried out in turn, but granting stops at once."""
+        self.trace.note(type(order).__name__.lower(), Resource(ATTEMPT, getattr(order, "attempt", self._attempt)))
         if isinstance(order, Suspend):
             self._attempt = max(self._attempt, order.attempt)
             self.manager.suspend(order.attempt)

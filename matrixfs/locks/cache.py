@@ -31,6 +31,7 @@ from dlm.modes import EX, NL, PR
 from dlm.names import Resource
 from matrixfs.locks.lock import Callouts, Lock, Waiter
 from matrixfs.locks.resources import describe
+from matrixfs.locks.trace import Trace
 from membership.errors import MatrixError
 from membership.seams import Clock
 
@@ -67,11 +68,13 @@ class LockCache:
     Args:
         clock: for ages and the minimum hold.
         on_fatal: told when a surrender failed: the mount must withdraw, its locks stay as they are (R9).
+        trace: notes what happens to locks.
     """
 
-    def __init__(self, clock: Clock, on_fatal: Callable[[BaseException], None]) -> None:
+    def __init__(self, clock: Clock, on_fatal: Callable[[BaseException], None], trace: Trace | None = None) -> None:
         self._clock = clock
         self._on_fatal = on_fatal
+        self._trace = Trace(clock) if trace is None else trace
         self._locks: dict[Resource, Lock] = {}  # cached or in use
         # All that anybody still refers to: an operation may keep a Lock while it leaves and re-enters the cache.
         self._known: WeakValueDictionary[Resource, Lock] = WeakValueDictionary()
@@ -167,6 +170,7 @@ class LockCache:
         lock.requested = mode
         self._locks[lock.resource] = lock
         self.requests += 1
+        self._trace.note("request", lock.resource, mode)
         grant = self._manager.request(lock.resource, mode)
         if grant is not None:
             self.granted(lock.resource, grant)
@@ -176,6 +180,7 @@ class LockCache:
     def granted(self, resource: Resource, grant: Grant) -> None:
         """The DLM granted a request.  No checkpoint until the first local waiter holds the lock."""
         lock = self._locks[resource]
+        self._trace.note("granted", resource, grant.mode)
         lock.mode = grant.mode
         lock.requested = NL
         lock.granted_at = self._clock.monotonic()
@@ -195,6 +200,7 @@ class LockCache:
         lock = self._locks.get(resource)
         if lock is None or lock.mode <= mode:
             return  # crossed with our release
+        self._trace.note("revoke", resource, mode)
         lock.revoke_to = mode if lock.revoke_to is None else min(mode, lock.revoke_to)
         if lock.revoking:
             return
@@ -235,6 +241,7 @@ class LockCache:
             return
         # No checkpoint from here: the DLM's view and ours change together.
         self.demotions += 1
+        self._trace.note("demoted", lock.resource, mode)
         lock.mode = mode
         lock.revoke_to = None
         lock.revoking = lock.demoting = lock.surrendering = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dlm.names import Resource
 
-__all__ = ["GROUP", "INODE", "OPEN", "RENAME", "Resource", "describe"]
+__all__ = ["ATTEMPT", "GROUP", "INODE", "OPEN", "RENAME", "Resource", "describe"]
 
+ATTEMPT = 0  # no lock: what the trace notes of recovery is about
 RENAME = 1
 INODE = 2
 OPEN = 3
