@@ -49,7 +49,8 @@ class LockService:
         transport: links to the other mounts of the filesystem; the service reads all its events.
         placement_shift: objects that agree above this bit share a master.
         client: gets the callbacks.
-        link_lost: told the node at the other end of a broken link.
+        link_lost: told the node at the other end of a broken link, and whether its host says that nobody listens.
+        link_up: told the node at the other end of a link that stands.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class LockService:
         transport: Transport,
         placement_shift: int,
         client: LockClient,
-        link_lost: Callable[[int], None] = lambda _: None,
+        link_lost: Callable[[int, bool], None] = lambda _node, _refused: None,
+        link_up: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._core = LockspaceCore(node, incarnation, placement_shift)
         self._transport = transport
         self._client = client
         self._link_lost = link_lost
+        self._link_up = link_up
         self._events: list[ClientEvent | RebuiltEvent] = []
         self._kick = trio.Event()
         self._waiting: dict[int, trio.Event] = {}  # attempt being rebuilt -> set when rebuilt or overtaken
@@ -168,7 +171,9 @@ class LockService:
                     self._deliver(event)
                 elif isinstance(event, LinkDown):
                     self._core.statistics["links_lost"] += 1
-                    self._link_lost(event.node)
+                    self._link_lost(event.node, event.refused)
+                else:
+                    self._link_up(event.node)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

@@ -81,11 +81,13 @@ class Member:
         self.trace = Trace(clock)
         self.locks = LockCache(clock, on_fatal, self.trace)
         self.manager = lockspace.join(
-            self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost
+            self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost, self._link_up
         )
         self._volume: Volume | None = None
         self._ready = trio.Event()
         self._attempt = 0
+        self._lost: dict[int, bool] = {}  # links that broke in this attempt: node -> its host refused
+        self._down: dict[int, bool] = {}  # links that are down now
         self._send, self._receive = trio.open_memory_channel[Order](ORDERS_MAX)
         self._nursery: trio.Nursery | None = None
         self.replays: list[dict[str, int]] = []
@@ -100,8 +102,13 @@ class Member:
         """Take an order; it is carried out in turn, but granting stops at once."""
         self.trace.note(type(order).__name__.lower(), Resource(ATTEMPT, getattr(order, "attempt", self._attempt)))
         if isinstance(order, Suspend):
-            self._attempt = max(self._attempt, order.attempt)
+            if order.attempt > self._attempt:
+                self._attempt = order.attempt
+                self._lost.clear()
             self.manager.suspend(order.attempt)
+        elif isinstance(order, Rebuild):
+            members = {member.node for member in order.view.members}
+            self._down = {node: refused for node, refused in self._down.items() if node in members}
         self._send.send_nowait(order)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -110,6 +117,7 @@ class Member:
             self._nursery = nursery
             await nursery.start(self.manager.run)
             await nursery.start(self.locks.run)
+            nursery.start_soon(self._tell_lost_links)
             task_status.started()
             async for order in self._receive:
                 try:
@@ -138,15 +146,20 @@ class Member:
                 if self._volume is not None and self._nursery is not None:  # what only the dead still had open
                     self._nursery.start_soon(self._adopt, self._volume.journal.index)
 
-    def _link_lost(self, node: int) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(self._ask_for_attempt, self._attempt, node)
+    def _link_up(self, node: int) -> None:
+        self._down.pop(node, None)
 
-    async def _ask_for_attempt(self, attempt: int, node: int) -> None:
-        """Messages of this attempt are lost: ask for the next one until it begins, whoever is administrator."""
-        while self._attempt == attempt:
-            await self._reply(LinkLost(attempt, node))
+    def _link_lost(self, node: int, refused: bool) -> None:
+        assert self._nursery is not None
+        self._down[node] = self._lost[node] = refused
+        self._nursery.start_soon(self._reply, LinkLost(self._attempt, node, refused))
+
+    async def _tell_lost_links(self) -> None:
+        """Every second, to whoever is administrator: links that broke in this attempt, or are down."""
+        while True:
             await self._clock.sleep(ASK_INTERVAL)
+            for node, refused in sorted({**self._lost, **self._down}.items()):
+                await self._reply(LinkLost(self._attempt, node, refused))
 
     async def _open(self, index: int) -> None:
         """Take our journal and make the volume."""

@@ -224,7 +224,7 @@ class _Server:
 
     async def _carry_mount(self, stream: FrameStream, process: PeerProcess, channel: MountChannel) -> None:
         landing = Landing(self._node.status()["store"], self._clock)
-        mount = LocalMount(stream, process, channel, landing, self._clock, self._cut_off)
+        mount = LocalMount(stream, process, channel, landing, self._clock, timing_of(self._label), self._cut_off)
         admission = {
             "fs_name": channel.request.fs_name,
             "journal": channel.journal,

@@ -41,6 +41,7 @@ from membership.control_wire import (
     take_natural,
 )
 from membership.errors import BadMessage, Fenced, PeerError
+from membership.mount_watch import Pulse
 from membership.orders import order_from_dict_untrusted, reply_to_dict, request_to_dict
 from membership.processes import process_start
 
@@ -61,6 +62,7 @@ class MountSession:
         self.cluster = cluster
         self._stream = stream
         self._reading = trio.Lock()  # M1, except that ``left`` may have to read what the loop no longer does
+        self.pulse: Callable[[], Pulse] = Pulse  # how this mount stands, with every answer to a ping; must not block
         self._counters: Callable[[], Message] | None = None
         self._leaving = False
         self._gone = False
@@ -154,6 +156,11 @@ class MountSession:
             if self._leaving:
                 return None
             raise self._fenced("matrixd closed the control socket")
+        if message["kind"] == "ping":
+            await self._send(
+                {"kind": "pong", "serial": take_natural(message, "serial"), "pulse": self.pulse().to_map()}
+            )
+            return None
         if message["kind"] == "query":
             await self._answer(message)
             return None

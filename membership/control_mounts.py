@@ -8,7 +8,9 @@ Invariants:
   might still write.
 - L2. The node never waits for a mount process: orders are taken off the channel until ``left`` has
   returned, whether anybody still reads them or not.
-- L3. The pid and start time in the node's request are the kernel's, not the process's.
+- L3. It is looked after four times a second (mount_watch.py): one that hangs is complained of to the administrator,
+  and killed when that evicts it.  Nobody waits for it in the meantime: pings and orders are never awaited.
+- L4. The pid and start time in the node's request are the kernel's, not the process's.
 
 Source: architecture 2 ("a dead mount process is reported by its own matrixd, it holds its pidfd, and needs
 no fencing"), R5, R9; 002-10.
@@ -24,18 +26,18 @@ import trio
 
 from membership.control_wire import Message, take, take_natural
 from membership.errors import BadMessage, DeviceError
-from membership.orders import order_to_dict, reply_from_dict_untrusted
-from membership.processes import is_dying
+from membership.mount_watch import LOOK_SECONDS, MountWatch, Pulse
+from membership.orders import Lease, order_to_dict, reply_from_dict_untrusted
+from membership.processes import activity, is_dying
 
 if TYPE_CHECKING:
     from membership.control_stream import FrameStream, PeerProcess
+    from membership.label import Timing
     from membership.mounts import MountChannel
     from membership.presence import Landing
     from membership.seams import Clock
 
 log = logging.getLogger(__name__)
-
-DYING_SECONDS: Final = 0.25  # between looks at whether it is dead and hangs; pidfds don't tell before its last thread
 
 CutOff: TypeAlias = Callable[[int, int], None]  # (pid, start time): abort what it still serves as a file server
 
@@ -53,8 +55,10 @@ class LocalMount:
         channel: MountChannel,
         landing: Landing,
         clock: Clock,
+        timing: Timing,
         cut_off: CutOff,
     ) -> None:
+        self._watch = MountWatch(timing, clock.monotonic(), channel.deadline)
         self._stream = stream
         self._process = process
         self._channel = channel
@@ -99,13 +103,18 @@ class LocalMount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump_orders, nursery.cancel_scope)
             nursery.start_soon(self._cancel_at_exit, nursery.cancel_scope)
-            nursery.start_soon(self._free_when_dying)
+            nursery.start_soon(self._kill_when_evicted, nursery.cancel_scope)
+            nursery.start_soon(self._look_after)
             clean = await self._read()
             nursery.cancel_scope.cancel()
         return clean
 
     async def _pump_orders(self, scope: trio.CancelScope) -> None:
         async for order in self._channel.orders:
+            if isinstance(order, Lease):
+                self._watch.leased(order.deadline)
+            else:
+                self._watch.ordered(order)
             await self._send({"kind": "order", "order": order_to_dict(order)})
         scope.cancel()
 
@@ -114,10 +123,22 @@ class LocalMount:
         await self._process.wait_exit()
         scope.cancel()
 
-    async def _free_when_dying(self) -> None:
-        """Notice a process that was killed and hangs in the kernel: it keeps its descriptors, so nothing else tells."""
+    async def _kill_when_evicted(self, scope: trio.CancelScope) -> None:
+        await self._channel.eviction.wait()
+        log.error("%s: evicted: %s: killing it", self, self._channel.evicted)
+        self._process.kill()
+        scope.cancel()
+
+    async def _look_after(self) -> None:
+        """L3; and notice one that was killed and hangs in the kernel: it keeps its descriptors, nothing else tells."""
         while not is_dying(self._process.pid, self._process.started):
-            await self._clock.sleep(DYING_SECONDS)
+            seen = activity(self._process.pid)
+            complaint = self._watch.look(seen, self._clock.monotonic()) if seen is not None else None
+            if complaint is not None:
+                self._channel.reply(complaint)  # until the administrator has heard it, or it moves again
+            if self._watch.may_ping():
+                await self._send({"kind": "ping", "serial": self._watch.ping()})
+            await self._clock.sleep(LOOK_SECONDS)
         self._cut_off(self._process.pid, self._process.started)
 
     async def _wait_dead(self) -> None:
@@ -150,7 +171,11 @@ class LocalMount:
 
     def _take_in(self, message: Message) -> None:
         if message["kind"] == "reply":
-            self._channel.reply(reply_from_dict_untrusted(message.get("reply")))
+            reply = reply_from_dict_untrusted(message.get("reply"))
+            self._watch.replied(reply)
+            self._channel.reply(reply)
+        elif message["kind"] == "pong":
+            self._watch.answered(take_natural(message, "serial"), Pulse.from_map_untrusted(message.get("pulse")))
         elif message["kind"] == "counters":
             asker = self._asked.pop(take_natural(message, "serial"), None)
             if asker is not None:

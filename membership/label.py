@@ -78,6 +78,11 @@ class Timing:
         """
         return self.lease + self.io_bound + self.margin
 
+    @property
+    def stuck(self) -> float:
+        """Without any sign of progress for this long a mount that owes something is at a dead end."""
+        return 10 * self.link_dead
+
 
 DEFAULT_TIMING = Timing(heartbeat=0.25, link_dead=3.0, renew=0.5, lease=4.0, io_bound=2.0, margin=1.0)
 

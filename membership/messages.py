@@ -18,11 +18,13 @@ from membership.orders import JOURNALS_MAX, JournalOwner, JournalState
 from membership.views import DeadInstance, Instance
 
 PACKET_BYTES_MAX = 256 * 1024
+PHASES_MAX = 64  # of one recovery, the latest: each attempt has up to eight
 
 NodeId: TypeAlias = Annotated[int, Meta(ge=0, lt=NODE_SLOTS)]
 Number: TypeAlias = Annotated[int, Meta(ge=0)]
 Uuid: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
+PhaseName: TypeAlias = Annotated[str, Meta(max_length=32)]
 Port: TypeAlias = Annotated[int, Meta(ge=0, lt=65536)]
 Members: TypeAlias = Annotated[tuple[tuple[NodeId, Number], ...], Meta(max_length=NODE_SLOTS)]
 InstanceList: TypeAlias = Annotated[tuple[Instance, ...], Meta(max_length=NODE_SLOTS)]
@@ -204,6 +206,18 @@ class ReplyFrom(Struct, frozen=True, array_like=True, tag=28):
     reply: dict[str, Any]
 
 
+class Recovered(Struct, frozen=True, array_like=True, tag=40):
+    """The administrator: this recovery ended; so that every node can show it, and how long each phase took."""
+
+    generation: Number
+    fs_name: Text
+    attempt: Number
+    members: Annotated[tuple[NodeId, ...], Meta(max_length=NODE_SLOTS)]
+    dead: Annotated[tuple[NodeId, ...], Meta(max_length=JOURNALS_MAX)]
+    phases: Annotated[tuple[tuple[PhaseName, float], ...], Meta(max_length=PHASES_MAX)]  # seconds each
+    error: Text
+
+
 Body: TypeAlias = (
     Heartbeat
     | Propose
@@ -226,6 +240,7 @@ Body: TypeAlias = (
     | MountForgotten
     | OrderTo
     | ReplyFrom
+    | Recovered
 )
 
 

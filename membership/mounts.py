@@ -24,7 +24,7 @@ class MountChannel:
 
     Whoever gets it from ``Node.admit_mount`` reads ``orders`` until it ends (``trio.EndOfChannel``: the mount is
     out, by leaving or because the node lost its right), passes replies in with ``reply``, and says ``left`` exactly
-    when the process left or died; further calls are ignored.
+    when the process left or died; further calls are ignored.  When ``eviction`` is set it kills the process.
     """
 
     request: MountRequest
@@ -34,6 +34,8 @@ class MountChannel:
     journal: int  # -1: all journals were dirty; Resume brings the final one
     tell: Callable[[MountChannel, Said], None] = field(repr=False)
     is_left: bool = False
+    evicted: str = ""  # why, once the administrator has evicted it
+    eviction: trio.Event = field(default_factory=trio.Event, repr=False)
     orders: trio.MemoryReceiveChannel[Order] = field(init=False, repr=False)
     _orders_in: trio.MemorySendChannel[Order] = field(init=False, repr=False)
 
@@ -58,6 +60,11 @@ class MountChannel:
             self._orders_in.send_nowait(order)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the reader is gone; ``left`` follows, or the mount is isolated already
+
+    def evict(self, reason: str) -> None:
+        """Node's side: the process must be killed, whatever it is doing.  Idempotent."""
+        self.evicted = self.evicted or reason
+        self.eviction.set()
 
     def close(self) -> None:
         """Node's side: no more orders; the reader sees the end after what is queued."""

@@ -13,6 +13,7 @@ N2. Orders and answers about mounts are taken only from the administrator that t
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from membership.effects import Effects, Outbox
@@ -38,6 +39,7 @@ from membership.messages import (
     Nominate,
     OrderTo,
     Propose,
+    Recovered,
     ReplyFrom,
     Report,
     Undo,
@@ -47,7 +49,9 @@ from membership.messages import (
 from membership.orders import Left
 from membership.san.admin import AdminCore, HeaderInForce, NodeDead, ReadHeader, Role
 from membership.san.agent import MountAgent
+from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
+from membership.san.recovery import Finished
 from membership.seams import Delivery, LinkUp
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from membership.seams import PeerAddress, TransportEvent
 
 DEFERRED_MAX = 1024
+RECOVERED_MAX = 16  # ended recoveries that are told again to every new view: messages of the old one were dropped
 
 
 class NodeCore:
@@ -83,6 +88,7 @@ class NodeCore:
         self._deferred: list[tuple[int, Body]] = []  # of generations whose header we have not read (N2)
         self._events: list[object] = []
         self._agent_asked_at = float("-inf")
+        self._recovered: deque[Recovered] = deque(maxlen=RECOVERED_MAX)  # by us as administrator
         self._has_scanned = False  # before the first scan we know nobody, and alone we would be a majority
         self.admin.view_installed(self.group.view, 0.0)
 
@@ -231,17 +237,36 @@ class NodeCore:
         if isinstance(event, ViewInstalled):
             self.admin.view_installed(event.view, now)
             self._ask_again(now)
+            self._tell_recovered(tuple(self._recovered))
         elif isinstance(event, HeaderInForce):
             self._header_in_force(event, now)
         elif isinstance(event, NodeDead) and self.filesystems is not None:
             self.filesystems.node_dead(event.node, event.incarnation, now)
+        elif isinstance(event, Expel):
+            self._expel(event)
+        elif isinstance(event, Finished):
+            generation = self.admin.header.generation
+            told = Recovered(generation, *(getattr(event, name) for name in Recovered.__struct_fields__[1:]))
+            self._recovered.append(told)
+            self._tell_recovered((told,))
         self._events.append(event)
+
+    def _expel(self, event: Expel) -> None:
+        """A node that does not end a mount it must end; ourselves: the shell ends this matrixd (``Expel`` goes on)."""
+        incarnation = self.admin.header.members.get(event.node)
+        if event.node != self.me.node and incarnation is not None:
+            self.admin.expel(event.node, incarnation, event.reason)
+
+    def _tell_recovered(self, told: tuple[Recovered, ...]) -> None:
+        for node in self.group.view.members:
+            for body in told if node != self.me.node and self.filesystems is not None else ():
+                self._out.post(node, body)
 
     def _header_in_force(self, event: HeaderInForce, now: float) -> None:
         if not event.mine:
             self.filesystems = None
         elif self.filesystems is None:
-            self.filesystems = Filesystems(event.header, self.timing, self._out)
+            self.filesystems = Filesystems(event.header, self.timing, self._out, self.group.heard_at)
             self.filesystems.ask_again(now)
         else:
             self.filesystems.header_changed(event.header, now)
@@ -272,7 +297,7 @@ class NodeCore:
             self._from_administrator(node, body)
 
     def _from_administrator(self, node: int, body: Body) -> None:
-        assert isinstance(body, AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo)
+        assert isinstance(body, AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo | Recovered)
         generation = 0 if isinstance(body, MountForgotten) else body.generation
         if generation > self.admin.header.generation:
             if len(self._deferred) < DEFERRED_MAX:
@@ -280,6 +305,9 @@ class NodeCore:
             self._out.tell(ReadHeader())
         elif node == self.admin.administrator():
             self.agent.administrator = node
-            self.agent.receive(body)
+            if isinstance(body, Recovered):
+                self._events.append(Finished(*(getattr(body, name) for name in Recovered.__struct_fields__[1:])))
+            else:
+                self.agent.receive(body)
         else:
             self.dropped["stranger"] += 1

@@ -57,7 +57,9 @@ class EventBook:
         )
 
     def finished(self, event: Finished) -> None:
-        """A recovery ended."""
+        """A recovery ended; what is told again is kept once."""
+        if any((known["fs"], known["attempt"]) == (event.fs_name, event.attempt) for known in self.recoveries):
+            return
         self.recoveries.append(
             RecoveryStatus(
                 fs=event.fs_name,
@@ -66,6 +68,8 @@ class EventBook:
                 members=list(event.members),
                 dead=list(event.dead),
                 phases=list(event.phases),
+                seconds=sum(seconds for _, seconds in event.phases),
+                error=event.error,
             )
         )
         if event.error:

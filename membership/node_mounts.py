@@ -15,7 +15,7 @@ from membership.errors import OperatorError, PeerError
 from membership.lease.core import LeaseState
 from membership.lease.records import MOUNTS_MAX, MountProcess
 from membership.mounts import MountChannel
-from membership.orders import Lease, Left, Withdraw
+from membership.orders import Evict, Lease, Left, Withdraw
 from membership.san.agent import Admitted, Refused, ToMount
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from membership.node_core import NodeCore
     from membership.node_disk import NodeDisk
     from membership.node_events import EventBook
-    from membership.orders import MountRequest, Said
+    from membership.orders import MountRequest, Order, Said
 
 
 class Shell(Protocol):
@@ -108,7 +108,7 @@ class NodeMounts:
         if isinstance(event, ToMount):
             channel = self._channels.get(event.fs_uuid)
             if channel is not None and channel.request.incarnation == event.incarnation:
-                channel.push(event.order)
+                self._order(channel, event.order)
             return
         admission = self._admissions.get(event.fs_uuid)
         if admission is None or admission.request.incarnation != event.incarnation:
@@ -120,6 +120,14 @@ class NodeMounts:
                 request, core.me.node, core.admin.header.generation, core.lease.deadline, event.journal, self._said
             )
         admission.answered.set()
+
+    def _order(self, channel: MountChannel, order: Order) -> None:
+        if not isinstance(order, Evict):
+            channel.push(order)
+        elif not channel.evicted:
+            request = channel.request
+            self._book.log("alert", f"{request.fs_name} on {request.mountpoint} is evicted: {order.reason}")
+            channel.evict(order.reason)
 
     def _said(self, channel: MountChannel, said: Said) -> None:
         """A mount speaks; no checkpoint."""

@@ -136,7 +136,14 @@ class Withdraw:
     reason: str
 
 
-Order: TypeAlias = Suspend | Rebuild | Resume | Replay | ReleaseGhosts | Lease | Withdraw
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """To the mount's matrixd, which kills the process and says ``Left`` when it is gone; the mount never sees it."""
+
+    reason: str
+
+
+Order: TypeAlias = Suspend | Rebuild | Resume | Replay | ReleaseGhosts | Lease | Withdraw | Evict
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +193,19 @@ class LinkLost:
 
     attempt: int
     node: int  # the member at the other end
+    refused: bool = False  # its host says that nobody listens: it died, and its matrixd will say so
 
 
-Reply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased | LinkLost
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Not an answer: the mount's matrixd asks to have it evicted.  Said again while it is so (mount_watch.py)."""
+
+    reason: str
+    seconds: float  # since when it has been so
+
+
+AttemptReply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased | LinkLost
+Reply: TypeAlias = AttemptReply | Stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +225,7 @@ ORDERS: dict[str, type[Order]] = {
     "release_ghosts": ReleaseGhosts,
     "lease": Lease,
     "withdraw": Withdraw,
+    "evict": Evict,
 }
 REPLIES: dict[str, type[Reply]] = {
     "suspended": Suspended,
@@ -216,6 +234,7 @@ REPLIES: dict[str, type[Reply]] = {
     "replayed": Replayed,
     "ghosts_released": GhostsReleased,
     "link_lost": LinkLost,
+    "stuck": Stuck,
 }
 _TAGS: dict[type[Any], str] = {cls: tag for table in (ORDERS, REPLIES) for tag, cls in table.items()}
 
@@ -246,8 +265,9 @@ def order_from_dict_untrusted(data: object) -> Order:
 def reply_from_dict_untrusted(data: object) -> Reply:
     """The reply in a dict from a socket.  Raises BadMessage."""
     reply: Reply = _tagged(data, "reply", REPLIES)
-    if isinstance(reply, Replayed) and len(reply.detail) > TEXT_MAX:
-        raise BadMessage(f"reply: detail of {len(reply.detail)} characters, at most {TEXT_MAX}")
+    text = reply.detail if isinstance(reply, Replayed) else reply.reason if isinstance(reply, Stuck) else ""
+    if len(text) > TEXT_MAX:
+        raise BadMessage(f"reply: detail of {len(text)} characters, at most {TEXT_MAX}")
     return reply
 
 

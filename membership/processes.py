@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from membership.mount_watch import Activity
+
 
 def process_start(pid: int) -> int | None:
     """Start time of a process, clock ticks since boot; None when there is no such process or it is a zombie."""
@@ -35,6 +37,16 @@ def is_dying(pid: int, start_time: int) -> bool:
             return file.read().rpartition(b") ")[2][:1] in (b"Z", b"X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def activity(pid: int) -> Activity | None:
+    """State and CPU time of a process, None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Activity(fields[0].decode(), int(fields[11]) + int(fields[12]))
 
 
 def open_process(pid: int, start_time: int) -> int | None:

@@ -31,6 +31,7 @@ from membership.node_events import EventBook
 from membership.node_mounts import NodeMounts
 from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.agent import Admitted, Refused, ToMount
+from membership.san.evictions import Expel
 from membership.san.header import read_header
 from membership.san.recovery import Finished
 from membership.seams import PeerAddress, Transport
@@ -297,6 +298,9 @@ class Node:
             self.book.log(event.kind, event.text)
         elif isinstance(event, Finished):
             self.book.finished(event)
+        elif isinstance(event, Expel):
+            if event.node == self.node_id:
+                self.lose(event.reason)
         elif isinstance(event, HeaderInForce):
             self.book.header(event.header, self._core().admin.is_member())
             self._disk_tasks().renew_soon()

@@ -81,7 +81,11 @@ class TimingStatus(TypedDict):
 
 
 class RecoveryStatus(TypedDict):
-    """One finished or failed recovery: seconds per phase, in R5 order."""
+    """One finished or failed recovery, known on every node: seconds per phase, as they came (R5).
+
+    Phases: detect, fence, suspend, rebuild, replay first, release first, resume, replay, release.  A failure within
+    begins anew with suspend, so a name may come several times.
+    """
 
     fs: str
     attempt: int
@@ -89,6 +93,8 @@ class RecoveryStatus(TypedDict):
     members: list[int]
     dead: list[int]
     phases: list[tuple[str, float]]  # (phase, seconds)
+    seconds: float  # all of them together
+    error: str  # why the filesystem was isolated; "" when all went well
 
 
 class FenceStatus(TypedDict):

@@ -56,6 +56,7 @@ PURE = (
     "membership/records.py", "membership/san/admin.py", "membership/san/agent.py", "membership/san/ballot.py",
     "membership/san/recovery.py", "membership/transport/frames.py", "membership/transport/handshake.py",
     "membership/transport/session.py", "membership/views.py", "membership/orders.py",
+    "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",
     "membership/control_wire.py",
 )  # fmt: skip
 

@@ -33,6 +33,7 @@ from matrixfs.locks.lock import Callouts, Lock, Waiter
 from matrixfs.locks.resources import describe
 from matrixfs.locks.trace import Trace
 from membership.errors import MatrixError
+from membership.mount_watch import Pulse
 from membership.seams import Clock
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class LockCache:
         self._manager: LockManager | None = None
         self._nursery: trio.Nursery | None = None
         self._failed = False
+        self._owed: dict[Resource, float] = {}  # what a peer wants back, and since when; oldest first
+        self._asked = 0  # requests that are not answered yet
         self.hits = 0
         self.requests = 0
         self.demotions = 0
@@ -139,6 +142,7 @@ class LockCache:
             assert self._manager is not None
             self._manager.cancel(lock.resource)
             lock.requested = NL
+            self._asked -= 1
             self.advance(lock)
             self._forget_if_unused(lock)
 
@@ -183,6 +187,7 @@ class LockCache:
         self._trace.note("granted", resource, grant.mode)
         lock.mode = grant.mode
         lock.requested = NL
+        self._asked -= 1
         lock.granted_at = self._clock.monotonic()
         lock.uses = 0
         if not lock.revoking:
@@ -202,6 +207,7 @@ class LockCache:
             return  # crossed with our release
         self._trace.note("revoke", resource, mode)
         lock.revoke_to = mode if lock.revoke_to is None else min(mode, lock.revoke_to)
+        self._owed.setdefault(resource, self._clock.monotonic())
         if lock.revoking:
             return
         end = lock.granted_at + MIN_HOLD
@@ -245,6 +251,7 @@ class LockCache:
         lock.mode = mode
         lock.revoke_to = None
         lock.revoking = lock.demoting = lock.surrendering = False
+        self._owed.pop(lock.resource, None)
         self._manager.release(lock.resource, mode, None)
         self.advance(lock)
         self._forget_if_unused(lock)
@@ -289,6 +296,18 @@ class LockCache:
             for lock in sorted(self._locks.values(), key=lambda each: each.resource):
                 if lock.mode > NL:
                     nursery.start_soon(give_up, lock)
+
+    # --- whether it gets on (membership/mount_watch.py) ---
+
+    def pulse(self) -> Pulse:
+        """What a peer has waited for longest, and whether anything moves."""
+        moved = self.requests - self._asked + self.demotions
+        for resource, since in self._owed.items():
+            lock = self._locks.get(resource)
+            dirty = getattr(lock.subject, "dirty", None) if lock is not None else None
+            seconds = self._clock.monotonic() - since
+            return Pulse(moved, self._asked > 0, seconds, describe(resource), dirty.length if dirty else 0)
+        return Pulse(moved, self._asked > 0)
 
     # --- what an administrator sees -----------------------------------------------------------------
 

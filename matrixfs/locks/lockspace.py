@@ -17,7 +17,8 @@ def join(
     incarnation: int,
     transport: Transport,
     placement_shift: int,
-    link_lost: Callable[[int], None],
+    link_lost: Callable[[int, bool], None],
+    link_up: Callable[[int], None],
 ) -> LockService:
     """Make the peer and attach it to ``cache``; run it before locks are used.
 
@@ -27,8 +28,9 @@ def join(
         incarnation: of this mount.
         transport: to the other members; read by the peer alone.
         placement_shift: objects that agree above this bit share a master.
-        link_lost: told the node at the other end of a broken link.
+        link_lost: told the node at the other end of a broken link, and whether its host says that nobody listens.
+        link_up: told the node at the other end of a link that stands.
     """
-    manager = LockService(node, incarnation, transport, placement_shift, cache, link_lost)
+    manager = LockService(node, incarnation, transport, placement_shift, cache, link_lost, link_up)
     cache.attach(manager)
     return manager

@@ -211,6 +211,11 @@ class GroupCore:
         """Whom we hear, ourselves included."""
         return frozenset({self.me.node} | {n for n, p in self.peers.items() if p.state is PeerState.UP})
 
+    def heard_at(self, node: int) -> float:
+        """When the node was heard last; infinite when that is not known."""
+        peer = self.peers.get(node)
+        return peer.heard_at if peer is not None else float("inf")
+
     def is_settled(self, alive: Iterable[int]) -> bool:
         """Nothing is in the air: the view is what we hear, and every live node was heard or is silent for link_dead."""
         waiting = any(

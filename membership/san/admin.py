@@ -143,6 +143,7 @@ class AdminCore:
         self._fencing: set[tuple[int, int]] = set()  # fence under way
         self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
+        self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
         self._undone = 0  # as coordinator: greatest generation that was undone
         self._asked_at = float("-inf")
 
@@ -261,6 +262,11 @@ class AdminCore:
             self._confirmed.add((node, incarnation))
             self._log("fenced", f"node {node} by {result.driver}: {result.detail}")
             self._out.tell(NodeDead(node, incarnation))
+
+    def expel(self, node: int, incarnation: int, reason: str) -> None:
+        """Evict a member although it is in the view: it does not do what others wait for."""
+        self._log("alert", f"node {node} is evicted: {reason}")
+        self._expelled.add((node, incarnation))
 
     # -- upkeep ------------------------------------------------------------------------------------------------
 
@@ -431,13 +437,14 @@ class AdminCore:
                 continue
             if self._leavers.get(node) == incarnation or (node == self.me.node and self.is_leaving):
                 continue
-            if self._in_view(node, incarnation):
+            if self._in_view(node, incarnation) and (node, incarnation) not in self._expelled:
                 members[node] = incarnation
             elif node not in fencing:
                 fencing[node] = incarnation
         for node, incarnation in [*self._joiners.items(), (self.me.node, self.me.incarnation)]:
             leaving = self._leavers.get(node) == incarnation or (node == self.me.node and self.is_leaving)
-            if self._in_view(node, incarnation) and node not in fencing and not leaving:
+            expelled = (node, incarnation) in self._expelled
+            if self._in_view(node, incarnation) and node not in fencing and not leaving and not expelled:
                 members[node] = incarnation
         return members, fencing
 

@@ -31,6 +31,7 @@ from membership.orders import (
     Replay,
     Replayed,
     Resume,
+    Stuck,
     Suspend,
     order_from_dict_untrusted,
     reply_to_dict,
@@ -155,9 +156,10 @@ class MountAgent:
         mount = self.mounts.get(fs_uuid)
         if mount is None or mount.request.incarnation != incarnation:
             return
-        key = _key(reply)
-        if reply.attempt == mount.attempt and key in mount.answers:
-            mount.answers[key] = reply
+        if not isinstance(reply, Stuck):
+            key = _key(reply)
+            if reply.attempt == mount.attempt and key in mount.answers:
+                mount.answers[key] = reply
         self._answer(mount, reply)
 
     def ask_again(self) -> None:

@@ -7,6 +7,7 @@ and complete, begins a new attempt with a greater number (its generation is grea
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from membership.errors import BadMessage
@@ -21,12 +22,16 @@ from membership.messages import (
     ReplyFrom,
     Report,
 )
-from membership.orders import order_to_dict, reply_from_dict_untrusted
+from membership.orders import Stuck, order_to_dict, reply_from_dict_untrusted
+from membership.san.evictions import Evictions
+from membership.san.lost_links import ATTEMPTS_MAX, COLLECT_SECONDS
 from membership.san.recovery import FilesystemRecovery, Finished, Member, Phase
 from membership.seams import PeerAddress
 from membership.views import DeadInstance, Instance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from membership.effects import Outbox
     from membership.label import Timing
     from membership.messages import MountReport
@@ -39,12 +44,17 @@ FilesystemBody = Report | MountJoin | MountLeft | ReplyFrom
 class Filesystems:
     """The administrator's book of mounts; made anew whenever a node becomes administrator."""
 
-    def __init__(self, header: SanHeader, timing: Timing, outbox: Outbox) -> None:
+    def __init__(
+        self, header: SanHeader, timing: Timing, outbox: Outbox, heard_at: Callable[[int], float] = lambda _: inf
+    ) -> None:
+        """Args: heard_at: when a node was heard last, monotonic seconds, for the time that detection took."""
         self.by_uuid: dict[bytes, FilesystemRecovery] = {}
         self.reports_missing: set[int] = set()
         self._header = header
         self._timing = timing
         self._out = outbox
+        self._heard_at = heard_at
+        self._evictions = Evictions(timing, outbox, self._send)
         self._reports: dict[int, tuple[MountReport, ...]] = {}
         self._is_open = False  # all reports are in
         self._asked_at = float("-inf")
@@ -59,7 +69,7 @@ class Filesystems:
             self.reports_missing.discard(node)
             if node in header.fencing:
                 for fs in self.by_uuid.values():
-                    fs.suspect(node, now)
+                    fs.suspect(node, now, self._heard_at(node))
         self._header = header
         self._open_if_complete(now)
 
@@ -86,12 +96,21 @@ class Filesystems:
                     reply = reply_from_dict_untrusted(body.reply)
                 except BadMessage:
                     return  # of another version: the phase waits for it, and status says for whom
-                fs.reply(node, body.incarnation, reply, now)
+                if isinstance(reply, Stuck):
+                    self._on_stuck(fs, node, body.incarnation, reply, now)
+                else:
+                    fs.reply(node, body.incarnation, reply, now)
 
     def tick(self, now: float) -> None:
-        """Ask again for what did not come."""
+        """Ask again for what did not come, and evict who makes all others wait."""
         if now - self._asked_at < self._timing.heartbeat * 2:
             return
+        for fs in self.by_uuid.values():
+            fs.tick(now)
+            for node in fs.links.verdict({n: m.address for n, m in fs.members.items()}):
+                reason = f"its lock links to other mounts stay lost, {ATTEMPTS_MAX} attempts of recovery failed by that"
+                self._evictions.evict(fs, node, reason, ATTEMPTS_MAX * COLLECT_SECONDS, now)
+        self._evictions.tick(self.by_uuid, now)
         self.ask_again(now)
 
     def ask_again(self, now: float) -> None:
@@ -145,7 +164,7 @@ class Filesystems:
                 continue
             if owner.node not in fs.members and owner.node in self._header.fencing and not self._is_buried(owner.node):
                 fs.members[owner.node] = Member(PeerAddress(owner.node, owner.incarnation, "", 0), "", owner.journal)
-                fs.suspect(owner.node, now)
+                fs.suspect(owner.node, now, self._heard_at(owner.node))
             else:
                 views = tuple(view for view in fs.history if instance in view)
                 fs.dead[instance] = DeadInstance(owner.node, owner.incarnation, owner.journal, views)
@@ -153,9 +172,17 @@ class Filesystems:
     def _is_buried(self, node: int) -> bool:
         return Instance(node, self._header.fencing[node]) in self._dead_early
 
+    def _on_stuck(self, fs: FilesystemRecovery, node: int, incarnation: int, stuck: Stuck, now: float) -> None:
+        member = fs.members.get(node)
+        if member is not None and member.address.incarnation == incarnation:
+            self._evictions.evict(fs, node, stuck.reason, stuck.seconds, now)
+
+    def _send(self, uuid: bytes, node: int, incarnation: int, order: Order) -> None:
+        self._out.post(node, OrderTo(self._header.generation, uuid, incarnation, order_to_dict(order)))
+
     def _new(self, uuid: bytes, name: str, journals: int) -> FilesystemRecovery:
         def send(node: int, incarnation: int, order: Order) -> None:
-            self._out.post(node, OrderTo(self._header.generation, uuid, incarnation, order_to_dict(order)))
+            self._send(uuid, node, incarnation, order)
 
         def tell(finished: Finished) -> None:
             self._out.tell(finished)

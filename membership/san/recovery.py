@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from membership.messages import PHASES_MAX
 from membership.orders import (
     GhostsReleased,
     JournalOwner,
@@ -40,6 +41,7 @@ from membership.orders import (
     Suspended,
     Withdraw,
 )
+from membership.san.lost_links import COLLECT_SECONDS, LostLinks
 from membership.seams import PeerAddress
 from membership.views import DeadInstance, Instance, LockspaceView
 
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from membership.messages import MountReport
-    from membership.orders import Order, Reply
+    from membership.orders import AttemptReply, Order
 
 NO_JOURNAL = -1
 COUNTER_BITS = 32
@@ -68,7 +70,9 @@ class Phase(Enum):
     ERROR = "error"
 
 
-ANSWERS: dict[type[Reply], frozenset[Phase]] = {
+DEAF = (Phase.ERROR, Phase.WAITING, Phase.SUSPEND)  # to lost links: what was lost before the rebuild, it sends anew
+
+ANSWERS: dict[type[AttemptReply], frozenset[Phase]] = {
     Suspended: frozenset({Phase.SUSPEND}),
     Rebuilt: frozenset({Phase.REBUILD}),
     Resumed: frozenset({Phase.RESUME}),
@@ -94,7 +98,7 @@ class Finished:
     attempt: int
     members: tuple[int, ...]
     dead: tuple[int, ...]
-    phases: tuple[tuple[str, float], ...]  # (phase, seconds)
+    phases: tuple[tuple[str, float], ...]  # (phase, seconds), beginning with "detect" and "fence" where there were any
     error: str
 
 
@@ -139,11 +143,13 @@ class FilesystemRecovery:
         self.waiting: set[int] = set()
         self.phase_since = 0.0
         self.error = ""
+        self.links = LostLinks()
         self.replayed: set[Instance] = set()  # what is known clean again, against old news
         self._target: DeadInstance | None = None  # being replayed or released
         self._order: dict[int, Order] = {}  # what each member was told last, for asking again
         self._is_changed = False
         self._unfenced: set[int] = set()
+        self._evicted_at: dict[int, float] = {}  # mounts that are being evicted, by node
         self._course = _Course()
         self._generation = generation
         self._send = send
@@ -187,6 +193,9 @@ class FilesystemRecovery:
             return
         del self.members[node]
         self._order.pop(node, None)
+        evicted_at = self._evicted_at.pop(node, None)
+        if evicted_at is not None and node not in self._unfenced:
+            self._course.phases.append(("fence", now - evicted_at))
         instance = Instance(node, incarnation)
         if not clean and member.journal != NO_JOURNAL:
             views = tuple(view for view in self.history if instance in view)
@@ -199,8 +208,15 @@ class FilesystemRecovery:
             self._empty()
         self.drive(now)
 
-    def suspect(self, node: int, now: float) -> None:
-        """The node is evicted; its fence is not confirmed yet (R-1)."""
+    def evicting(self, node: int, noticed: float, now: float) -> None:
+        """A member is being evicted, because of what took ``noticed`` seconds to be sure of; ``left`` follows."""
+        self._course.phases.append(("detect", noticed))
+        self._evicted_at[node] = now
+
+    def suspect(self, node: int, now: float, heard_at: float) -> None:
+        """The node, heard last at ``heard_at``, is evicted; its fence is not confirmed yet (R-1)."""
+        if node in self.members and node not in self._unfenced:
+            self._course.phases.append(("detect", max(0.0, now - heard_at)))
         self._unfenced.add(node)
         self.drive(now)
 
@@ -212,7 +228,7 @@ class FilesystemRecovery:
             self.left(node, member.address.incarnation, now, clean=False)
         self.drive(now)
 
-    def reply(self, node: int, incarnation: int, reply: Reply, now: float) -> None:
+    def reply(self, node: int, incarnation: int, reply: AttemptReply, now: float) -> None:
         """An answer of a mount.  Answers of other attempts are stale, except the outcome of a replay (a fact)."""
         member = self.members.get(node)
         if member is None or member.address.incarnation != incarnation:
@@ -220,7 +236,7 @@ class FilesystemRecovery:
         if isinstance(reply, Replayed):
             self._on_replayed(node, reply)
         elif isinstance(reply, LinkLost):
-            self._is_changed = self._is_changed or (reply.attempt == self.attempt and self.phase is not Phase.ERROR)
+            self._on_link_lost(node, reply, now)
         elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
             other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
             if not other:
@@ -232,6 +248,13 @@ class FilesystemRecovery:
         self._course.dead = [instance.node for instance in self.dead]
         self._is_changed = True
         self.drive(now)
+
+    def tick(self, now: float) -> None:
+        """Time passed: an attempt with a link missing has waited long enough."""
+        missed_at = self.links.missed_at
+        if missed_at is not None and now - missed_at >= COLLECT_SECONDS and self.phase not in DEAF:
+            self._is_changed = True
+            self.drive(now)
 
     def ask_again(self) -> None:
         """Repeat the present order to all that have not answered; their matrixd drops repetitions."""
@@ -275,6 +298,7 @@ class FilesystemRecovery:
         floor = self._generation() << COUNTER_BITS
         self.attempt = max(self.attempt, floor) + 1
         self._target = None
+        self.links.begin()
         self._enter(Phase.SUSPEND, now)
         self._to_all(Suspend(self.attempt))
 
@@ -286,6 +310,7 @@ class FilesystemRecovery:
             self._enter(Phase.REBUILD, now)
             self._to_all(Rebuild(view, self._owners()))
         elif self.phase is Phase.REBUILD:
+            self.links.completed()
             self.history = [tuple(Instance(a.node, a.incarnation) for a in self._addresses())]
             self._replay_next(now, first=True)
         elif self.phase in (Phase.REPLAY_FIRST, Phase.REPLAY):
@@ -331,6 +356,19 @@ class FilesystemRecovery:
 
     # -- internals ---------------------------------------------------------------------------------------------
 
+    def _on_link_lost(self, node: int, reply: LinkLost, now: float) -> None:
+        """What was sent in this attempt is lost, so the next one must begin: at once, or when ``tick`` says so.
+
+        Later, if it rebuilds (all may first say what they miss) or if the other end refused (it died, most likely,
+        and the attempt that begins when its matrixd says so cures this too).
+        """
+        if reply.attempt != self.attempt or self.phase in DEAF or reply.node not in self.members or reply.node == node:
+            return
+        if self.phase is Phase.REBUILD or reply.refused:
+            self.links.lost(node, reply.node, now, counts=self.phase is Phase.REBUILD and not reply.refused)
+        else:
+            self._is_changed = True
+
     def _on_replayed(self, node: int, reply: Replayed) -> None:
         instance = Instance(reply.node, reply.incarnation)
         if instance not in self.dead:
@@ -353,7 +391,8 @@ class FilesystemRecovery:
 
     def _tell_finished(self, course: _Course, error: str) -> None:
         members = tuple(sorted(self.members))
-        self._tell(Finished(self.name, self.attempt, members, tuple(course.dead), tuple(course.phases), error))
+        phases = tuple(course.phases[-PHASES_MAX:])
+        self._tell(Finished(self.name, self.attempt, members, tuple(course.dead), phases, error))
 
     def _forgive(self, report: MountReport) -> None:
         """After fsck the journals that could not be replayed are clean: serve again."""
@@ -394,7 +433,8 @@ class FilesystemRecovery:
 
     def _enter(self, phase: Phase, now: float) -> None:
         if self.phase not in (Phase.IDLE, Phase.ERROR):
-            self._course.phases.append((self.phase.value, now - self.phase_since))
+            name = "fence" if self.phase is Phase.WAITING else self.phase.value
+            self._course.phases.append((name, now - self.phase_since))
         self.phase, self.phase_since, self.waiting = phase, now, set()
 
     def _to(self, node: int, order: Order) -> None:

@@ -23,10 +23,10 @@ from membership.clock import SystemClock
 from membership.control import serve_control
 from membership.control_ask import ask
 from membership.control_client import MountSession
-from membership.control_mounts import DYING_SECONDS
 from membership.control_wire import encode_frame
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.label import Label
+from membership.mount_watch import LOOK_SECONDS
 from membership.mounts import Left, MountChannel
 from membership.orders import JournalState, Lease, MountRequest, Rebuild, Resume, Suspend, Suspended, Withdraw
 from membership.processes import process_start
@@ -104,7 +104,7 @@ class CountingClock(SystemClock):
         self.impatient = False
 
     async def sleep(self, seconds: float) -> None:
-        if seconds == DYING_SECONDS:  # looking after a process is no waiting for it
+        if seconds == LOOK_SECONDS:  # looking after a process is no waiting for it
             await trio.sleep(seconds)
             return
         self.slept.append(seconds)

@@ -119,6 +119,7 @@ async def test_administrators_keep_one_history_on_the_disk(autojump_clock):
     async with World(31) as world:
         for number in (1, 2, 3):
             await world.start(number, wait=False)
+        await world.until(lambda: all(m.is_member for m in world.machines.values()), 10)
         await world.until(lambda: len(world.administrators()) == 1, 10)
         await world.mount(1)
         await trio.sleep(2 * SAVE_SECONDS)

@@ -22,6 +22,7 @@ from membership.messages import (
     packet_untrusted,
 )
 from membership.orders import (
+    Evict,
     GhostsReleased,
     JournalOwner,
     JournalState,
@@ -35,6 +36,7 @@ from membership.orders import (
     Replayed,
     Resume,
     Resumed,
+    Stuck,
     Suspend,
     Suspended,
     Withdraw,
@@ -59,6 +61,7 @@ ORDERS = [
     ReleaseGhosts(1, 3, BIG),
     Lease(1.5, 9),
     Withdraw("isolated"),
+    Evict("its process is stopped"),
 ]
 REPLIES = [
     Suspended(1),
@@ -67,6 +70,8 @@ REPLIES = [
     Replayed(4, 3, BIG, ok=False, detail="x"),
     GhostsReleased(5, 3, 1),
     LinkLost(6, 2),
+    LinkLost(6, 2, refused=True),
+    Stuck("its process is stopped", 3.25),
 ]
 REQUEST = MountRequest(
     b"F" * 16,

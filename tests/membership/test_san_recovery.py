@@ -18,6 +18,7 @@ from membership.messages import (
     Report,
 )
 from membership.orders import (
+    Evict,
     GhostsReleased,
     JournalState,
     LinkLost,
@@ -148,7 +149,7 @@ class Bench:
             return Replayed(order.attempt, order.dead.node, order.dead.incarnation, not self.fail_replay, detail)
         if isinstance(order, ReleaseGhosts):
             return GhostsReleased(order.attempt, order.node, order.incarnation)
-        assert isinstance(order, Withdraw)
+        assert isinstance(order, Withdraw | Evict)
         return None
 
     def kinds(self) -> list[str]:
@@ -202,8 +203,8 @@ def test_recovery_of_a_dead_node_in_r5_order():
     assert bench.kinds() == ["Suspend", "Rebuild", "Resume", "Replay", "ReleaseGhosts"]
     finished = [e for e in bench.events if isinstance(e, Finished)][-1]
     assert finished.dead == (2,)
-    assert [name for name, _ in finished.phases if "wait" not in name] == [
-        "suspend", "rebuild", "resume", "replay", "release",
+    assert [name for name, _ in finished.phases] == [
+        "detect", "fence", "suspend", "rebuild", "resume", "replay", "release",
     ]  # fmt: skip
     assert bench.web.phase is Phase.IDLE
     assert not bench.web.dead

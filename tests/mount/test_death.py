@@ -249,6 +249,32 @@ def test_a_matrixd_that_hangs_takes_its_mount_with_it(cluster: Tree, tmp_path: P
     under_load(cluster, [victim], survivors, hang, tmp_path)
 
 
+@pytest.mark.seed("002-10", "002-20")
+def test_a_frozen_mount_process_is_evicted_and_its_node_stays(cluster: Tree, tmp_path: Path) -> None:
+    """SIGSTOP to the mount process alone: its own matrixd notices, the administrator evicts, nobody waits for ever."""
+    lab = cluster.lab
+    victim, survivors = lab.nodes[0], lab.nodes[1:]
+    daemon, pid = victim.daemon_pid, victim.mount_pid
+    generation, fences = [lab.status(survivors[0])[key] for key in ("generation", "fences")]
+
+    def freeze() -> None:
+        os.kill(pid, signal.SIGSTOP)
+        wait_gone([pid])
+        lab.detach(victim)
+
+    under_load(cluster, [victim], survivors, freeze, tmp_path)
+    after = lab.status(survivors[0])
+    assert (after["generation"], after["fences"]) == (generation, fences)
+    assert victim.daemon_pid == daemon
+    recoveries = [lab.status(node)["recoveries"][-1] for node in lab.nodes]
+    assert [recovery["phases"] for recovery in recoveries] == [recoveries[0]["phases"]] * 3  # every node knows
+    assert [name for name, _ in recoveries[0]["phases"]] == [
+        "detect", "fence", "suspend", "rebuild", "resume", "replay", "release",
+    ]  # fmt: skip
+    lab.mount(victim)
+    check_synced(tmp_path / f"acknowledged-{victim.name}", [cluster.on(victim)])
+
+
 def test_a_dead_node_s_open_but_removed_file_gives_its_space_back(cluster: Tree) -> None:
     lab = cluster.lab
     megabytes = 16

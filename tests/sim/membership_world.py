@@ -31,10 +31,12 @@ from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
 from membership.label import BLOCK_BYTES, DATA_BLOCK, Label, timing_of
 from membership.lease.core import LeaseState
+from membership.mount_watch import LOOK_SECONDS, Activity, MountWatch, Pulse
 from membership.orders import (
     GhostsReleased,
     JournalState,
     Lease,
+    LinkLost,
     MountRequest,
     Rebuild,
     Rebuilt,
@@ -109,6 +111,8 @@ class SimProcessFence:
         await trio.sleep(0.001)
         self._world.kill_pid(target.pid)
         for mount in target.mounts:
+            if getattr(self._world.pids.get(mount.pid), "immortal", False):
+                return FenceResult(False, self.name, f"process {mount.pid} did not exit after SIGKILL")
             self._world.kill_pid(mount.pid)
         return FenceResult(True, self.name, "killed")
 
@@ -128,6 +132,9 @@ class SimMount:
     deadline: float = float("-inf")
     alive: bool = True
     hold_replay: trio.Event | None = None
+    frozen: bool = False  # SIGSTOP: it reads nothing, answers nothing
+    immortal: bool = False  # SIGKILL does not end it either
+    thawed: trio.Event = field(default_factory=trio.Event)
     fail_replay: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -144,6 +151,31 @@ class SimMount:
             if self.channel is not None and self.machine.running:
                 self.channel.left(clean=False)
 
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.frozen = False
+        self.thawed.set()
+        self.thawed = trio.Event()
+
+    async def watched(self) -> None:
+        """What its matrixd does beside carrying orders (control_mounts.py): look after it, kill it when evicted."""
+        watch = MountWatch(timing_of(LABEL), trio.current_time(), self.deadline)
+        while self.alive and self.machine.running:
+            complaint = watch.look(Activity("T" if self.frozen else "S", 0), trio.current_time())
+            if complaint is not None:
+                self.channel.reply(complaint)
+            if watch.may_ping():
+                serial = watch.ping()
+            if not self.frozen:
+                watch.answered(serial, Pulse())
+            if self.channel.evicted and not self.immortal:
+                self.die()
+            await trio.sleep(LOOK_SECONDS)
+
     def leave(self) -> None:
         self.alive = False
         self.world.pids.pop(self.pid, None)
@@ -156,6 +188,8 @@ class SimMount:
         with self.scope:
             async for order in self.channel.orders:
                 await self.world.mount_delay()
+                while self.frozen:
+                    await self.thawed.wait()
                 if not isinstance(order, Lease):
                     self.world.note(self, order)
                 if isinstance(order, Withdraw):
@@ -179,7 +213,11 @@ class SimMount:
             return
         elif isinstance(order, Rebuild):
             self.world.rebuilding(self, order)
-            reply(Rebuilt(order.attempt))
+            missed = [m.node for m in order.view.members if self.world.is_link_cut(self.machine.node.node_id, m.node)]
+            if missed:  # it waits for reports that never come
+                self.world._nursery.start_soon(self._tell_lost_links, order.attempt, missed)
+            else:
+                reply(Rebuilt(order.attempt))
         elif isinstance(order, Resume):
             self.journal, self.granting = order.journal, True
             self.world.journals[order.journal] = (self.machine.node.node_id, self.incarnation)
@@ -194,6 +232,14 @@ class SimMount:
             reply(Replayed(order.attempt, dead.node, dead.incarnation, ok, "" if ok else "bad checksum"))
         elif isinstance(order, ReleaseGhosts):
             reply(GhostsReleased(order.attempt, order.node, order.incarnation))
+
+
+    async def _tell_lost_links(self, attempt: int, missed: list[int]) -> None:
+        """As matrixfs/member.py does."""
+        while self.alive and self.attempt == attempt:
+            for node in missed:
+                self.channel.reply(LinkLost(attempt, node))
+            await trio.sleep(1.0)
 
 
 @dataclass(eq=False)
@@ -232,6 +278,7 @@ class World:
         self.journals: dict[int, tuple[int, int] | None] = dict.fromkeys(range(JOURNALS))
         self.broken: list[str] = []
         self.mounting = 0  # admissions under way
+        self.lock_cuts: set[frozenset[int]] = set()  # node ids whose mounts can't reach each other
         self._pids = itertools.count(100)
         self._nursery: trio.Nursery | None = None
 
@@ -301,6 +348,7 @@ class World:
             mount.channel.left(clean=False)
             return mount
         self._nursery.start_soon(mount.run)
+        self._nursery.start_soon(mount.watched)
         if wait:
             await self.until(lambda: mount.granting or not mount.alive)
         return mount
@@ -312,6 +360,10 @@ class World:
         return MountRequest(
             FS, "web", mount.pid, mount.pid, mount.incarnation, mount.machine.address, 9, "/mnt", tuple(states)
         )
+
+    def is_link_cut(self, one: int, other: int) -> bool:
+        """Whether the lock links between two nodes' mounts are cut."""
+        return frozenset((one, other)) in self.lock_cuts
 
     def kill(self, number: int) -> None:
         """SIGKILL of matrixd and its mounts, as by power off."""

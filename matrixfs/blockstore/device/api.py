@@ -52,6 +52,11 @@ class Counters:
     bytes_written: int = 0
     errors: int = 0
 
+    @property
+    def calls(self) -> int:
+        """All that have ended, well or not: whether the store gets on."""
+        return self.reads + self.writes + self.flushes + self.errors
+
     def as_dict(self) -> dict[str, int]:
         """For ``statistics()`` and ``matrixctl status --json``."""
         return dataclasses.asdict(self)
