@@ -10,7 +10,7 @@ so stamps of a resource only grow, over views and masters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from dlm.messages import (
@@ -20,6 +20,8 @@ from dlm.messages import (
     AboutResource,
     Cancel,
     Denied,
+    Extra,
+    ExtraAnswer,
     Granted,
     LockReport,
     Release,
@@ -69,12 +71,20 @@ class RevokeEvent(NamedTuple):
 ClientEvent: TypeAlias = GrantedEvent | DeniedEvent | RevokeEvent
 
 
+class Ask(NamedTuple):
+    """A request of our own."""
+
+    mode: int
+    try_: bool
+    priority: int
+
+
 class Lock:
     """State of one resource at its client."""
 
     __slots__ = (
-        "cancelled", "crossing", "held", "next_mode", "next_try", "release_untold", "revoked", "serial", "try_",
-        "value", "wanted", "wanted_serial", "wanted_told", "written",
+        "cancelled", "crossing", "held", "next", "priority", "release_untold", "revoked", "serial", "try_", "value",
+        "wanted", "wanted_serial", "wanted_told", "written",
     )  # fmt: skip
 
     def __init__(self, held: int = 0) -> None:
@@ -85,10 +95,10 @@ class Lock:
         self.wanted = NEVER  # mode requested and not answered
         self.wanted_serial = 0
         self.try_ = False
+        self.priority = 0
         self.cancelled = False  # ``wanted`` is of no interest any more
         self.crossing = False  # we wrote ``value`` while ``wanted`` was under way: its grant may not know
-        self.next_mode = NEVER  # what was asked for after cancelling
-        self.next_try = False
+        self.next: Ask | None = None  # what was asked for after cancelling
         # While suspended only:
         self.wanted_told = False  # the master (or the rebuild) knows of ``wanted``
         self.release_untold = False  # the master does not know how low ``held`` is
@@ -111,8 +121,13 @@ class ClientSide:
         self._serial = 0
         self._touched: dict[Resource, None] = {}  # locks that RESUME must look at, in order
 
-    def request(self, resource: Resource, mode: int, *, try_: bool) -> None:
-        """Ask for ``mode``, which must cover what is held; an event answers."""
+    def request(
+        self, resource: Resource, mode: int, *, try_: bool, priority: int = 0, extras: Sequence[Resource] = ()
+    ) -> None:
+        """Ask for ``mode``, which must cover what is held; an event answers.
+
+        ``extras`` are asked for with the same message, of the same master; none is held or asked for already.
+        """
         lock = self.locks.get(resource)
         if lock is None:
             lock = self.locks[resource] = Lock()
@@ -120,10 +135,12 @@ class ClientSide:
         assert covers(mode, lock.held), f"{resource}: {lock.held} to {mode} is no up-conversion"
         if lock.wanted != NEVER:
             assert lock.cancelled, f"{resource}: a second request"
-            assert lock.next_mode == NEVER, f"{resource}: a third request"
-            lock.next_mode, lock.next_try = mode, try_
+            assert lock.next is None, f"{resource}: a third request"
+            lock.next = Ask(mode, try_, priority)
+            if extras:  # they need not wait for that
+                self.request(extras[0], mode, try_=True, priority=priority, extras=extras[1:])
             return
-        self._ask(resource, lock, mode, try_)
+        self._ask(resource, lock, Ask(mode, try_, priority), extras)
 
     def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
         """Go down to ``mode``; ``value`` is a new value block, allowed to who held PW or EX."""
@@ -149,12 +166,20 @@ class ClientSide:
         self._post(Release(resource, mode, lock.serial, lock.value if value is not None else None))
         self._drop_if_idle(resource, lock)
 
+    def leave_out(self, resource: Resource) -> None:
+        """Deny an extra of whose last use the master may not know the end yet."""
+        lock = self.locks[resource]
+        assert not lock.held, f"{resource}: an extra that is held"
+        assert lock.next is None, f"{resource}: an extra that is asked for"
+        assert lock.cancelled or lock.wanted == NEVER, f"{resource}: an extra that is asked for"
+        self.events.append(DeniedEvent(resource))
+
     def cancel(self, resource: Resource) -> None:
         """Forget the outstanding request, if any: no event will answer it."""
         lock = self.locks.get(resource)
         if lock is None or lock.wanted == NEVER:
             return
-        lock.next_mode = NEVER
+        lock.next = None
         if lock.cancelled:
             return
         if not lock.wanted_told:
@@ -180,12 +205,19 @@ class ClientSide:
             else:
                 self._answered(message.resource, lock, DeniedEvent(message.resource))
 
+    def receive_extra(self, mode: int, answer: ExtraAnswer) -> None:
+        """A master's answer to an extra; one that answers nothing we asked is dropped."""
+        if answer.granted:
+            self.receive(Granted(answer.resource, mode, answer.serial, answer.value))
+        else:
+            self.receive(Denied(answer.resource, answer.serial))
+
     def in_use(self) -> list[Resource]:
         """What is held, or asked for and not cancelled."""
         return [
             resource
             for resource, lock in self.locks.items()
-            if lock.held or (lock.wanted != NEVER and not lock.cancelled) or lock.next_mode != NEVER
+            if lock.held or (lock.wanted != NEVER and not lock.cancelled) or lock.next is not None
         ]
 
     def reports(self) -> Iterator[LockReport]:
@@ -194,17 +226,18 @@ class ClientSide:
         for resource, lock in list(self.locks.items()):
             if lock.cancelled:  # answers of older views will not come
                 lock.wanted, lock.cancelled = NEVER, False
-                if lock.next_mode != NEVER:
-                    self._ask(resource, lock, lock.next_mode, lock.next_try)
-                    lock.next_mode = NEVER
+                if lock.next is not None:
+                    self._ask(resource, lock, lock.next)
+                    lock.next = None
             lock.release_untold = lock.crossing = False
             lock.wanted_told = lock.wanted != NEVER
             if lock.held or lock.wanted_told or lock.written:
                 self._touched[resource] = None
                 value = lock.value if lock.held or lock.written else NO_VALUE
                 yield LockReport(
-                    resource, lock.held, lock.serial, value, lock.written, lock.wanted, lock.wanted_serial, lock.try_
-                )
+                    resource, lock.held, lock.serial, value, lock.written,
+                    lock.wanted, lock.wanted_serial, lock.try_, lock.priority,
+                )  # fmt: skip
             else:
                 self._drop_if_idle(resource, lock)
 
@@ -223,21 +256,34 @@ class ClientSide:
             if lock.cancelled:
                 self._post(Cancel(resource, lock.wanted_serial))
             elif lock.wanted != NEVER and not lock.wanted_told:
-                self._send_request(resource, lock)
+                self._send_request(resource, lock, [])
             self._drop_if_idle(resource, lock)
 
-    def _ask(self, resource: Resource, lock: Lock, mode: int, try_: bool) -> None:
-        self._serial += 1
-        lock.wanted, lock.wanted_serial, lock.try_ = mode, self._serial, try_
-        lock.wanted_told = lock.cancelled = False
-        if self.suspended:
-            self._touched[resource] = None
+    def _ask(self, resource: Resource, lock: Lock, ask: Ask, extras: Sequence[Resource] = ()) -> None:
+        self._note(lock, ask)
+        further = [(extra, self._note_extra(extra, ask)) for extra in extras]
+        if self.suspended:  # RESUME asks for each alone
+            self._touched.update(dict.fromkeys((resource, *extras)))
         else:
-            self._send_request(resource, lock)
+            self._send_request(resource, lock, [Extra(extra, serial) for extra, serial in further])
 
-    def _send_request(self, resource: Resource, lock: Lock) -> None:
+    def _note(self, lock: Lock, ask: Ask) -> None:
+        self._serial += 1
+        lock.wanted, lock.try_, lock.priority = ask
+        lock.wanted_serial = self._serial
+        lock.wanted_told = lock.cancelled = False
+
+    def _note_extra(self, resource: Resource, ask: Ask) -> int:
+        """The serial under which an extra is asked for."""
+        assert resource not in self.locks, f"{resource}: an extra that is held or asked for"
+        lock = self.locks[resource] = Lock()
+        self._note(lock, Ask(ask.mode, True, ask.priority))
+        lock.wanted_told = not self.suspended
+        return lock.wanted_serial
+
+    def _send_request(self, resource: Resource, lock: Lock, extras: list[Extra]) -> None:
         lock.wanted_told = True
-        self._post(Request(resource, lock.wanted, lock.wanted_serial, lock.try_))
+        self._post(Request(resource, lock.wanted, lock.wanted_serial, lock.try_, lock.priority, extras))
 
     def _granted(self, message: Granted, lock: Lock) -> None:
         resource = message.resource
@@ -261,9 +307,9 @@ class ClientSide:
             self.events.append(event)
         lock.wanted = NEVER
         lock.wanted_told = lock.cancelled = lock.crossing = False
-        if lock.next_mode != NEVER:
-            mode, lock.next_mode = lock.next_mode, NEVER
-            self._ask(resource, lock, mode, lock.next_try)
+        if lock.next is not None:
+            ask, lock.next = lock.next, None
+            self._ask(resource, lock, ask)
         self._drop_if_idle(resource, lock)
 
     def _revoke(self, resource: Resource, lock: Lock, mode: int) -> None:

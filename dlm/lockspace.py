@@ -18,19 +18,23 @@ Nothing is sent between SUSPEND and RESUME but the rebuild, and nothing is grant
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dlm.client import PLAIN_GRANTS, ClientEvent, ClientSide, Grant, GrantedEvent, Lock
 from dlm.directory import Directory
 from dlm.master import MasterSide
 from dlm.messages import (
+    EXTRAS_MAX,
     NEVER,
     AboutResource,
     AnyMessage,
     Cancel,
+    Granted,
     LockReport,
     Member,
+    Order,
+    Prefetched,
     Rebuild,
     RebuildDone,
     RecordReport,
@@ -40,7 +44,7 @@ from dlm.messages import (
 from dlm.modes import NAMES
 from dlm.names import Resource
 from dlm.recovery import Doubts, History, Memory, Rebuilding, batches
-from dlm.resource import Record
+from dlm.resource import Enqueue, Record, first_come
 from membership.views import Instance, LockspaceView
 
 _EARLY_MAX = 16384  # messages kept per peer (L2): reports of two million locks
@@ -74,9 +78,10 @@ class LockspaceCore:
         node: this node's id.
         incarnation: of this process.
         placement_shift: objects that agree above this bit share a master (``directory``).
+        enqueue: the order in which this node, as a master, serves who waits (``resource``).
     """
 
-    def __init__(self, node: int, incarnation: int, placement_shift: int) -> None:
+    def __init__(self, node: int, incarnation: int, placement_shift: int, enqueue: Enqueue = first_come) -> None:
         self.node = node
         self.incarnation = incarnation
         self.placement_shift = placement_shift
@@ -91,18 +96,29 @@ class LockspaceCore:
         self._memory = Memory()
         self._history = History()
         self._client = ClientSide(self._post_to_master)
-        self._master = MasterSide(self._post)
+        self._enqueue = enqueue
+        self._master = MasterSide(self._post, enqueue, self.statistics)
         self._complete = False  # the present copy was rebuilt from everybody
         self._send: list[Envelope] = []
-        self._local: list[AboutResource] = []  # messages to ourselves, handled before the call returns
+        self._local: list[Order] = []  # messages to ourselves, handled before the call returns
         self._rebuilt: list[RebuiltEvent] = []
         self._held_back: list[tuple[int, AnyMessage]] = []  # L4
         self._early: dict[int, list[tuple[int, AnyMessage]]] = {}  # L2
 
     # --- client calls ---
 
-    def request(self, resource: Resource, mode: int, *, try_: bool = False) -> Grant | None:
-        """Ask for a lock, or for a mode that covers the one held.
+    def request(
+        self,
+        resource: Resource,
+        mode: int,
+        *,
+        try_: bool = False,
+        priority: int = 0,
+        extras: Sequence[Resource] = (),
+    ) -> Grant | None:
+        """Ask for a lock, or for a mode that covers the one held; ``service`` describes the arguments.
+
+        Any extras are neither held nor asked for: an event answers each.
 
         Returns:
             The grant when this node is the master and nobody stands against it, else None: an event follows.
@@ -111,7 +127,7 @@ class LockspaceCore:
         if resource not in client.locks and self.state == "running" and self._directory.master(resource) == self.node:
             assert mode, f"{resource}: NL is no request"
             master = self._master
-            if resource not in master.records and master.doubts is None:
+            if resource not in master.records and master.doubts is None and not extras:
                 record = master.records[resource] = Record(resource)
                 record.granted[self.node] = mode
                 record.serials[self.node] = 0
@@ -119,15 +135,33 @@ class LockspaceCore:
                 self.statistics["local_grants"] += 1
                 return PLAIN_GRANTS[mode]
         before = len(client.events)
-        client.request(resource, mode, try_=try_)
+        own = self._ask_others(resource, mode, priority, extras) if extras else ()
+        client.request(resource, mode, try_=try_, priority=priority, extras=own)
         self._settle()
-        if len(client.events) > before:
-            last = client.events[-1]
-            if isinstance(last, GrantedEvent) and last.resource == resource:
-                client.events.pop()
+        for i in range(before, len(client.events)):
+            event = client.events[i]
+            if isinstance(event, GrantedEvent) and event.resource == resource:
+                del client.events[i]
                 self.statistics["local_grants"] += 1
-                return last.grant
+                return event.grant
         return None
+
+    def _ask_others(
+        self, resource: Resource, mode: int, priority: int, extras: Sequence[Resource]
+    ) -> Sequence[Resource]:
+        """Ask each other master for its share of the extras; return what may go with the request itself."""
+        shares: dict[int, list[Resource]] = {self._directory.master(resource): []}
+        for extra in extras:
+            if extra in self._client.locks:
+                self._client.leave_out(extra)
+            else:
+                shares.setdefault(self._directory.master(extra), []).append(extra)
+        own, *others = shares.values()
+        for share in (own[EXTRAS_MAX:], *others):
+            for i in range(0, len(share), EXTRAS_MAX + 1):
+                first, *further = share[i : i + EXTRAS_MAX + 1]
+                self._client.request(first, mode, try_=True, priority=priority, extras=further)
+        return own[:EXTRAS_MAX]
 
     def release(self, resource: Resource, mode: int, value: bytes | None = None) -> None:
         """Go down to ``mode`` (0: give it up), leaving ``value`` in the value block if not None.  Never waits."""
@@ -290,8 +324,14 @@ class LockspaceCore:
         assert not isinstance(message, Rebuild | RebuildDone)
         if isinstance(message, Request | Release | Cancel):
             self._master.receive(sender, message, grants=True)
-        elif sender == self._directory.master(message.resource):  # nobody else may grant or revoke it
+            return
+        master = self._directory.master  # nobody else may grant or revoke
+        if not isinstance(message, Prefetched) and sender == master(message.resource):
             self._client.receive(message)
+        if isinstance(message, Granted | Prefetched):
+            for extra in message.extras:
+                if sender == master(extra.resource):
+                    self._client.receive_extra(message.mode, extra)
 
     def _keep_early(self, sender: int, attempt: int, message: AnyMessage) -> None:
         kept = self._early.setdefault(sender, [])
@@ -331,7 +371,7 @@ class LockspaceCore:
         if self._doubts:
             for old in self._rebuilding.history:
                 self._history.add(old)  # a joiner learns it too
-        self._master.replace(self._rebuilding.make_records(self._doubts), self._doubts)
+        self._master.replace(self._rebuilding.make_records(self._doubts, self._enqueue), self._doubts)
         self._rebuilding = None
         self._complete = True
         self.state = "rebuilt"

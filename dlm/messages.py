@@ -22,13 +22,16 @@ VALUE_BYTES_MAX = 256  # 64 are usual
 PAYLOAD_BYTES_MAX = 65536  # a full batch of the largest entries is 48 KiB
 BATCH_ENTRIES_MAX = 128
 GHOSTS_MAX = 64
+EXTRAS_MAX = 128  # prefetched with one request; all granted with full values they take 40 KiB
 HISTORY_MAX = 64  # views; full of 64 members each they take 45 KiB
 NEVER = -1  # Granted.finish and LockReport.wanted: there is none
 _ATTEMPT = struct.Struct("<Q")
 
 _Mode = Annotated[int, Meta(ge=0, le=5)]
+_WantedMode = Annotated[int, Meta(ge=1, le=5)]
 _ModeOrNever = Annotated[int, Meta(ge=-1, le=5)]
 _Node = Annotated[int, Meta(ge=0, le=63)]
+_Priority = Annotated[int, Meta(ge=0, le=255)]
 
 
 class Value(NamedTuple):
@@ -63,6 +66,22 @@ class Ghost(NamedTuple):
     mode: _Mode
 
 
+class Extra(NamedTuple):
+    """A further resource of a request, and the serial that its answer will name."""
+
+    resource: Resource
+    serial: U64
+
+
+class ExtraAnswer(NamedTuple):
+    """What became of an Extra: granted in the request's mode, or left out because somebody stands against it."""
+
+    resource: Resource
+    serial: U64
+    granted: bool
+    value: Value = NO_VALUE
+
+
 class Message(msgspec.Struct, array_like=True, gc=False):
     """Base of the messages about one resource."""
 
@@ -70,20 +89,30 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Request(Message, tag=1):
-    """Client to master: I want ``mode``.  ``try_``: deny instead of queueing."""
+    """Client to master: I want ``mode``.  ``try_``: deny instead of queueing.
 
-    mode: _Mode
+    ``priority``: greater is served first, where the lockspace orders its queues so (003-12).  ``extras``: grant me
+    these too, in the same mode, if nobody stands against it now (003-42).
+    """
+
+    mode: _WantedMode
     serial: U64
     try_: bool = False
+    priority: _Priority = 0
+    extras: Annotated[list[Extra], Meta(max_length=EXTRAS_MAX)] = []
 
 
 class Granted(Message, tag=2):
-    """Master to client: you hold ``mode``.  ``finish``: others wait already, go down to it when done (003-39)."""
+    """Master to client: you hold ``mode``.  ``finish``: others wait already, go down to it when done (003-39).
 
-    mode: _Mode
+    ``extras``: the answers to the request's extras, if it is granted at once; else they go in a Prefetched.
+    """
+
+    mode: _WantedMode
     serial: U64
     value: Value = NO_VALUE
     finish: _ModeOrNever = NEVER
+    extras: Annotated[list[ExtraAnswer], Meta(max_length=EXTRAS_MAX)] = []
 
 
 class Denied(Message, tag=3):
@@ -123,6 +152,7 @@ class LockReport(NamedTuple):
     wanted: _ModeOrNever
     wanted_serial: U64
     try_: bool
+    priority: _Priority = 0
 
 
 class RecordReport(NamedTuple):
@@ -150,8 +180,16 @@ class RebuildDone(msgspec.Struct, array_like=True, gc=False, tag=8):
     history: Annotated[list[Annotated[list[Member], Meta(max_length=64)]], Meta(max_length=HISTORY_MAX)] = []
 
 
+class Prefetched(msgspec.Struct, array_like=True, gc=False, tag=9):
+    """Master to client: the answers to the extras of a request that is not granted with them."""
+
+    mode: _WantedMode
+    extras: Annotated[list[ExtraAnswer], Meta(max_length=EXTRAS_MAX)]
+
+
 AboutResource: TypeAlias = Request | Granted | Denied | Revoke | Release | Cancel
-AnyMessage: TypeAlias = AboutResource | Rebuild | RebuildDone
+Order: TypeAlias = AboutResource | Prefetched  # what a client and a master say to each other
+AnyMessage: TypeAlias = Order | Rebuild | RebuildDone
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -28,7 +28,6 @@ from dlm.messages import (
     BATCH_ENTRIES_MAX,
     GHOSTS_MAX,
     HISTORY_MAX,
-    NEVER,
     NO_VALUE,
     Ghost,
     LockReport,
@@ -37,9 +36,9 @@ from dlm.messages import (
     RecordReport,
     Value,
 )
-from dlm.modes import VALUE_CURRENT_MASK, VALUE_WRITE_MASK, WRITE_MASK, strongest_write_beside
+from dlm.modes import NL, VALUE_CURRENT_MASK, VALUE_WRITE_MASK, WRITE_MASK, strongest_write_beside
 from dlm.names import Resource
-from dlm.resource import Record, Waiter
+from dlm.resource import Enqueue, Record, Waiter, first_come
 from membership.views import Instance, LockspaceView
 
 NOBODY = Instance(0, (1 << 64) - 1)  # never a member: who masters everything in a history that got too long
@@ -192,21 +191,26 @@ class Rebuilding:
         """All members' histories together."""
         return self._history
 
-    def make_records(self, doubts: Doubts) -> dict[Resource, Record]:
+    def make_records(self, doubts: Doubts, enqueue: Enqueue = first_come) -> dict[Resource, Record]:
         """The new master copies; those that would be empty are left out.  ``doubts`` learns the histories."""
         assert not self.waiting_for
         for old in self._history:
             doubts.doubt_all(old)
         made = {}
         for resource in dict.fromkeys((*self._locks, *self._records)):
-            record = make_record(resource, self._locks.get(resource, []), self._records.get(resource, []), doubts)
+            locks, records = self._locks.get(resource, []), self._records.get(resource, [])
+            record = make_record(resource, locks, records, doubts, enqueue)
             if not record.idle:
                 made[resource] = record
         return made
 
 
 def make_record(
-    resource: Resource, locks: list[tuple[int, LockReport]], records: list[RecordReport], doubts: Doubts
+    resource: Resource,
+    locks: list[tuple[int, LockReport]],
+    records: list[RecordReport],
+    doubts: Doubts,
+    enqueue: Enqueue = first_come,
 ) -> Record:
     """One master copy from its reports (rules 1 to 4)."""
     record = Record(resource)
@@ -217,8 +221,8 @@ def make_record(
             record.granted[node] = lock.held
             record.serials[node] = lock.serial
     for node, lock in locks:
-        if lock.wanted != NEVER:
-            record.request(Waiter(node, lock.wanted, lock.wanted_serial, lock.try_))
+        if lock.wanted > NL:
+            record.request(Waiter(node, lock.wanted, lock.wanted_serial, lock.try_, lock.priority), enqueue)
     strongest = strongest_write_beside(held_mask)
     for report in records:
         for ghost in report.ghosts:

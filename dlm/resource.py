@@ -1,10 +1,10 @@
 """The master's record of one resource (pure): who holds it, who waits, which dead still count, its value.
 
 Order of service (003-12, 003-36): conversions (requests of nodes that already hold a lower mode) before new
-requests, each first come first served, nobody overtakes.  Compatible requests that stand side by side at the
-head are granted together.  A holder in the way is told the greatest mode that the head of the queue can bear,
-once; again only when it must go lower still.  A grant made while others wait in conflict carries that mode with
-it (``finish``, 003-39), which saves the Revoke.
+requests, each first come first served or by priority; nobody overtakes the queue.  Compatible requests that stand
+side by side at the head are granted together.  A holder in the way is told the greatest mode that the head of the
+queue can bear, once; again only when it must go lower still.  A grant made while others wait in conflict carries
+that mode with it (``finish``, 003-39), which saves the Revoke.
 
 Ghosts (R6) are holders that can neither be asked nor answer: they count like locks until they are removed.
 
@@ -14,14 +14,15 @@ grants, so a suspended master can go on taking releases.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from dlm.messages import NEVER, NO_VALUE, AboutResource, Denied, Granted, Revoke, Value
+from dlm.messages import NEVER, NO_VALUE, Denied, Granted, Order, Revoke, Value
 from dlm.modes import COMPATIBLE, TOLERATED, VALUE_WRITE_MASK, covers
 from dlm.names import Resource
 from membership.views import Instance
 
-Orders: TypeAlias = list[tuple[int, AboutResource]]
+Orders: TypeAlias = list[tuple[int, Order]]
 
 
 class Waiter(NamedTuple):
@@ -31,6 +32,23 @@ class Waiter(NamedTuple):
     mode: int
     serial: int
     try_: bool
+    priority: int = 0
+
+
+Enqueue: TypeAlias = Callable[[list[Waiter], Waiter], None]  # puts a request where it belongs in its queue (003-12)
+
+
+def first_come(queue: list[Waiter], waiter: Waiter) -> None:
+    """First come, first served: nobody starves."""
+    queue.append(waiter)
+
+
+def by_priority(queue: list[Waiter], waiter: Waiter) -> None:
+    """Greater priorities first, first come first served among equals; a low one may wait for ever."""
+    place = len(queue)
+    while place and queue[place - 1].priority < waiter.priority:
+        place -= 1
+    queue.insert(place, waiter)
 
 
 class Record:
@@ -61,11 +79,19 @@ class Record:
             and self.serials.get(node) == serial
         )
 
-    def request(self, waiter: Waiter) -> None:
+    def request(self, waiter: Waiter, enqueue: Enqueue = first_come) -> None:
         """Queue a request; a node has one at most, a second replaces it."""
         if self.converting or self.waiting:
             self._remove_waiter(waiter.node)
-        (self.converting if waiter.node in self.granted else self.waiting).append(waiter)
+        enqueue(self.converting if waiter.node in self.granted else self.waiting, waiter)
+
+    def grant_at_once(self, node: int, mode: int, serial: int) -> bool:
+        """Grant to a node that holds nothing, if nobody stands or waits against it (003-42); else change nothing."""
+        if node in self.granted or self.converting or self.waiting or self.conflict(node, mode):
+            return False
+        self.granted[node] = mode
+        self.serials[node] = serial
+        return True
 
     def cancel(self, node: int, serial: int, out: Orders) -> None:
         """Deny a request that is still queued; one that was answered needs no second answer."""

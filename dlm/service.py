@@ -2,15 +2,15 @@
 
 Calls act at once and send at once; what they cause comes back through ``LockClient``: at the end of the call
 that caused it, or from ``run``; for ``request`` only from ``run``, so who gets None can register its waiter
-afterwards.  No grant is ever under way between the core and the client while the client runs: what the client
-believes it holds is what this node holds.
+afterwards.  No grant but of an extra is ever under way between the core and the client while the client runs: what
+the client believes it holds is what this node holds.
 
 Losing a link is told to ``link_lost``: messages may be gone with it, and only a new attempt brings them back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -19,6 +19,7 @@ from dlm.client import ClientEvent, DeniedEvent, Grant, GrantedEvent, RevokeEven
 from dlm.lockspace import LockspaceCore, RebuiltEvent
 from dlm.messages import decode_untrusted, encode
 from dlm.names import Resource
+from dlm.resource import Enqueue, first_come
 from membership.errors import BadMessage
 from membership.seams import Delivery, LinkDown, Transport
 from membership.views import Instance, LockspaceView
@@ -51,6 +52,7 @@ class LockService:
         client: gets the callbacks.
         link_lost: told the node at the other end of a broken link, and whether its host says that nobody listens.
         link_up: told the node at the other end of a link that stands.
+        enqueue: order in which this node serves who waits for what it masters: ``first_come`` or ``by_priority``.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class LockService:
         client: LockClient,
         link_lost: Callable[[int, bool], None] = lambda _node, _refused: None,
         link_up: Callable[[int], None] = lambda _: None,
+        enqueue: Enqueue = first_come,
     ) -> None:
-        self._core = LockspaceCore(node, incarnation, placement_shift)
+        self._core = LockspaceCore(node, incarnation, placement_shift, enqueue)
         self._transport = transport
         self._client = client
         self._link_lost = link_lost
@@ -75,17 +78,34 @@ class LockService:
 
     # --- locks ---
 
-    def request(self, resource: Resource, mode: int, *, try_: bool = False) -> Grant | None:
+    def request(
+        self,
+        resource: Resource,
+        mode: int,
+        *,
+        try_: bool = False,
+        priority: int = 0,
+        extras: Sequence[Resource] = (),
+    ) -> Grant | None:
         """Ask for ``mode``, which must cover the mode held.  One request per resource at a time.
+
+        Args:
+            resource: what to lock.
+            mode: 1 to 5.
+            try_: be denied rather than wait.
+            priority: 0 to 255, greater first, where the lockspace serves by priority (``enqueue``).
+            extras: resources that this node neither holds nor has asked for: take them too, in the same mode, if
+                nobody stands against it (003-42).  They cost no message of their own, but one for each further
+                master.  ``granted`` or ``denied`` answers each, from ``run``.
 
         Returns:
             The grant, if this node is the master and nobody stands against it; else None, and one of
             ``granted`` and ``denied`` (tries only) follows.
         """
-        grant = self._core.request(resource, mode, try_=try_)
-        if grant is None:
+        grant = self._core.request(resource, mode, try_=try_, priority=priority, extras=extras)
+        if grant is None or extras:
             self._flush()
-            if self._events:  # a try that our own share of the masters denied
+            if self._events:  # a try that our own share of the masters denied, or extras
                 self._kick.set()
         return grant
 
@@ -97,7 +117,10 @@ class LockService:
 
     def cancel(self, resource: Resource) -> None:
         """Withdraw the outstanding request: no callback will answer it, and a new one may be made at once."""
-        self._events = [e for e in self._events if not (isinstance(e, DeniedEvent) and e.resource == resource)]
+        untold = [e for e in self._events if isinstance(e, DeniedEvent | GrantedEvent) and e.resource == resource]
+        self._events = [e for e in self._events if e not in untold]
+        if any(isinstance(event, GrantedEvent) for event in untold):  # an extra, granted by this node
+            self._core.release(resource, 0)
         self._core.cancel(resource)
         self._act()
 

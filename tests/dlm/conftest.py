@@ -95,8 +95,8 @@ class Cluster:
 
     # --- what the users do ---
 
-    def request(self, node, resource, mode, *, try_=False):
-        grant = self.cores[node].request(resource, mode, try_=try_)
+    def request(self, node, resource, mode, **options):
+        grant = self.cores[node].request(resource, mode, **options)
         self.flush(node)
         return grant
 

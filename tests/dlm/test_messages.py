@@ -9,6 +9,7 @@ import pytest
 
 from dlm.messages import (
     BATCH_ENTRIES_MAX,
+    EXTRAS_MAX,
     GHOSTS_MAX,
     HISTORY_MAX,
     NO_VALUE,
@@ -16,10 +17,13 @@ from dlm.messages import (
     VALUE_BYTES_MAX,
     Cancel,
     Denied,
+    Extra,
+    ExtraAnswer,
     Ghost,
     Granted,
     LockReport,
     Member,
+    Prefetched,
     Rebuild,
     RebuildDone,
     RecordReport,
@@ -52,10 +56,14 @@ MESSAGES = [
     Rebuild([LOCK], [RECORD]),
     RebuildDone(12, [[Member(63, TOP)] * 64] * 2),
     RebuildDone(0),
+    Request(R, 5, TOP, True, 255, [Extra(R, TOP)] * EXTRAS_MAX),
+    Granted(R, 5, TOP, BIG, 0, [ExtraAnswer(R, TOP, True, BIG)] * EXTRAS_MAX),
+    Prefetched(5, [ExtraAnswer(R, TOP, True, BIG)] * EXTRAS_MAX),
 ]
 
 
-GOLDEN = "0500000000000000" + "95" + "01" + "9401070000" + "05" + "09" + "c2"
+GOLDEN = "0500000000000000" + "97" + "01" + "9401070000" + "05" + "09" + "c2" + "00" + "90"
+GOLDEN_FIRST = "0500000000000000" + "95" + "01" + "9401070000" + "05" + "09" + "c2"  # without priority and extras
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
@@ -70,12 +78,13 @@ def test_golden_bytes():
     message = Request(Resource(1, 7), 5, 9)
     assert encode(5, message).hex() == GOLDEN
     assert decode_untrusted(bytes.fromhex(GOLDEN)) == (5, message)
+    assert decode_untrusted(bytes.fromhex(GOLDEN_FIRST)) == (5, message)
     tags = {type(message).__struct_config__.tag for message in MESSAGES}
-    assert tags == set(range(1, 9))
+    assert tags == set(range(1, 10))
 
 
 def test_a_later_version_may_append_fields():
-    payload = bytes.fromhex(GOLDEN.replace("95", "96") + "2a")
+    payload = bytes.fromhex(GOLDEN.replace("97", "98") + "2a")
     assert decode_untrusted(payload) == (5, Request(Resource(1, 7), 5, 9))
 
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from dlm.messages import NEVER, Denied, Granted, Revoke, Value
 from dlm.modes import CR, CW, EX, MODES, NL, PR, PW, TOLERATED, compatible, covers
 from dlm.names import Resource
-from dlm.resource import Record, Waiter
+from dlm.resource import Record, Waiter, by_priority, first_come
 from membership.views import Instance
 
 R = Resource(1, 1)
@@ -19,13 +19,14 @@ R = Resource(1, 1)
 class Desk:
     """A record with short words for its operations; each returns what was sent, as text."""
 
-    def __init__(self):
+    def __init__(self, enqueue=first_come):
         self.record = Record(R)
         self.serial = 0
+        self.enqueue = enqueue
 
-    def ask(self, node, mode, *, try_=False):
+    def ask(self, node, mode, *, try_=False, priority=0):
         self.serial += 1
-        self.record.request(Waiter(node, mode, self.serial, try_))
+        self.record.request(Waiter(node, mode, self.serial, try_, priority), self.enqueue)
         return self.sent()
 
     def release(self, node, mode, value=None):
@@ -73,6 +74,27 @@ def test_five_contenders_are_served_in_order():
     assert [word for word in served if word.startswith("grant")] == [
         "grant 0 5", "grant 1 5 finish 0", "grant 2 5 finish 0", "grant 3 5 finish 0", "grant 4 5"
     ]  # fmt: skip
+
+
+@pytest.mark.seed("003-12")
+def test_by_priority_the_greater_first_and_equals_in_order():
+    desk = Desk(by_priority)
+    desk.ask(0, EX)
+    for node, priority in ((1, 0), (2, 9), (3, 5), (4, 9)):
+        desk.ask(node, EX, priority=priority)
+    served = [desk.release(node, NL)[0] for node in (0, 2, 4, 3)]
+    assert [word.split()[1] for word in served] == ["2", "4", "3", "1"]
+
+
+@pytest.mark.seed("003-12")
+def test_by_priority_conversions_still_go_first_and_revokes_follow_the_head():
+    desk = Desk(by_priority)
+    desk.ask(0, CR)
+    desk.ask(1, PW)
+    assert desk.ask(2, PR, priority=1) == ["revoke 1 3"]
+    assert desk.ask(3, EX, priority=2) == ["revoke 0 0", "revoke 1 0"]
+    assert desk.ask(0, PR) == []
+    assert desk.release(1, NL) == ["grant 0 3 finish 0"]
 
 
 @pytest.mark.seed("003-39")

@@ -31,6 +31,7 @@ from dlm.lockspace import LockspaceCore, RebuiltEvent
 from dlm.messages import decode_untrusted, encode
 from dlm.modes import MODES, VALUE_CURRENT_MASK, VALUE_WRITE_MASK, compatible, covers, is_write
 from dlm.names import Resource
+from dlm.resource import by_priority, first_come
 from membership.seams import PeerAddress
 from membership.views import DeadInstance, Instance, LockspaceView
 
@@ -105,6 +106,7 @@ class World:
     """See the module."""
 
     def __init__(self, seed: int, *, nodes: int = 4, resources: int = 6, fault_rate: float = 0.01) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.fault_rate = fault_rate
         self.nodes = nodes
@@ -169,7 +171,8 @@ class World:
     def start(self, node: int) -> None:
         self.incarnations += 1
         instance = Instance(node, self.incarnations)
-        self.peers[instance] = Peer(LockspaceCore(node, instance.incarnation, SHIFT))
+        enqueue = by_priority if self.seed % 4 == 3 else first_come
+        self.peers[instance] = Peer(LockspaceCore(node, instance.incarnation, SHIFT, enqueue))
         self.admin.stale = True
         self.note(f"start {instance}")
 
@@ -296,9 +299,16 @@ class World:
         peer = self.peers[instance]
         self.note(f"{instance} asks {resource} {mode} try={try_}")
         peer.asked[resource] = mode
-        grant = peer.core.request(resource, mode, try_=try_)
+        extras = self.extras(peer, resource) if self.rng.random() < 0.2 else []
+        peer.asked.update(dict.fromkeys(extras, mode))
+        grant = peer.core.request(resource, mode, try_=try_, priority=self.rng.choice((0, 0, 7)), extras=extras)
         if grant is not None:
             self.granted(instance, resource, grant)
+
+    def extras(self, peer: Peer, but: Resource) -> list[Resource]:
+        """Some of what the peer neither holds nor has asked for."""
+        free = [other for other in self.resources if other not in (but, *peer.asked) and not peer.core.held(other)]
+        return self.rng.sample(free, self.rng.randint(0, len(free)))
 
     def release(self, instance: Instance, resource: Resource, mode: int) -> None:
         peer = self.peers[instance]
