@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matrixfs.ondisk.directory import (
     DISAMBIGUATION_BITS,
+    ENTRY_BYTES,
     DirectoryLeafRecord,
     Entry,
     pack_entries,
@@ -100,8 +101,8 @@ class EntryTable:
 
     def __init__(self, entries: list[Entry], capacity: int) -> None:
         self.entries = entries
-        self.keys = [entry.key for entry in entries]
-        self.used = sum(entry.size for entry in entries)
+        self.keys = [entry[0] for entry in entries]
+        self.used = len(entries) * ENTRY_BYTES + sum([len(entry[3]) for entry in entries])
         self.capacity = capacity  # bytes
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ The key of an entry never changes while the name exists, so it serves as the rea
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -23,6 +24,8 @@ NAME_MAX = 255
 DISAMBIGUATION_BITS = 7
 KEY_MAX = (1 << 62) - 1
 COOKIE_BASE = 3  # cookies 0, 1, 2: start, after ".", after ".."
+_NO_NAMES = frozenset((b"", b".", b".."))
+_ENDS_NAME = re.compile(rb"[/\0]")
 KINDS = frozenset((1, 2, 4, 6, 8, 10, 12))  # DT_FIFO, CHR, DIR, BLK, REG, LNK, SOCK: (mode & S_IFMT) >> 12
 
 
@@ -64,21 +67,29 @@ def pack_entries(entries: Iterable[Entry]) -> bytes:
 
 
 def unpack_entries_untrusted(data: bytes, count: int, where: str) -> list[Entry]:
-    """``count`` entries, checked for order, kind and names.  Raises CorruptRecord."""
+    """``count`` entries, checked for order, kind and names.  Raises CorruptRecord.
+
+    A node that takes over a directory decodes most of its leaves: what can be checked for all entries together is.
+    """
     entries: list[Entry] = []
+    end = len(data)
     at = 0
     last = -1
+    unpack, new = _ENTRY.unpack_from, tuple.__new__
     for _ in range(count):
-        if at + ENTRY_BYTES > len(data):
-            raise CorruptRecord(where, "directory entries", f"within {len(data)} bytes", at)
-        key, inode, kind, length = _ENTRY.unpack_from(data, at)
-        at += ENTRY_BYTES
-        name = bytes(data[at : at + length])
-        at += length
-        if len(name) != length or not name or b"/" in name or b"\0" in name or name in (b".", b".."):
-            raise CorruptRecord(where, "directory name", "a file name", name)
-        if key <= last or key > KEY_MAX or kind not in KINDS:
+        if at + ENTRY_BYTES > end:
+            raise CorruptRecord(where, "directory entries", f"within {end} bytes", at)
+        key, inode, kind, length = unpack(data, at)
+        name = data[at + ENTRY_BYTES : (at := at + ENTRY_BYTES + length)]
+        if key <= last:
             raise CorruptRecord(where, "directory order", f"above {last}", key)
         last = key
-        entries.append(Entry(key, inode, kind, name))
+        entries.append(new(Entry, (key, inode, kind, name)))
+    if at > end:
+        raise CorruptRecord(where, "directory entries", f"within {end} bytes", at)
+    if last > KEY_MAX or not KINDS.issuperset([entry[2] for entry in entries]):
+        raise CorruptRecord(where, "directory order", f"keys to {KEY_MAX}, known types", last)
+    names = [entry[3] for entry in entries]
+    if not _NO_NAMES.isdisjoint(names) or _ENDS_NAME.search(b"".join(names)):
+        raise CorruptRecord(where, "directory name", "file names", "others")
     return entries
