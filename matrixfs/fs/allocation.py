@@ -88,6 +88,7 @@ class Allocator:
     """
 
     flushes = True
+    upgrades = False  # always EX
 
     def __init__(
         self,

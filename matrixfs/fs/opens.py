@@ -41,6 +41,7 @@ class Opens:
     """The OPEN locks of one mount, and the deletion of orphans."""
 
     flushes = False  # the lock is held as long as the file is open: a peer's open must not wait for that
+    upgrades = False  # and an open must not wait for the last close elsewhere
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume

@@ -30,6 +30,7 @@ class InodeCallouts:
     """Callouts of the INODE and RENAME domains; nothing is cached under the latter."""
 
     flushes = True  # buffered bytes become extents: a reader in between would see neither
+    upgrades = True
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume

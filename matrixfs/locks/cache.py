@@ -11,9 +11,8 @@ revoking     a peer waits; no new local holder gets in       last local holder d
 demoting     the surrender callout flushes and purges        its end: RELEASE to the DLM
 ============ =============================================== ===================================
 
-A revoke of a lock that is being used over and over is put off, at most until ``MIN_HOLD`` after the grant,
-so that its holder makes progress instead of passing the lock back and forth for single operations.  When
-it is not used for ``IDLE`` the holder has had its turn.
+A revoke of a lock that is being used is put off until its holder has had its turn (``turns``), so that nodes make
+progress instead of passing the lock back and forth for single operations.
 """
 
 from __future__ import annotations
@@ -32,15 +31,13 @@ from dlm.names import Resource
 from matrixfs.locks.lock import Callouts, Lock, Waiter
 from matrixfs.locks.resources import describe
 from matrixfs.locks.trace import Trace
+from matrixfs.locks.turns import TURN_MIN, Turn, Turns
 from membership.errors import MatrixError
 from membership.mount_watch import Pulse
 from membership.seams import Clock
 
 log = logging.getLogger(__name__)
 
-MIN_HOLD = 0.015  # seconds from the grant; anchors.md 7.5
-IDLE = 0.001  # seconds
-MIN_HOLD_USES = 3  # fewer uses since the grant: lookup then write, or one write, need no protection
 LOCKS_MAX = 200_000  # cached locks beyond this are reclaimed, least recently used first
 RECLAIM_INTERVAL = 1.0  # seconds
 LEAVE_PARALLEL = 64
@@ -79,6 +76,7 @@ class LockCache:
         self._locks: dict[Resource, Lock] = {}  # cached or in use
         # All that anybody still refers to: an operation may keep a Lock while it leaves and re-enters the cache.
         self._known: WeakValueDictionary[Resource, Lock] = WeakValueDictionary()
+        self._turns = Turns()
         self._manager: LockManager | None = None
         self._nursery: trio.Nursery | None = None
         self._failed = False
@@ -111,6 +109,7 @@ class LockCache:
         lock = self._locks.get(resource) or self._known.get(resource)
         if lock is None:
             lock = self._known[resource] = Lock(self, resource, callouts)
+            lock.turn = self._turns.find(resource)
         return lock
 
     def find(self, resource: Resource) -> Lock | None:
@@ -161,9 +160,12 @@ class LockCache:
         """Do what the lock's state allows now: admit, request, or begin the demotion.  No checkpoint."""
         if not lock.revoking:
             lock.admit()
-            if lock.waiters and not lock.requested and lock.mode < lock.waiters[0].mode:
+            if not lock.waiters or lock.requested or lock.mode >= lock.waiters[0].mode:
+                return
+            if lock.revoke_to is None:
                 self._request(lock, lock.waiters[0].mode)
-            return
+                return
+            self._begin_to_revoke(lock)  # put off so far; but a turn in too low a mode is of no use here
         assert lock.revoke_to is not None
         if not lock.demoting and lock.drained(lock.revoke_to) and self._nursery is not None:
             lock.demoting = True
@@ -171,6 +173,9 @@ class LockCache:
 
     def _request(self, lock: Lock, mode: int) -> None:
         assert self._manager is not None
+        turn = lock.turn
+        if turn is not None and lock.callouts.upgrades:
+            mode = turn.ask(mode)
         lock.requested = mode
         self._locks[lock.resource] = lock
         self.requests += 1
@@ -190,6 +195,7 @@ class LockCache:
         self._asked -= 1
         lock.granted_at = self._clock.monotonic()
         lock.uses = 0
+        lock.wrote = False
         if not lock.revoking:
             lock.admit()
         if grant.finish != NEVER:
@@ -206,26 +212,48 @@ class LockCache:
         if lock is None or lock.mode <= mode:
             return  # crossed with our release
         self._trace.note("revoke", resource, mode)
-        lock.revoke_to = mode if lock.revoke_to is None else min(mode, lock.revoke_to)
         self._owed.setdefault(resource, self._clock.monotonic())
-        if lock.revoking:
+        if lock.revoke_to is not None:  # under way, or put off
+            lock.revoke_to = min(mode, lock.revoke_to)
             return
-        end = lock.granted_at + MIN_HOLD
-        if lock.uses >= MIN_HOLD_USES and self._clock.monotonic() < end and self._nursery is not None:
+        lock.revoke_to = mode
+        turn = self._turn(lock)
+        if turn is None:
+            self._begin_to_revoke(lock)
+        else:
             self.deferred += 1
-            self._nursery.start_soon(self._revoke_later, lock, end)
-            return
-        lock.revoking = True
-        self.advance(lock)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._keep, lock, turn)
 
-    async def _revoke_later(self, lock: Lock, end: float) -> None:
-        used = -1
-        while used != lock.uses and self._clock.monotonic() < end and not lock.revoking:
-            used = lock.uses
-            await self._clock.sleep(IDLE)
+    def _turn(self, lock: Lock) -> Turn | None:
+        """The lock's turn, if the holder has one and would use it."""
+        if not lock.uses or lock.requested or self._nursery is None:
+            return None
+        now = self._clock.monotonic()
+        if lock.turn is None and now < lock.granted_at + TURN_MIN:
+            lock.turn = self._turns.open(lock.resource)
+        turn = lock.turn
+        return turn if turn is not None and turn.credit and now < lock.granted_at + turn.length else None
+
+    async def _keep(self, lock: Lock, turn: Turn) -> None:
+        """Put a revoke off until the turn is over."""
+        before = lock.uses
+        end = lock.granted_at + turn.length
+        while not lock.revoking:
+            used, left = lock.uses, end - self._clock.monotonic()
+            if left <= 0:
+                break
+            await self._clock.sleep(min(left, turn.patience))
+            if lock.uses == used and not lock.in_use:
+                break
+        turn.kept(lock.uses - before)
         if lock.revoke_to is not None and not lock.revoking:
-            lock.revoking = True
-            self.advance(lock)
+            self._begin_to_revoke(lock)
+
+    def _begin_to_revoke(self, lock: Lock) -> None:
+        lock.revoking = True
+        lock.revoked_at = self._clock.monotonic()
+        self.advance(lock)
 
     async def _demote(self, lock: Lock) -> None:
         """Surrender down to ``revoke_to``, again if a peer asked for less meanwhile, then tell the DLM."""
@@ -248,7 +276,14 @@ class LockCache:
         # No checkpoint from here: the DLM's view and ours change together.
         self.demotions += 1
         self._trace.note("demoted", lock.resource, mode)
+        if lock.turn is not None:
+            seconds = self._clock.monotonic() - lock.revoked_at
+            unwritten = lock.mode == EX and not lock.wrote
+            lock.turn.handed_over(seconds, idle=unwritten, missed=bool(lock.waiters))
+            self._turns.keep(lock.resource, lock.turn)
         lock.mode = mode
+        lock.uses = 0
+        lock.wrote = False
         lock.revoke_to = None
         lock.revoking = lock.demoting = lock.surrendering = False
         self._owed.pop(lock.resource, None)
@@ -262,8 +297,7 @@ class LockCache:
         """Give up an idle lock whose object is gone for good, or that is not needed any more."""
         if lock.mode > NL and lock.idle:
             lock.revoke_to = NL
-            lock.revoking = True
-            self.advance(lock)
+            self._begin_to_revoke(lock)
 
     def _reclaim(self) -> None:
         """Give up idle locks beyond ``LOCKS_MAX``: those not used since the last round, oldest first."""
@@ -288,8 +322,7 @@ class LockCache:
                 while lock.mode > NL and not self._failed:
                     if lock.revoke_to is None or not lock.revoking:
                         lock.revoke_to = NL
-                        lock.revoking = True
-                        self.advance(lock)
+                        self._begin_to_revoke(lock)
                     await self._clock.sleep(0.001)
 
         async with trio.open_nursery() as nursery:

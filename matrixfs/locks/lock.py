@@ -12,15 +12,19 @@ from dlm.names import Resource
 
 if TYPE_CHECKING:
     from matrixfs.locks.cache import LockCache
+    from matrixfs.locks.turns import Turn
 
 
 class Callouts(Protocol):
     """What a lock type does on surrender (002-08).
 
     ``flushes``: giving up EX changes what local readers look at, so they must be out first, even where PR is kept.
+    ``upgrades``: a reader who is expected to write may be given EX at once; only where no hold outlives an operation,
+    or a reader would wait for ever.
     """
 
     flushes: bool
+    upgrades: bool
 
     async def surrender(self, lock: Lock, mode: int) -> None:
         """Make true what ``mode`` demands: flush below EX, purge below PR.
@@ -64,12 +68,15 @@ class Lock:
         "requested",
         "resource",
         "revoke_to",
+        "revoked_at",
         "revoking",
         "subject",
         "surrendering",
+        "turn",
         "uses",
         "waiters",
         "writers",
+        "wrote",
     )
 
     def __init__(self, cache: LockCache, resource: Resource, callouts: Callouts) -> None:
@@ -87,7 +94,10 @@ class Lock:
         self.demoting = False  # the demotion has begun,
         self.surrendering = False  # and the surrender callout runs: what is cached elsewhere is being purged
         self.granted_at = 0.0
-        self.uses = 0  # local holds since the grant
+        self.revoked_at = 0.0  # when ``revoking`` began
+        self.uses = 0  # local holds since the grant or the last demotion,
+        self.wrote = False  # and whether one of them was for EX or exclusive
+        self.turn: Turn | None = None  # once it is contended
         self.subject: Any = None  # the object cached under the lock
         self.blocks: dict[int, Any] = {}  # metadata blocks cached under the lock, by block number
 
@@ -97,11 +107,14 @@ class Lock:
         return self.resource[1]
 
     @property
+    def in_use(self) -> bool:
+        """Whether a local holder or waiter is there."""
+        return bool(self.readers or self.writers or self.exclusive or self.waiters)
+
+    @property
     def idle(self) -> bool:
         """No local holder, waiter or transition."""
-        return not (
-            self.readers or self.writers or self.exclusive or self.waiters or self.requested or self.revoking
-        )
+        return not (self.in_use or self.requested or self.revoking)
 
     def try_hold(self, mode: int, exclusive: bool = False) -> bool:
         """Hold without waiting if the cached mode suffices: a plain call, no message, no checkpoint."""
@@ -110,9 +123,10 @@ class Lock:
         if exclusive:
             if self.readers or self.writers:
                 return False
-            self.exclusive = True
+            self.exclusive = self.wrote = True
         elif mode == EX:
             self.writers += 1
+            self.wrote = True
         else:
             self.readers += 1
         self.uses += 1
@@ -162,9 +176,10 @@ class Lock:
             if waiter.exclusive:
                 if self.readers or self.writers:
                     return
-                self.exclusive = True
+                self.exclusive = self.wrote = True
             elif waiter.mode == EX:
                 self.writers += 1
+                self.wrote = True
             else:
                 self.readers += 1
             self.uses += 1

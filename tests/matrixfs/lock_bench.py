@@ -9,6 +9,7 @@ from dlm.messages import NEVER
 from dlm.names import Resource
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
+from matrixfs.locks.turns import TURN_MIN
 from tests.sim.network import SimClock
 
 Clock = trio.abc.Clock
@@ -47,6 +48,7 @@ class Callouts:
 
     def __init__(self) -> None:
         self.flushes = False
+        self.upgrades = True
         self.calls: list[tuple[int, int, int]] = []
         self.gate: trio.Event | None = None
         self.error: Exception | None = None
@@ -104,12 +106,12 @@ async def settle() -> None:
 
 
 async def held(bench: Bench, mode: int, exclusive: bool = False, resource: Resource = A) -> Lock:
-    """The lock, granted in ``mode`` and held."""
+    """The lock, granted in ``mode`` and held, for so long that its turn is over (``turns``)."""
     lock = bench.lock(resource)
     waiting = bench.start(lock, mode, exclusive)
     await settle()
     bench.manager.grant(resource, mode)
-    await settle()
+    await trio.sleep(TURN_MIN)
     assert waiting.result
     bench.manager.take_log()
     return lock
