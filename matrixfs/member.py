@@ -6,12 +6,14 @@ This is the whole data path without FUSE: a mount process and the simulation run
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from matrixfs.fs.journal import Journal
+from matrixfs.fs.overtaken import Overtaken, OvertakenDevice
 from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
 from matrixfs.fs.volume import Volume
 from matrixfs.locks import lockspace
@@ -19,6 +21,7 @@ from matrixfs.locks.cache import LockCache
 from matrixfs.locks.resources import ATTEMPT, Resource
 from matrixfs.locks.trace import Trace
 from matrixfs.ondisk.superblock import Superblock
+from matrixfs.pauses import Pause, never
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
     GhostsReleased,
@@ -57,6 +60,7 @@ class Member:
         incarnation: of this mount.
         reply: sends a reply to the administrator.
         on_fatal: told why the mount must withdraw (R9).
+        pause: called before an order is carried out, with its name; tests hold a recovery there.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Member:
         incarnation: int,
         reply: Callable[[Reply], Awaitable[None]],
         on_fatal: Callable[[BaseException], None],
+        pause: Pause = never,
     ) -> None:
         self._device = device
         self._superblock = superblock
@@ -78,6 +83,8 @@ class Member:
         self._instance = Instance(node, incarnation)
         self._reply = reply
         self._on_fatal = on_fatal
+        self._pause = pause
+        self._pausing = trio.CancelScope()
         self.trace = Trace(clock)
         self.locks = LockCache(clock, on_fatal, self.trace)
         self.manager = lockspace.join(
@@ -105,6 +112,7 @@ class Member:
             if order.attempt > self._attempt:
                 self._attempt = order.attempt
                 self._lost.clear()
+                self._pausing.cancel()
             self.manager.suspend(order.attempt)
         elif isinstance(order, Rebuild):
             members = {member.node for member in order.view.members}
@@ -126,12 +134,15 @@ class Member:
                     self._on_fatal(error)
 
     async def _carry_out(self, order: Order) -> None:
+        with trio.CancelScope() as self._pausing:
+            await self._pause(type(order).__name__)
         if isinstance(order, Suspend):
             await self._reply(Suspended(order.attempt))  # no replay runs: this task would be in it (O2)
-        elif isinstance(order, Replay):
-            await self._reply(await self._replay(order))
-        elif isinstance(order, Rebuild | Resume | ReleaseGhosts) and order.attempt >= self._attempt:
-            if isinstance(order, Rebuild):
+        elif isinstance(order, Rebuild | Resume | ReleaseGhosts | Replay) and order.attempt >= self._attempt:
+            if isinstance(order, Replay):
+                with contextlib.suppress(Overtaken):  # it is ordered again in the attempt that has begun
+                    await self._reply(await self._replay(order))
+            elif isinstance(order, Rebuild):
                 if await self.manager.rebuild(order.view):
                     await self._reply(Rebuilt(order.attempt))
             elif isinstance(order, Resume):
@@ -191,7 +202,8 @@ class Member:
         dead = order.dead
         expect = (dead.node, dead.incarnation)
         try:
-            report = await replay(self._device, self._superblock, dead.journal, expect=expect)
+            device = OvertakenDevice(self._device, lambda: order.attempt < self._attempt)
+            report = await replay(device, self._superblock, dead.journal, expect=expect)
         except CorruptionError as error:
             log.error("journal %d of node %d can't be replayed: %s", dead.journal, dead.node, error)
             return Replayed(order.attempt, dead.node, dead.incarnation, False, str(error)[:200])

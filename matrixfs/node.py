@@ -30,6 +30,8 @@ from matrixfs.member import Member
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
+from matrixfs.pauses import VARIABLE as PAUSES
+from matrixfs.pauses import pauses_of
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession
 from membership.errors import CorruptionError, Fenced, OperatorError
@@ -131,6 +133,7 @@ class _Mount:
                 self._incarnation,
                 self._session.reply,
                 self._fail,
+                pauses_of(os.environ.get(PAUSES), cluster.node_id, self._clock),
             )
             self._session.pulse = self._pulse
             await self._live()

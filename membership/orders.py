@@ -16,6 +16,7 @@ Contract of the mount process, on which the safety of recovery rests:
 O1. Orders are handled in the order they come.  An order of an attempt lower than the last ``Suspend`` is dropped.
 O2. ``Suspended`` is sent only when no grant is made any more and **no replay is running in this mount**: a replay of
     an earlier attempt is finished (and answered) or aborted first.  So no two nodes ever replay one journal at once.
+    It is aborted between two operations (matrixfs/fs/overtaken.py): grants never wait for the length of a replay.
 O3. ``Replay`` of a journal that is clean, or owned by another instance than the one named, is a success with
     nothing done: an administrator that took over may ask again.
 O4. Past ``Lease.deadline`` (monotonic seconds of this host) the mount writes nothing (R3).

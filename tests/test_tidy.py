@@ -25,8 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.fs": {"membership", "matrixfs.ondisk", "matrixfs.locks"},
     "matrixfs.fuse": {"membership"},
     "matrixfs.fsck": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.blockstore"},
-    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs"},
+    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.pauses"},
     "matrixfs.options": set(),
+    "matrixfs.pauses": {"membership"},
 }
 WIRES = {"matrixfs.node", "matrixfs.cli"}  # may import anything below scripts
 

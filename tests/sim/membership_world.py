@@ -190,6 +190,8 @@ class SimMount:
                 await self.world.mount_delay()
                 while self.frozen:
                     await self.thawed.wait()
+                while type(order) in self.world.held:
+                    await self.world.let_go.wait()
                 if not isinstance(order, Lease):
                     self.world.note(self, order)
                 if isinstance(order, Withdraw):
@@ -278,6 +280,8 @@ class World:
         self.journals: dict[int, tuple[int, int] | None] = dict.fromkeys(range(JOURNALS))
         self.broken: list[str] = []
         self.mounting = 0  # admissions under way
+        self.held: set[type] = set()  # orders that no mount carries out until ``release``
+        self.let_go = trio.Event()
         self.lock_cuts: set[frozenset[int]] = set()  # node ids whose mounts can't reach each other
         self._pids = itertools.count(100)
         self._nursery: trio.Nursery | None = None
@@ -360,6 +364,12 @@ class World:
         return MountRequest(
             FS, "web", mount.pid, mount.pid, mount.incarnation, mount.machine.address, 9, "/mnt", tuple(states)
         )
+
+    def release(self) -> None:
+        """Carry out what was held."""
+        self.held.clear()
+        self.let_go.set()
+        self.let_go = trio.Event()
 
     def is_link_cut(self, one: int, other: int) -> bool:
         """Whether the lock links between two nodes' mounts are cut."""
