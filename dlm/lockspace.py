@@ -43,6 +43,9 @@ from dlm.messages import (
 )
 from dlm.modes import NAMES
 from dlm.names import Resource
+from dlm.owned.client import OwnedAnswer
+from dlm.owned.core import OwnedCore
+from dlm.owned.messages import AboutOwned
 from dlm.recovery import Doubts, History, Memory, Rebuilding, batches
 from dlm.resource import Enqueue, Record, first_come
 from membership.views import Instance, LockspaceView
@@ -68,7 +71,7 @@ class Effects(NamedTuple):
     """What to do, in this order; the DLM persists nothing."""
 
     send: list[Envelope]
-    events: list[ClientEvent | RebuiltEvent]
+    events: list[ClientEvent | RebuiltEvent | OwnedAnswer]
 
 
 class LockspaceCore:
@@ -98,9 +101,10 @@ class LockspaceCore:
         self._client = ClientSide(self._post_to_master)
         self._enqueue = enqueue
         self._master = MasterSide(self._post, enqueue, self.statistics)
+        self.owned = OwnedCore(node, self._post, self._master_of_object, self.statistics)
         self._complete = False  # the present copy was rebuilt from everybody
         self._send: list[Envelope] = []
-        self._local: list[Order] = []  # messages to ourselves, handled before the call returns
+        self._local: list[Order | AboutOwned] = []  # messages to ourselves, handled before the call returns
         self._rebuilt: list[RebuiltEvent] = []
         self._held_back: list[tuple[int, AnyMessage]] = []  # L4
         self._early: dict[int, list[tuple[int, AnyMessage]]] = {}  # L2
@@ -137,7 +141,7 @@ class LockspaceCore:
         before = len(client.events)
         own = self._ask_others(resource, mode, priority, extras) if extras else ()
         client.request(resource, mode, try_=try_, priority=priority, extras=own)
-        self._settle()
+        self.settle()
         for i in range(before, len(client.events)):
             event = client.events[i]
             if isinstance(event, GrantedEvent) and event.resource == resource:
@@ -173,12 +177,12 @@ class LockspaceCore:
                 return
         self._client.release(resource, mode, value)
         if self._local:
-            self._settle()
+            self.settle()
 
     def cancel(self, resource: Resource) -> None:
         """Forget the outstanding request, if any; nothing will answer it."""
         self._client.cancel(resource)
-        self._settle()
+        self.settle()
 
     def master_is_local(self, resource: Resource) -> bool:
         """Whether a request costs no message, if nobody stands against it."""
@@ -231,7 +235,8 @@ class LockspaceCore:
         self._memory.forget()
         self._client.resume(attempt)
         self._master.resume()
-        self._settle()
+        self.owned.client.resume()
+        self.settle()
         held_back, self._held_back = self._held_back, []
         for sender, message in held_back:
             self.receive(sender, attempt, message)
@@ -243,7 +248,7 @@ class LockspaceCore:
             if not self._doubts and self.state == "running":
                 self._history = History()
         self._master.release_ghosts(instance, grants=self.state == "running")
-        self._settle()
+        self.settle()
 
     def leave(self) -> None:
         """Before a clean unmount: nothing is held or asked for any more, and nothing is granted from now on."""
@@ -268,13 +273,13 @@ class LockspaceCore:
             self._held_back.append((sender, message))
         elif self.state == "running":
             self._process(sender, message)
-            self._settle()
+            self.settle()
         elif isinstance(message, Release) and self._complete:
             self._master.receive(sender, message, grants=False)
 
     def take_effects(self) -> Effects:
         """What the calls since the last time want done."""
-        effects = Effects(self._send, [*self._client.events, *self._rebuilt])
+        effects = Effects(self._send, [*self._client.events, *self._rebuilt, *self.owned.take_events()])
         self._send = []
         self._rebuilt = []
         self._client.events = []
@@ -283,7 +288,7 @@ class LockspaceCore:
     @property
     def pending(self) -> bool:
         """Whether there is anything to take."""
-        return bool(self._send or self._client.events or self._rebuilt)
+        return bool(self._send or self._client.events or self._rebuilt or self.owned.client.events)
 
     def sizes(self) -> dict[str, int]:
         """How much there is: locks of this node, and resources it masters."""
@@ -298,7 +303,7 @@ class LockspaceCore:
 
     def _suspend(self) -> None:
         self.state = "suspended"
-        self._client.suspended = True
+        self._client.suspended = self.owned.client.suspended = True
 
     def _post(self, node: int, message: AnyMessage) -> None:
         if node == self.node:
@@ -308,11 +313,14 @@ class LockspaceCore:
         self.statistics["sent_" + type(message).__name__] += 1
         self._send.append(Envelope(node, self.attempt, message))
 
+    def _master_of_object(self, object_: int) -> int:
+        return self._directory.master_of_key(object_ >> self.placement_shift)
+
     def _post_to_master(self, message: AboutResource) -> None:
         self._post(self._directory.master(message.resource), message)
 
-    def _settle(self) -> None:
-        """Deliver what we sent to ourselves, and what that causes."""
+    def settle(self) -> None:
+        """Deliver what we sent to ourselves, and what that causes; to be called after calls of ``owned``."""
         local = self._local
         i = 0
         while i < len(local):
@@ -324,6 +332,9 @@ class LockspaceCore:
         assert not isinstance(message, Rebuild | RebuildDone)
         if isinstance(message, Request | Release | Cancel):
             self._master.receive(sender, message, grants=True)
+            return
+        if isinstance(message, AboutOwned):
+            self.owned.receive(sender, message)
             return
         master = self._directory.master  # nobody else may grant or revoke
         if not isinstance(message, Prefetched) and sender == master(message.resource):
@@ -350,9 +361,11 @@ class LockspaceCore:
         locks = _by_node(self._client.reports(), master)
         records = _by_node(self._memory.reports(frozenset(self._doubts.pending)), master)
         history = [[Member(*one) for one in old] for old in self._history.views]
+        owned = self.owned.batches()
         for node in self._incarnations:
             count = 0
-            for batch in batches(locks.get(node, []), records.get(node, [])):
+            of_owners = (Rebuild([], [], reports) for reports in owned.get(node, []))
+            for batch in (*batches(locks.get(node, []), records.get(node, [])), *of_owners):
                 self._tell(node, batch)
                 count += 1
             self._tell(node, RebuildDone(count, history))
@@ -372,6 +385,7 @@ class LockspaceCore:
             for old in self._rebuilding.history:
                 self._history.add(old)  # a joiner learns it too
         self._master.replace(self._rebuilding.make_records(self._doubts, self._enqueue), self._doubts)
+        self.owned.replace(self._rebuilding.owned)
         self._rebuilding = None
         self._complete = True
         self.state = "rebuilt"

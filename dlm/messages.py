@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from dlm.names import U64, Resource
+from dlm.owned.messages import REPORTS_MAX, AboutOwned, OwnedReport
 from membership.errors import BadMessage
 
 VALUE_BYTES_MAX = 256  # 64 are usual
@@ -168,6 +169,7 @@ class Rebuild(msgspec.Struct, array_like=True, gc=False, tag=7):
 
     locks: Annotated[list[LockReport], Meta(max_length=BATCH_ENTRIES_MAX)]
     records: Annotated[list[RecordReport], Meta(max_length=BATCH_ENTRIES_MAX)]
+    owned: Annotated[list[OwnedReport], Meta(max_length=REPORTS_MAX)] = []
 
 
 class RebuildDone(msgspec.Struct, array_like=True, gc=False, tag=8):
@@ -189,7 +191,7 @@ class Prefetched(msgspec.Struct, array_like=True, gc=False, tag=9):
 
 AboutResource: TypeAlias = Request | Granted | Denied | Revoke | Release | Cancel
 Order: TypeAlias = AboutResource | Prefetched  # what a client and a master say to each other
-AnyMessage: TypeAlias = Order | Rebuild | RebuildDone
+AnyMessage: TypeAlias = Order | Rebuild | RebuildDone | AboutOwned
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

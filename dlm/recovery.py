@@ -38,6 +38,7 @@ from dlm.messages import (
 )
 from dlm.modes import NL, VALUE_CURRENT_MASK, VALUE_WRITE_MASK, WRITE_MASK, strongest_write_beside
 from dlm.names import Resource
+from dlm.owned.messages import OwnedReport
 from dlm.resource import Enqueue, Record, Waiter, first_come
 from membership.views import Instance, LockspaceView
 
@@ -170,6 +171,7 @@ class Rebuilding:
         self._locks: dict[Resource, list[tuple[int, LockReport]]] = {}
         self._records: dict[Resource, list[RecordReport]] = {}
         self._history: dict[tuple[Instance, ...], None] = {}
+        self.owned: list[tuple[int, OwnedReport]] = []  # (sender, report), for ``dlm.owned``
 
     def receive(self, sender: int, message: Rebuild | RebuildDone) -> None:
         """Take one message.  A batch that was lost on the way keeps the barrier shut: the next attempt sends anew."""
@@ -185,6 +187,7 @@ class Rebuilding:
             self._locks.setdefault(lock.resource, []).append((sender, lock))
         for record in message.records:
             self._records.setdefault(record.resource, []).append(record)
+        self.owned.extend((sender, report) for report in message.owned)
 
     @property
     def history(self) -> Iterable[tuple[Instance, ...]]:

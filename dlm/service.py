@@ -19,6 +19,8 @@ from dlm.client import ClientEvent, DeniedEvent, Grant, GrantedEvent, RevokeEven
 from dlm.lockspace import LockspaceCore, RebuiltEvent
 from dlm.messages import decode_untrusted, encode
 from dlm.names import Resource
+from dlm.owned.client import OwnedAnswer
+from dlm.owned.core import OwnedCore
 from dlm.resource import Enqueue, first_come
 from membership.errors import BadMessage
 from membership.seams import Delivery, LinkDown, Transport
@@ -71,7 +73,8 @@ class LockService:
         self._client = client
         self._link_lost = link_lost
         self._link_up = link_up
-        self._events: list[ClientEvent | RebuiltEvent] = []
+        self._events: list[ClientEvent | RebuiltEvent | OwnedAnswer] = []
+        self.owned_answered: Callable[[OwnedAnswer], None] = lambda _: None  # set by who calls ``owned``
         self._kick = trio.Event()
         self._waiting: dict[int, trio.Event] = {}  # attempt being rebuilt -> set when rebuilt or overtaken
         self._rebuilt = 0
@@ -132,6 +135,18 @@ class LockService:
         """Whether a request costs no message, if nobody stands against it."""
         return self._core.master_is_local(resource)
 
+    # --- owned locks ---
+
+    @property
+    def owned(self) -> OwnedCore:
+        """Locks of processes and open files; call ``settle`` after calls of it, and ``owned_answered`` is told."""
+        return self._core.owned
+
+    def settle(self) -> None:
+        """Send what calls of ``owned`` want sent, and call back."""
+        self._core.settle()
+        self._act()
+
     # --- views, called for matrixd ---
 
     def suspend(self, attempt: int) -> None:
@@ -175,7 +190,8 @@ class LockService:
     def statistics(self) -> dict[str, int]:
         """Messages by type and direction, grants with no message and with one round trip, locks and resources."""
         counts = self._core.statistics
-        return {"local_grants": 0, **counts, "round_trips": counts["sent_Request"], **self._core.sizes()}
+        sizes = self._core.sizes() | self._core.owned.arbiter.sizes()
+        return {"local_grants": 0, **counts, "round_trips": counts["sent_Request"], **sizes}
 
     def dump(self) -> list[dict[str, Any]]:
         """Every resource this node masters or uses, as plain data."""
@@ -237,6 +253,8 @@ class LockService:
                 self._client.revoke(event.resource, event.mode)
             elif isinstance(event, DeniedEvent):
                 self._client.denied(event.resource)
+            elif isinstance(event, OwnedAnswer):
+                self.owned_answered(event)
             else:
                 self._rebuilt = event.attempt
                 self._finish(event.attempt)

@@ -18,6 +18,7 @@ from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
 from matrixfs.fs.volume import Volume
 from matrixfs.locks import lockspace
 from matrixfs.locks.cache import LockCache
+from matrixfs.locks.file_locks import FileLocks
 from matrixfs.locks.resources import ATTEMPT, Resource
 from matrixfs.locks.trace import Trace
 from matrixfs.ondisk.superblock import Superblock
@@ -90,6 +91,7 @@ class Member:
         self.manager = lockspace.join(
             self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost, self._link_up
         )
+        self.file_locks = FileLocks(self.manager, clock)
         self._volume: Volume | None = None
         self._ready = trio.Event()
         self._attempt = 0
@@ -125,6 +127,7 @@ class Member:
             self._nursery = nursery
             await nursery.start(self.manager.run)
             await nursery.start(self.locks.run)
+            await nursery.start(self.file_locks.run)
             nursery.start_soon(self._tell_lost_links)
             task_status.started()
             async for order in self._receive:

@@ -51,7 +51,7 @@ EDGE_DIRECTORIES = ("matrixfs/blockstore/", "matrixfs/cli/", "matrixfs/fuse/")
 # No trio, no I/O: input is (message | timer, now), output is effects.
 PURE = (
     "dlm/client.py", "dlm/directory.py", "dlm/lockspace.py", "dlm/master.py", "dlm/messages.py", "dlm/modes.py",
-    "dlm/names.py", "dlm/recovery.py", "dlm/resource.py", "matrixfs/fs/blocks.py", "matrixfs/fs/dirty.py",
+    "dlm/names.py", "dlm/owned", "dlm/recovery.py", "dlm/resource.py", "matrixfs/fs/blocks.py", "matrixfs/fs/dirty.py",
     "matrixfs/fs/groups.py", "matrixfs/fs/inode.py", "matrixfs/fuse/handles.py", "matrixfs/ondisk", "membership/group",
     "membership/lease/core.py",
     "membership/records.py", "membership/san/admin.py", "membership/san/agent.py", "membership/san/ballot.py",
