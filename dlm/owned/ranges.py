@@ -62,11 +62,11 @@ class RangeTable:
 
     def weaken(self, owner: Owner, start: int, end: int) -> int:
         """What the owner holds of this range is shared from now on."""
-        return self._change(owner, start, end, 0, lambda mode: None if mode is None else False)
+        return self._change(owner, start, end, None, lambda mode: None if mode is None else False)
 
     def unset(self, owner: Owner, start: int, end: int) -> int:
         """The owner holds nothing of this range from now on."""
-        return self._change(owner, start, end, 0, lambda _: None)
+        return self._change(owner, start, end, None, lambda _: None)
 
     def conflict(self, owner: Owner, start: int, end: int, exclusive: bool) -> tuple[Owner, Held] | None:
         """The first range of another owner that can't stand beside this one, or None."""
@@ -99,15 +99,16 @@ class RangeTable:
             start = held.end + 1
         return start > end
 
-    def _change(self, owner: Owner, start: int, end: int, pid: int, new: Callable[[Mode], Mode]) -> int:
-        """Map the mode of every byte of a range; ``pid`` is written to what changes."""
+    def _change(self, owner: Owner, start: int, end: int, pid: int | None, new: Callable[[Mode], Mode]) -> int:
+        """Map the mode of every byte of a range; ``pid``, if not None, is written to what changes."""
         ranges = self._held.get(owner, [])
         low, high = _first(ranges, start), bisect_left(ranges, (end + 1,))
         pieces: list[Held] = []
 
-        def add(start: int, end: int, mode: Mode, pid: int) -> None:
+        def add(start: int, end: int, mode: Mode, pid: int | None) -> None:
             if mode is None or start > end:
                 return
+            assert pid is not None, "a lock of nobody"
             if pieces and pieces[-1].end == start - 1 and pieces[-1].exclusive == mode:
                 start = pieces.pop().start
             pieces.append(Held(start, end, mode, pid))
@@ -121,7 +122,7 @@ class RangeTable:
             add(at, held.start - 1, new(None), pid)
             at = min(held.end, end) + 1
             mode = new(held.exclusive)
-            add(max(held.start, start), at - 1, mode, held.pid if mode == held.exclusive else pid)
+            add(max(held.start, start), at - 1, mode, held.pid if pid is None or mode == held.exclusive else pid)
             add(end + 1, held.end, held.exclusive, held.pid)
         add(at, end, new(None), pid)
         if high < len(ranges) and ranges[high].start == end + 1:
