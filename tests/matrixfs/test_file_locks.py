@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 
 import pytest
 import trio
@@ -71,6 +72,7 @@ class Net:
         self.wires, self.services, self.locks = {}, {}, {}
         self.clock = Tick()
         self.attempt = 0
+        self.changing = False
         for node in nodes:
             self.services[node] = LockService(node, 100, Wire(node, self.wires), 0, NoCache())
             self.locks[node] = FileLocks(self.services[node], self.clock)
@@ -80,19 +82,29 @@ class Net:
         self.suspend()
         await self.finish()
 
+    async def change_once(self):
+        """A recovery beside calls that go on, unless one is under way."""
+        if self.changing:
+            return
+        self.changing = True
+        self.suspend()
+        await self.finish(quiet=False)
+        self.changing = False
+
     def suspend(self):
         self.attempt += 1
         for service in self.services.values():
             service.suspend(self.attempt)
 
-    async def finish(self):
+    async def finish(self, *, quiet=True):
         members = tuple(PeerAddress(node, 100, "127.0.0.1", node) for node in sorted(self.services))
         async with trio.open_nursery() as nursery:
             for service in self.services.values():
                 nursery.start_soon(service.rebuild, LockspaceView(self.attempt, members))
         for service in self.services.values():
             service.resume(self.attempt)
-        await trio.testing.wait_all_tasks_blocked()
+        if quiet:
+            await settle()
 
     async def kill(self, node):
         del self.services[node], self.wires[node], self.locks[node]
@@ -319,3 +331,42 @@ async def test_nonsense_of_a_caller(net):
     for start, end in ((-1, 5), (6, 5), (0, END_MAX + 1)):
         assert await refused(net.locks[0].set(POSIX, 1, 1, 1, start, end, True, wait=True)) == errno.EINVAL
         assert await refused(net.locks[0].unset(POSIX, 1, 1, start, end)) == errno.EINVAL
+
+
+async def test_no_update_is_lost_under_cancellations_and_view_changes(net):
+    """A counter that is read, waited over and written under one byte, by six tasks of three nodes."""
+    x = net.mastered_by(0)
+    rng = random.Random(4711)
+    counts = {"value": 0, "done": 0, "cancelled": 0}
+
+    async def work(node, owner):
+        for i in range(60):
+            with trio.CancelScope() as scope:
+                if rng.random() < 0.2:
+                    nursery.start_soon(cancel_later, scope)
+                await net.locks[node].set(POSIX, x, owner, 1, 3, 3, True, wait=True)
+                with trio.CancelScope(shield=True):
+                    value = counts["value"]
+                    await trio.lowlevel.checkpoint()
+                    counts["value"] = value + 1
+                    counts["done"] += 1
+            counts["cancelled"] += scope.cancelled_caught
+            await net.locks[node].unset(POSIX, x, owner, 3, 3)
+            if node == 2 and i % 20 == 10:
+                nursery.start_soon(net.change_once)
+
+    async def cancel_later(scope):
+        for _ in range(rng.randrange(8)):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for node in (0, 1, 2):
+            for owner in (1, 2):
+                nursery.start_soon(work, node, owner)
+    assert counts["value"] == counts["done"]
+    assert counts["done"] + counts["cancelled"] >= 6 * 60
+    assert counts["cancelled"] > 10
+    assert net.attempt > 3
+    for node in (0, 1, 2):
+        assert net.locks[node].dump() == net.locks[node].dump_mastered() == []

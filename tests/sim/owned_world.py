@@ -29,6 +29,7 @@ from membership.views import Instance
 from tests.sim.dlm_world import World
 
 BYTES = 6
+KINDS = (Kind.POSIX, Kind.POSIX, Kind.NAMED, Kind.FLOCK)
 Bytes = dict[tuple[Kind, int, int], bool]  # (kind, object, byte) -> exclusive
 
 
@@ -54,14 +55,10 @@ class User:
 
     instance: Instance
     id: int
+    kind: Kind  # one for each owner: cycles over two kinds are nobody's to find
     must: Bytes = field(default_factory=dict)
     call: Call | None = None
     number: int = 0
-
-    @property
-    def kind(self) -> Kind:
-        """An owner uses one, since cycles over two kinds are nobody's to find."""
-        return (Kind.POSIX, Kind.POSIX, Kind.NAMED, Kind.FLOCK)[(self.id + self.instance.node) % 4]
 
     @property
     def may(self) -> Bytes:
@@ -84,7 +81,10 @@ def conflict(held: Bytes, call: Call) -> bool:
 class OwnedWorld(World):
     """See the module."""
 
-    def __init__(self, seed: int, *, owners: int = 2, objects: int = 2, **options) -> None:
+    def __init__(
+        self, seed: int, *, owners: int = 2, objects: int = 2, kinds: tuple[Kind, ...] = KINDS, **options
+    ) -> None:
+        self.kinds = kinds
         self.users: list[User] = []
         self.gone: list[tuple[int, User]] = []  # dead, or gave up: an old arbiter knows them until that attempt is over
         self.owners = owners
@@ -97,7 +97,8 @@ class OwnedWorld(World):
 
     def start(self, node: int) -> None:
         super().start(node)
-        self.users += [User(Instance(node, self.incarnations), i) for i in range(self.owners)]
+        for i in range(self.owners):
+            self.users.append(User(Instance(node, self.incarnations), i, self.kinds[(i + node) % len(self.kinds)]))
 
     def kill(self, instance: Instance) -> None:
         super().kill(instance)
