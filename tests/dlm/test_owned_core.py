@@ -195,6 +195,27 @@ def test_freed_ranges_go_to_the_first_who_fits(cluster):
     assert granted == [False, True, False, True]
 
 
+@pytest.mark.seed("003-41")
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_messages_do_not_grow_with_the_cluster(nodes):
+    cluster = OwnedCluster(*range(nodes))
+    x = cluster.object_at(0)
+    other = nodes - 1
+    costs = []
+    for call in (
+        lambda: cluster.lock(1, x),
+        lambda: cluster.lock(other, x, owner=2, wait=False),
+        lambda: cluster.lock(other, x, owner=2),
+        lambda: cluster.unlock(1, x),  # Free, Freed, and the waiter's Acquired
+        lambda: cluster.unlock(other, x, owner=2),
+        lambda: cluster.lock(0, x),
+        lambda: cluster.unlock(0, x),
+    ):
+        call()
+        costs.append(cluster.deliver())
+    assert costs == [2, 2, 1, 3, 2, 0, 0]
+
+
 # --- bad input ---
 
 
