@@ -136,6 +136,74 @@ class Readdir(Protocol):
         ...
 
 
+class Conflict(Protocol):
+    """A lock in the way."""
+
+    @property
+    def node(self) -> int:
+        """Where its holder runs."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Which process that is, there."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """First byte."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Last byte."""
+        ...
+
+    @property
+    def exclusive(self) -> bool:
+        """A write lock."""
+        ...
+
+
+class FileLocks(Protocol):
+    """The cluster's locks on files.  All take (kind, inode number, owner, …); an owner is a number of the kernel's.
+
+    Ranges are first and last byte.
+    """
+
+    async def set(
+        self, kind: Any, ino: int, owner: int, pid: int, start: int, end: int, exclusive: bool, /, *, wait: bool
+    ) -> None:
+        """Lock.  Cancelled, it returns nevertheless when the lock was granted.  OSError EAGAIN, EDEADLK, ENOLCK."""
+        ...
+
+    async def unset(self, kind: Any, ino: int, owner: int, start: int, end: int, /) -> None:
+        """Unlock; on return a try of any node succeeds.  OSError ENOLCK."""
+        ...
+
+    async def test(self, kind: Any, ino: int, owner: int, start: int, end: int, exclusive: bool, /) -> Conflict | None:
+        """What stands in the way of a lock."""
+        ...
+
+    async def drop(self, kind: Any, ino: int, owner: int, /) -> None:
+        """Unlock all that an owner has on a file."""
+        ...
+
+    def holds(self, kind: Any, ino: int, owner: int, /) -> bool:
+        """Whether the owner has, or waits for, anything on the file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLocks:
+    """The cluster's locks, with the names of the two kinds that the kernel knows, and this node's number."""
+
+    locks: FileLocks
+    flock: Any
+    posix: Any
+    node: int
+
+
 @dataclass(frozen=True, slots=True)
 class Filesystem:
     """The four modules together."""

@@ -6,7 +6,8 @@ Invariants:
     H2  The kernel's node id is the inode number, except for the root, whose node id is 1 by protocol.
     H3  A node remembers the incarnation last handed out (the kernel calls it generation).  The block of a freed inode
         is used again under another incarnation: what the kernel then still asks under the old one is stale (ESTALE).
-    H4  File handle numbers are never used twice in one session.
+    H4  File handle numbers are never used twice in one session.  Their highest bits tell the C extension, or are told
+        by it (``_libfuse.c`` has the same numbers).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import os
 from dataclasses import dataclass
 
 ROOT_NODE = 1
+READ_ONLY_HANDLE = 1 << 62  # can't write
+INODE_HANDLE = 1 << 61  # no handle but an inode's number: the kernel opened the file without asking
+APPEND_HANDLE = 1 << 60  # with it: a WRITE to the end of the file
 
 
 @dataclass(slots=True)
@@ -118,10 +122,14 @@ class HandleTable:
         """A new handle's number (H4)."""
         number = self._next
         self._next += 1
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            number |= READ_ONLY_HANDLE
         self._handles[number] = Handle(ino, flags)
         return number
 
     def __getitem__(self, number: int) -> Handle:
+        if number & INODE_HANDLE:
+            return Handle(number & (APPEND_HANDLE - 1), os.O_APPEND if number & APPEND_HANDLE else 0)
         try:
             return self._handles[number]
         except KeyError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,22 +43,32 @@ pyfuse3: Any = _pyfuse3  # Any: its stubs type handlers by NewTypes that would h
 __all__ = [
     "KernelFeatures",
     "available",
+    "count_locks",
     "expire_entry",
     "inc_epoch",
     "kernel_features",
+    "lock_counters",
     "missing",
+    "open_by_kernel",
+    "prune",
     "pyfuse3",
+    "reply_err",
+    "reply_lock",
+    "serve_locks",
     "session_fd",
 ]
 
 _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "async_read": 0,
+    "posix_locks": 1,
     "atomic_o_trunc": 3,
     "splice_read": 9,
+    "flock_locks": 10,
     "auto_inval_data": 12,
     "readdirplus": 13,
     "async_dio": 15,
     "writeback_cache": 16,
+    "no_open_support": 17,
     "parallel_dirops": 18,
     "handle_killpriv": 20,
     "cache_symlinks": 23,
@@ -101,6 +112,52 @@ def inc_epoch() -> int:
 def expire_entry(parent: int, name: bytes) -> int:
     """Have one name looked up again without unhashing it; may block: worker threads only.  Returns 0 or an errno."""
     return errno.ENOSYS if _extension is None else int(_extension.notify_expire_entry(parent, name))
+
+
+def prune(node: int) -> int:
+    """Have the kernel drop the names of an inode that nobody uses, and then forget it.  Returns 0 or an errno."""
+    return errno.ENOSYS if _extension is None else int(_extension.notify_prune(node))
+
+
+def open_by_kernel(wanted: bool) -> None:
+    """Before the session is made: whether the kernel opens and closes files without asking (coherence.md 6)."""
+    if _extension is not None:
+        _extension.set_no_open(wanted)
+
+
+# ---- file locks ----
+
+
+def serve_locks(request: Callable[..., None] | None, interrupted: Callable[[int], None] | None) -> None:
+    """Before the session is made: who answers the kernel's lock requests; None, None: the kernel, for this node alone.
+
+    Args:
+        request: told (operation, number, node, handle, owner, type, start, last byte, pid, wait); answers at once or
+            later, by ``reply_err`` or ``reply_lock``.
+        interrupted: told the number of a request whose application got a signal; must not answer in the call.
+    """
+    if _extension is not None:
+        _extension.set_lock_handlers(request, interrupted)
+
+
+def reply_err(number: int, code: int) -> int:
+    """Answer a lock request: an errno, 0 for success.  Returns 0, ESRCH when it was answered, or the kernel's errno."""
+    return int(_extension.reply_err(number, code))
+
+
+def reply_lock(number: int, kind: int, start: int, end: int, pid: int) -> int:
+    """Answer F_GETLK: F_UNLCK, or the type and range of what stands in the way.  Returns as ``reply_err``."""
+    return int(_extension.reply_lock(number, kind, start, end, pid))
+
+
+def count_locks(node: int, change: int) -> None:
+    """One (1) more reason, or one (-1) less, to be told when a descriptor of this inode is closed."""
+    _extension.count_locks(node, change)
+
+
+def lock_counters() -> dict[str, int]:
+    """``parked``: lock requests to be answered; ``quick_flushes``: closes that needed no Python."""
+    return {} if _extension is None else dict(_extension.lock_counters())
 
 
 def kernel_features() -> KernelFeatures:

@@ -21,16 +21,16 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from matrixfs.fuse import libfuse
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
+from matrixfs.fuse.lock_requests import LockRequests
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from matrixfs.fuse.api import Filesystem, Inode, Volume
+    from matrixfs.fuse.api import ClusterLocks, Filesystem, Inode, Volume
     from matrixfs.fuse.handles import Handle, HandleTable
     from matrixfs.fuse.kernel_caches import KernelCaches
 
@@ -77,6 +77,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         caches: told what the kernel learns.
         handles: open files.
         withdraw: see ``Edge``.
+        locks: the cluster's file locks; None leaves them to the kernel, for this node alone.
     """
 
     supports_dot_lookup = False
@@ -90,6 +91,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         caches: KernelCaches,
         handles: HandleTable,
         withdraw: Callable[[BaseException], None],
+        locks: ClusterLocks | None = None,
     ) -> None:
         super().__init__()
         self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
@@ -101,6 +103,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         self._caches = caches
         self._nodes = caches.nodes
         self._handles = handles
+        self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush)
 
     # ---- replies ----
 
@@ -285,11 +288,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             node.data_version = inode.data_version
             node.opens += 1
             node.pages = True
-        append = bool(flags & os.O_APPEND)
-        # A descriptor that can't write has nothing to report at close: to the extension "nonseekable" is "no FLUSH".
-        quiet = flags & os.O_ACCMODE == os.O_RDONLY and libfuse.available()
         handle = self._handles.add(inode.ino, flags)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=append, nonseekable=quiet)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
     @upcall(0)
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
@@ -364,6 +364,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         if node is not None and node.opens:
             node.opens -= 1
         self._volume.opens.closed(ino)
+        if self.lock_requests is not None:
+            await self.lock_requests.released(fh, ino)
 
     # ---- directories ----
 

@@ -34,7 +34,7 @@ from membership.errors import OperatorError
 from membership.processes import process_start
 
 if TYPE_CHECKING:
-    from matrixfs.fuse.api import Filesystem, Volume
+    from matrixfs.fuse.api import ClusterLocks, Filesystem, Volume
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Session:
         caches: made before the volume; the session attaches the kernel to it.
         on_withdraw: told why, once, when a handler met a broken invariant or a lost right (R9), after the mount was
             cut off.  It should stop everything that writes.
+        locks: the cluster's file locks; None, or no extension, leaves them to the kernel: for this node alone.
     """
 
     def __init__(
@@ -89,12 +90,14 @@ class Session:
         filesystem: Filesystem,
         caches: KernelCaches,
         on_withdraw: Callable[[BaseException], None] = _ignore,
+        locks: ClusterLocks | None = None,
     ) -> None:
         self._config = config
         self._caches = caches
         self._handles = HandleTable()
         self._on_withdraw = on_withdraw
-        self._operations = Operations(volume, filesystem, caches, self._handles, self._withdraw_for)
+        served = locks if libfuse.available() else None
+        self._operations = Operations(volume, filesystem, caches, self._handles, self._withdraw_for, served)
         self._device = ""
         self._server: registry.Server | None = None
         self._mounted = False
@@ -108,6 +111,9 @@ class Session:
 
     def start(self) -> None:
         """Mount.  Raises OperatorError when libfuse refuses (it prints why on stderr)."""
+        requests = self._operations.lock_requests
+        if requests is not None:
+            libfuse.serve_locks(requests.request, requests.interrupted)
         try:
             pyfuse3.init(self._operations, self._config.mountpoint, self._mount_options())
         except RuntimeError as error:
@@ -119,7 +125,7 @@ class Session:
         self._raise_readahead()
         self._register()
         if problem := libfuse.missing():
-            log.warning("slower mount, %s", problem)
+            log.warning("slower mount, and file locks hold on this node only: %s", problem)
         if not self._caches.has_epoch:
             log.warning("kernel without FUSE epochs (before 6.16): names are cached for a tenth of a second only")
 
@@ -156,7 +162,11 @@ class Session:
     async def run(self) -> None:
         """Serve until the tree is unmounted or withdrawn."""
         with self._serving:
-            await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
+            async with trio.open_nursery() as nursery:
+                if self._operations.lock_requests is not None:
+                    await nursery.start(self._operations.lock_requests.run)
+                await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
+                nursery.cancel_scope.cancel()
         self._caches.detach()
 
     def stop(self) -> None:
@@ -230,8 +240,9 @@ class Session:
     def counters(self) -> dict[str, object]:
         """Calls by operation, failures, open handles, what the kernel negotiated, and the caches' counters."""
         features = libfuse.kernel_features()
+        quick = libfuse.lock_counters().get("quick_flushes", 0)
         return {
-            "calls": dict(self._operations.edge.calls),
+            "calls": {**self._operations.edge.calls, "flush_of_readers": quick},
             "failures": self._operations.edge.failures,
             "open_handles": len(self._handles),
             "protocol_minor": features.protocol_minor,

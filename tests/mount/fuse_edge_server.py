@@ -7,7 +7,9 @@ operations back as a lock that another node has would; files named ``boom-*`` pr
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
+import os
 import stat
 import sys
 import time
@@ -20,10 +22,20 @@ import trio
 if sys.argv[3:] == ["no-extension"]:
     sys.modules["matrixfs.fuse._libfuse"] = None  # type: ignore[assignment]  # importing it fails
 
-from matrixfs.fuse.api import Filesystem
+if other := os.environ.get("MATRIXFS_TEST_EXTENSION"):  # one built for debugging
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    spec = importlib.util.spec_from_file_location("matrixfs.fuse._libfuse", other)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["matrixfs.fuse._libfuse"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["matrixfs.fuse._libfuse"])
+
+from matrixfs.fuse import libfuse
+from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig
 from membership.errors import CorruptRecord, Fenced
+from tests.mount.fake_locks import FLOCK, POSIX, FakeLocks
 
 ROOT = 64
 
@@ -249,9 +261,11 @@ class Server:
             mountpoint, "fake,tree", ROOT, options=("suid",), registry_directory=registry_directory
         )
         self.withdrawn: list[str] = []
+        self.locks = FakeLocks()
         self.session = Session(
-            config, self.volume, FILESYSTEM, self.caches, lambda error: self.withdrawn.append(repr(error))
-        )
+            config, self.volume, FILESYSTEM, self.caches, lambda error: self.withdrawn.append(repr(error)),
+            ClusterLocks(self.locks, FLOCK, POSIX, node=1),
+        )  # fmt: skip
         self.mode = mode
         self.flush_error = ""
 
@@ -279,6 +293,16 @@ class Server:
                 return inode.ino
             case "remote_reuse":  # freed and used again by another node
                 volume.inodes[request["ino"]].incarnation += 1
+            case "remote_lock":  # another node's owner 9, process 77
+                await self.locks.set(request["kind"], request["ino"], (2, 9), 77, *request["range"], True, wait=False)
+            case "remote_unlock":
+                await self.locks.drop(request["kind"], request["ino"], (2, 9))
+            case "locks":
+                return {"held": self.locks.dump(), "waiting": self.locks.waiting(), **libfuse.lock_counters()}
+            case "locks_fail":
+                self.locks.failure = request["how"]
+            case "withdraw":
+                self.session.withdraw("told so")
             case "fail_flush":
                 self.flush_error = "no space"
             case "stop":
