@@ -260,17 +260,21 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(0)
     async def open(self, ino: int, flags: int, ctx: Any) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags), flags)
+        return self._file(await self._open(ino, flags, named=False), flags)
 
-    async def _open(self, ino: int, flags: int) -> Inode:
-        """Take the open lock, truncate where asked, and read the inode last (O1)."""
+    async def _open(self, ino: int, flags: int, *, named: bool) -> Inode:
+        """Take the open lock, truncate where asked, and read the inode last (O1).
+
+        ``named``: it was found by its name just now, so the kernel's idea of an earlier file of that number, whose
+        FORGET is on its way, says nothing about it.
+        """
         self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
                 inode = await self._attributes.setattr(self._volume, ino, self._attributes.Changes(size=0))
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
-            return self._checked_inode(ino, inode)
+            return inode if named else self._checked_inode(ino, inode)
         except BaseException:
             self._volume.opens.closed(ino)
             raise
@@ -303,7 +307,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
                 raise
             inode = await self._existing(parent, name, flags, ctx)
         stamp = self._caches.stamp
-        inode = await self._open(inode.ino, flags)
+        inode = await self._open(inode.ino, flags, named=True)
         entry = self._entry(parent, name, inode, stamp)
         return self._file(inode, flags), entry
 

@@ -208,3 +208,12 @@ async def test_every_handler_is_behind_the_edge() -> None:
     ]
     assert len(handlers) == 23
     assert all(hasattr(getattr(Operations, name), "__wrapped__") for name in handlers)
+
+
+async def test_a_new_file_with_the_number_of_one_that_the_kernel_still_knows() -> None:
+    """Seen in a cp to a second mount: ESTALE made the kernel create it again, which then said EEXIST."""
+    world = Kernelless(create=found, getattr=found)
+    world.caches.nodes.looked_up(100, 0)  # deleted by another node, and not forgotten yet
+    info, reply = await world.operations.create(1, b"f", 0o644, os.O_RDWR | os.O_EXCL, CALLER)
+    assert (reply.st_ino, reply.generation) == (100, 1)
+    assert world.handles[info.fh].ino == 100
