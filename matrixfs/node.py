@@ -25,7 +25,7 @@ from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
 from matrixfs.fuse.api import Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
-from matrixfs.fuse.session import Session, SessionConfig
+from matrixfs.fuse.session import Session, SessionConfig, check_extension
 from matrixfs.member import Member
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
@@ -98,6 +98,7 @@ class _Mount:
 
     async def run(self) -> None:
         """See ``run_mount``."""
+        check_extension(local_locks=self._options.local_locks)
         self._session = await MountSession.connect(self._options.state_dir)
         cluster = self._session.cluster
         self._store = open_store(cluster.store_path)
@@ -189,6 +190,7 @@ class _Mount:
             self._options.source,
             ROOT_INODE,
             self._options.read_only,
+            self._options.local_locks,
             self._options.kernel_options,
         )
         filesystem = Filesystem(namespace, attributes, data, readdir)

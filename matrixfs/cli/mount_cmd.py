@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         raise Refused(f"{printable(source)!r} is no name of a filesystem (see matrixctl status)", USAGE)
     options = [option for flag, value in pairs if flag == "-o" for option in value.split(",") if option]
     state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
-    read_only, kernel = False, {"dev": "dev", "suid": "suid"}
+    read_only, local_locks, kernel = False, False, {"dev": "dev", "suid": "suid"}
     for option in options:
         if option.startswith("state="):
             state = option.removeprefix("state=")
@@ -73,12 +73,17 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
             read_only = True
         elif option == "rw":
             read_only = False
+        elif option == "localflocks":
+            local_locks = True
         elif option == "remount" or option.startswith("remount,"):
             raise Refused("remount is not supported: unmount and mount again", USAGE)
         elif option in _FOR_LIBFUSE:
             kernel[option.removeprefix("no")] = option
         elif option not in _FOR_OTHERS and not option.startswith(_FOR_OTHERS_PREFIXES) and "-s" not in flags:
-            raise Refused(f"unknown mount option {printable(option)!r} (ours: state=DIR; others: see mount(8))", USAGE)
+            raise Refused(
+                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks; others: see mount(8))",
+                USAGE,
+            )
     state = os.path.abspath(state)
     log_name = "mount-" + re.sub(r"[^\w.+-]", "_", source) + ".log"
     found = MountOptions(
@@ -86,6 +91,7 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         mountpoint=os.path.realpath(directory),
         state_dir=state,
         read_only=read_only,
+        local_locks=local_locks,
         kernel_options=tuple(sorted(kernel.values())),
         log_path=os.path.join(state, log_name),
         log_level="debug" if sum(flag == "-v" for flag, _ in pairs) > 1 else "info",

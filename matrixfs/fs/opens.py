@@ -4,7 +4,9 @@ A file that loses its last name becomes an orphan: listed in the orphan director
 name, deleted by whichever node first holds its INODE and its OPEN lock in EX.  A node that has the file open prevents
 that, by one lock or the other: as long as it holds the INODE lock nobody else gets that in EX, and before it gives
 that up it takes the OPEN lock in PR, and keeps it until the last close.  So opening a file that is cached costs no
-message at all.  Deletion is tried
+message at all.  Where the kernel opens and closes without telling (``-o localflocks``, coherence.md 6), a file counts
+as open as long as the kernel knows it; before the OPEN lock is taken for one, the kernel is told to forget it, which
+it does unless the file is in use: so a file that merely was looked at costs no message either.  Deletion is tried
 
 - by the node that removed the last name, at once;
 - by a node that closes an orphan for the last time;
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 DELETE_TIMEOUT = 0.2  # seconds to wait for nodes that only cache the OPEN lock to give it up
 DELETES_AT_ONCE = 4
+SHED_INTERVAL = 2.0  # seconds between looks at files that count as open and may not be in use
 
 
 class Opens:
@@ -88,6 +91,9 @@ class Opens:
         """
         if ino not in self._counts or ino in self._registered:
             return
+        await self._volume.kernel.shed(ino)
+        if ino not in self._counts:
+            return
         lock = self._lock(ino)
         await lock.hold(PR)
         if ino in self._counts:
@@ -124,8 +130,15 @@ class Opens:
     async def run(self) -> None:
         """Delete what is queued; until ``close``."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._shed)
             for _ in range(DELETES_AT_ONCE):
                 nursery.start_soon(self._work)
+
+    async def _shed(self) -> None:
+        """Where the kernel opens files without asking, what it knows counts as open: have it forget what is not."""
+        while await self._volume.pause(SHED_INTERVAL):
+            for ino in list(self._registered):
+                await self._volume.kernel.shed(ino)
 
     async def _work(self) -> None:
         async for ino in self._receive:

@@ -42,6 +42,10 @@ class KernelCaches(Protocol):
         """Attributes changed without a request of the kernel; never blocks."""
         ...
 
+    async def shed(self, ino: int) -> None:
+        """Where all that the kernel knows counts as open: have it forget an inode that nobody uses."""
+        ...
+
 
 class NoKernelCaches:
     """For a volume that no kernel looks at: simulation and offline tools."""
@@ -54,6 +58,9 @@ class NoKernelCaches:
 
     def attributes_changed(self, ino: int) -> None:
         """Nothing is cached."""
+
+    async def shed(self, ino: int) -> None:
+        """Nothing is known."""
 
 
 class Volume:

@@ -31,6 +31,7 @@ class Node:
     opens: int = 0  # files the kernel has open on it
     pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
     data_version: int | None = None  # the version of the data that the kernel's pages had at the last open
+    kept: bool = False  # where the kernel opens by itself: counts as open as long as it is known
 
 
 class NodeTable:
@@ -63,6 +64,10 @@ class NodeTable:
         """The incarnation the kernel knows it under; None when it doesn't, or for the root."""
         node = self._nodes.get(ino)
         return None if node is None else node.incarnation
+
+    def kept(self) -> list[int]:
+        """The inodes that count as open because the kernel knows them."""
+        return [ino for ino, node in self._nodes.items() if node.kept]
 
     def looked_up(self, ino: int, incarnation: int) -> Node:
         """Count one reply that gives the kernel a reference (H1)."""

@@ -16,6 +16,8 @@ Called by the filesystem's demote callouts.  Invariants:
         done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then.
     K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then at most ``PAGES_BOUND``
         later than without, and until then only mappings and splices can see them (read(2) asks for the mtime first).
+    K6  Where the kernel opens files without asking (coherence.md 6), ``shed`` returns when it has forgotten the inode,
+        or when somebody may have the file open: in use, not yet taken in, or a kernel that can't be told to forget.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from __future__ import annotations
 import errno
 import logging
 from typing import TYPE_CHECKING
+
+import trio
 
 from matrixfs.fuse.handles import NodeTable, Pending
 from matrixfs.fuse.workers import Job, Workers
@@ -42,6 +46,7 @@ NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
 REPEAT_SECONDS = 0.001
 REPEAT_MAX = 20
+SHED_ROUNDS = 5
 _COUNTERS = (
     "inodes",
     "pages",
@@ -52,6 +57,8 @@ _COUNTERS = (
     "waited_out",
     "settled",
     "repeats",
+    "sheds",
+    "shed_in_vain",
 )
 _DONE = (0, errno.ENOENT, errno.ENOTCONN, errno.EBADF)  # the kernel doesn't know it, or there is no mount any more
 
@@ -83,13 +90,22 @@ class KernelCaches:
         self._workers = Workers()
         self._notifier: Notifier | None = None
         self._epoch = False
+        self._prunes = False
+        self._forgotten: dict[int, trio.Event] = {}  # somebody waits for the kernel to forget these inodes
         self._directories: dict[int, _Directory] = {}
         self._page_jobs: dict[int, Job] = {}
         self._counters = dict.fromkeys(_COUNTERS, 0)
 
-    def attach(self, notifier: Notifier, *, root_ino: int) -> None:
-        """Begin with a mounted session; finds out whether the kernel has the epoch notification."""
+    def attach(self, notifier: Notifier, *, root_ino: int, opened_by_kernel: bool = False) -> None:
+        """Begin with a mounted session; finds out whether the kernel has the epoch notification.
+
+        Args:
+            notifier: the kernel.
+            root_ino: of the root directory.
+            opened_by_kernel: files are opened without asking, so ``shed`` has work to do.
+        """
         self._notifier = notifier
+        self._prunes = opened_by_kernel
         self.nodes.root = root_ino
         self._epoch = notifier.epoch() == 0
 
@@ -121,6 +137,49 @@ class KernelCaches:
     def forgotten(self, ino: int) -> None:
         """The kernel dropped the inode, so nothing of it is cached."""
         self._directories.pop(ino, None)
+        waited = self._forgotten.pop(ino, None)
+        if waited is not None:
+            waited.set()
+
+    async def shed(self, ino: int) -> None:
+        """Have the kernel forget an inode unless it is in use (K1, K6)."""
+        if not self._prunes or self._notifier is None or not self.nodes.known(ino):
+            return
+        self._counters["sheds"] += 1
+        notifier, node = self._notifier, self.nodes.node_id(ino)
+        codes: list[int] = []
+        for _ in range(SHED_ROUNDS):
+            job = self._workers.submit(lambda _job: codes.append(notifier.prune(node)))
+            if not await job.wait(NAMES_BOUND) or not codes:
+                break
+            if codes[-1] in (errno.EINVAL, errno.ENOSYS):  # before 6.18
+                self._prunes = False
+                log.warning("kernel without FUSE_NOTIFY_PRUNE (before 6.18): every file it knows counts as open")
+                break
+            if notifier.attributes(node) != errno.ENOENT or await self._forgets(ino):
+                break
+        if self.nodes.known(ino):
+            self._counters["shed_in_vain"] += 1
+
+    async def _forgets(self, ino: int) -> bool:
+        """Whether the FORGET comes at once; if not, the kernel may just be taking in a reply that names the inode."""
+        if not self.nodes.known(ino):
+            return True
+        event = self._forgotten.setdefault(ino, trio.Event())
+        with trio.move_on_after(REPEAT_SECONDS):
+            await event.wait()
+        return not self.nodes.known(ino)
+
+    def filled(self, ino: int) -> None:
+        """The kernel is about to get pages of a file that it opened by itself."""
+        node = self.nodes.get(ino)
+        if node is not None:
+            node.pages = True
+
+    def drop_pages_later(self, ino: int) -> None:
+        """Have pages dropped when the request that the kernel waits for has been answered."""
+        if self._notifier is not None:
+            self._submit_drop(self._notifier, ino)
 
     async def purge_inode(self, ino: int) -> None:
         """Make the inode's attributes and pages unreachable (K1, K2, K5).  Never raises for the kernel's sake."""
@@ -158,22 +217,25 @@ class KernelCaches:
     async def _drop_pages(self, ino: int) -> None:
         job = self._page_jobs.get(ino)
         if job is None or job.started:  # one that has begun may already be past pages filled since
-            notifier, node_id = self._notifier, self.nodes.node_id(ino)
-            assert notifier is not None
-
-            def drop(_job: Job) -> None:
-                code = notifier.pages(node_id)
-                if code not in _DONE:
-                    log.warning("inode %d: pages not dropped (errno %d)", ino, code)
-
-            job = self._page_jobs[ino] = self._workers.submit(drop)
-            self._counters["pages"] += 1
+            assert self._notifier is not None
+            job = self._page_jobs[ino] = self._submit_drop(self._notifier, ino)
         while not await job.wait(PAGES_BOUND):
             if self.pending.busy(ino):  # it may wait for the lock that our caller is giving up (K1)
                 self._counters["pages_left_behind"] += 1
                 return
         if self._page_jobs.get(ino) is job:
             del self._page_jobs[ino]
+
+    def _submit_drop(self, notifier: Notifier, ino: int) -> Job:
+        node_id = self.nodes.node_id(ino)
+        self._counters["pages"] += 1
+
+        def drop(_job: Job) -> None:
+            code = notifier.pages(node_id)
+            if code not in _DONE:
+                log.warning("inode %d: pages not dropped (errno %d)", ino, code)
+
+        return self._workers.submit(drop)
 
     async def purge_names(self, directory: int) -> None:
         """Make every name under the directory unreachable, absent ones too (K1, K3, K4)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from matrixfs.fuse.libfuse import expire_entry, inc_epoch, pyfuse3
+from matrixfs.fuse.libfuse import expire_entry, inc_epoch, prune, pyfuse3
 
 
 class Notifier(Protocol):
@@ -32,6 +32,10 @@ class Notifier(Protocol):
 
     def epoch(self) -> int:
         """Look all names up again on next use.  Never blocks."""
+        ...
+
+    def prune(self, node: int) -> int:
+        """Drop all names of an inode that nobody uses: then the kernel forgets it.  May block."""
         ...
 
 
@@ -61,6 +65,10 @@ class KernelNotifier:
     def epoch(self) -> int:
         """See ``Notifier``."""
         return inc_epoch()
+
+    def prune(self, node: int) -> int:
+        """See ``Notifier``."""
+        return prune(node)
 
     def _inode(self, node: int, *, attributes_only: bool) -> int:
         try:

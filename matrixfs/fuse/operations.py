@@ -78,6 +78,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         handles: open files.
         withdraw: see ``Edge``.
         locks: the cluster's file locks; None leaves them to the kernel, for this node alone.
+        opened_by_kernel: files are opened and closed without asking us (coherence.md 6): what the kernel knows counts
+            as open, and requests come with inode numbers for handles.
     """
 
     supports_dot_lookup = False
@@ -92,6 +94,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         handles: HandleTable,
         withdraw: Callable[[BaseException], None],
         locks: ClusterLocks | None = None,
+        *,
+        opened_by_kernel: bool = False,
     ) -> None:
         super().__init__()
         self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
@@ -103,6 +107,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         self._caches = caches
         self._nodes = caches.nodes
         self._handles = handles
+        self._opened_by_kernel = opened_by_kernel
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush)
 
     # ---- replies ----
@@ -131,10 +136,16 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         is_directory = stat.S_ISDIR(inode.mode)
         reply = self._fill(inode)
         reply.entry_timeout = 0.0 if overtaken else self._caches.entry_timeout
-        self._nodes.looked_up(inode.ino, inode.incarnation)
+        self._looked_up(inode)
         if not overtaken:
             self._caches.handed_out(parent, name, is_directory=is_directory)
         return reply
+
+    def _looked_up(self, inode: Inode) -> None:
+        node = self._nodes.looked_up(inode.ino, inode.incarnation)
+        if self._opened_by_kernel and not node.kept and stat.S_ISREG(inode.mode):
+            node.kept = True
+            self._volume.opens.opened(inode.ino)  # its lock is held now, and stands for that (O1)
 
     def _checked_inode(self, ino: int, inode: Inode) -> Inode:
         self._nodes.check(ino, inode.incarnation)
@@ -163,9 +174,12 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
                 self.edge.translate("forget", (node_id, count), error)
 
     def _forget(self, ino: int, count: int) -> None:
+        node = self._nodes.get(ino)
         if self._nodes.forget(ino, count):
             self._caches.forgotten(ino)
             self._volume.forgotten(ino)
+            if node is not None and node.kept:
+                self._volume.opens.closed(ino)
 
     @upcall(0)
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
@@ -327,14 +341,32 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(handle=True)
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
-        return await self._data.read(self._volume, handle.ino, offset, length)
+        data = await self._data.read(self._volume, handle.ino, offset, length)
+        if self._opened_by_kernel:
+            self._caches.filled(handle.ino)
+        return data
 
     @upcall(handle=True)
     async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
         """Write, at the true end where the file was opened so."""
+        if self._opened_by_kernel:
+            return await self._write_cached(handle, offset, buf)
         if handle.append:
             await self._drop_set_id(handle.ino)
         return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+
+    async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
+        """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
+
+        read(2) then asks for the size and drops them; a mapping would not.
+        """
+        written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        if handle.append:
+            inode = await self._attributes.getattr(self._volume, handle.ino)
+            if inode.size != offset + written:
+                self._caches.drop_pages_later(handle.ino)
+        self._caches.filled(handle.ino)
+        return written
 
     async def _drop_set_id(self, ino: int) -> None:
         """Writing takes away set-user-ID and set-group-ID.
@@ -409,7 +441,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         if not pyfuse3.readdir_reply(token, name, reply, next_cookie):
             return False
         is_directory = stat.S_ISDIR(inode.mode)
-        self._nodes.looked_up(inode.ino, inode.incarnation)
+        self._looked_up(inode)
         self._caches.handed_out(parent, name, is_directory=is_directory)
         return True
 

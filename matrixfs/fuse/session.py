@@ -54,6 +54,7 @@ class SessionConfig:
         source: what ``mount`` shows as the device: the filesystem's name.
         root_ino: inode number of the root directory.
         read_only: mount read-only.
+        local_locks: file locks hold on this node only; in return the kernel opens and closes files without asking.
         options: further options for libfuse, for example ``nodev``.
         registry_directory: where ``registry`` keeps its records; "" for its default.
     """
@@ -62,8 +63,15 @@ class SessionConfig:
     source: str
     root_ino: int
     read_only: bool = False
+    local_locks: bool = False
     options: tuple[str, ...] = ()
     registry_directory: str = ""
+
+
+def check_extension(*, local_locks: bool) -> None:
+    """Raise OperatorError when a mount of this kind can't be had; worth asking before the cluster is joined."""
+    if local_locks and not libfuse.available():
+        raise OperatorError(f"localflocks is not to be had: {libfuse.missing()}")
 
 
 def _ignore(error: BaseException) -> None:
@@ -93,11 +101,15 @@ class Session:
         locks: ClusterLocks | None = None,
     ) -> None:
         self._config = config
+        self._volume = volume
         self._caches = caches
         self._handles = HandleTable()
         self._on_withdraw = on_withdraw
-        served = locks if libfuse.available() else None
-        self._operations = Operations(volume, filesystem, caches, self._handles, self._withdraw_for, served)
+        self._operations = Operations(
+            volume, filesystem, caches, self._handles, self._withdraw_for,
+            None if config.local_locks or not libfuse.available() else locks,
+            opened_by_kernel=config.local_locks,
+        )  # fmt: skip
         self._device = ""
         self._server: registry.Server | None = None
         self._mounted = False
@@ -111,7 +123,9 @@ class Session:
 
     def start(self) -> None:
         """Mount.  Raises OperatorError when libfuse refuses (it prints why on stderr)."""
+        check_extension(local_locks=self._config.local_locks)
         requests = self._operations.lock_requests
+        libfuse.open_by_kernel(self._config.local_locks)
         if requests is not None:
             libfuse.serve_locks(requests.request, requests.interrupted)
         try:
@@ -121,7 +135,7 @@ class Session:
         self._mounted = True
         mount = registry.mount_at(self._config.mountpoint)
         self._device = mount.device if mount is not None else ""
-        self._caches.attach(KernelNotifier(), root_ino=self._config.root_ino)
+        self._caches.attach(KernelNotifier(), root_ino=self._config.root_ino, opened_by_kernel=self._config.local_locks)
         self._raise_readahead()
         self._register()
         if problem := libfuse.missing():
@@ -168,6 +182,9 @@ class Session:
                 await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
                 nursery.cancel_scope.cancel()
         self._caches.detach()
+        if not self._withdrawn:
+            for ino in self._caches.nodes.kept():  # the kernel is gone, and tells no more what it forgets
+                self._volume.opens.closed(ino)
 
     def stop(self) -> None:
         """Unmount as umount(8) would, without waiting: ``run`` returns when it is done.  A busy tree stays mounted."""

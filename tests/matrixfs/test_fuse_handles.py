@@ -8,7 +8,16 @@ import random
 
 import pytest
 
-from matrixfs.fuse.handles import ROOT_NODE, HandleTable, NodeTable, Pending
+from matrixfs.fuse.handles import (
+    APPEND_HANDLE,
+    INODE_HANDLE,
+    READ_ONLY_HANDLE,
+    ROOT_NODE,
+    Handle,
+    HandleTable,
+    NodeTable,
+    Pending,
+)
 
 
 def test_root_is_node_one_whatever_its_number() -> None:
@@ -75,6 +84,18 @@ def test_handles_are_never_reused() -> None:
             call(first)
         assert caught.value.errno == errno.EBADF
     assert len(handles) == 1
+
+
+def test_handle_numbers_tell_what_the_extension_asks() -> None:
+    handles = HandleTable()
+    assert not handles.add(100, os.O_RDWR) & READ_ONLY_HANDLE
+    assert not handles.add(100, os.O_WRONLY) & READ_ONLY_HANDLE
+    reader = handles.add(100, os.O_RDONLY)
+    assert reader & READ_ONLY_HANDLE
+    assert handles.remove(reader).ino == 100
+    assert handles[INODE_HANDLE | 77].ino == 77
+    assert not handles[INODE_HANDLE | 77].append
+    assert handles[INODE_HANDLE | APPEND_HANDLE | 77] == Handle(77, os.O_APPEND)
 
 
 def test_pending_counts_per_inode() -> None:

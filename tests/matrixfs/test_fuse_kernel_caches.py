@@ -45,6 +45,7 @@ class PlayedKernel:
         self.free.set()
         self.unknown = 0  # how many attribute calls still answer ENOENT
         self.epoch_code = 0 if has_epoch else errno.EINVAL
+        self.prune_code = 0
 
     def attributes(self, node: int) -> int:
         self.told.append(("attributes", node))
@@ -71,6 +72,11 @@ class PlayedKernel:
     def epoch(self) -> int:
         self.told.append(("epoch",))
         return self.epoch_code
+
+    def prune(self, node: int) -> int:
+        self.free.wait(30)
+        self.told.append(("prune", node))
+        return self.prune_code
 
 
 class World:
@@ -309,3 +315,54 @@ async def test_an_unmount_during_a_purge_ends_it(world: World, purge: str) -> No
     await world.caches.purge_inode(101)
     await world.caches.purge_names(101)
     assert world.kernel.told == told
+
+
+async def test_shedding_is_for_mounts_whose_files_the_kernel_opens(world: World) -> None:
+    world.caches.nodes.looked_up(100, 1)
+    await world.caches.shed(100)
+    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
+    world.kernel.told.clear()
+    await world.caches.shed(101)  # not known
+    assert world.kernel.told == []
+    await world.caches.shed(100)
+    assert world.kernel.told == [("prune", 100), ("attributes", 100)]
+    assert world.caches.counters()["shed_in_vain"] == 1  # the kernel has it still: it is in use
+
+
+async def test_shedding_waits_for_the_forget(world: World) -> None:
+    """K6: unknown to the kernel, and no FORGET: a reply that names the inode may be on its way."""
+    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.unknown = 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.caches.shed, 100)
+        while 100 not in world.caches._forgotten:  # noqa: ASYNC110 - nobody sets an event for it
+            await trio.lowlevel.checkpoint()
+        world.caches.nodes.forget(100, 1)
+        world.caches.forgotten(100)
+    assert world.caches.counters()["shed_in_vain"] == 0
+    world.caches.nodes.looked_up(102, 1)
+    world.kernel.unknown = 2
+    world.kernel.told.clear()
+    await world.caches.shed(102)
+    assert world.kernel.told == [("prune", 102), ("attributes", 102)] * 3
+    assert world.caches.counters()["shed_in_vain"] == 1
+
+
+async def test_shedding_never_waits_for_something_local(world: World) -> None:
+    """K1."""
+    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.free.clear()
+    await world.caches.shed(100)
+    assert world.caches.counters()["shed_in_vain"] == 1
+
+
+async def test_kernels_that_cannot_prune_are_asked_once(world: World) -> None:
+    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
+    world.kernel.prune_code = errno.EINVAL
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.told.clear()
+    await world.caches.shed(100)
+    await world.caches.shed(100)
+    assert world.kernel.told == [("prune", 100)]

@@ -47,6 +47,11 @@ def test_arguments(arguments: list[str], read_only: bool, kernel: tuple[str, ...
     assert (options.read_only, options.kernel_options) == (read_only, kernel)
 
 
+def test_localflocks_is_an_option() -> None:
+    assert mount_cmd.parse(["web", "/tmp", "-o", "ro,localflocks"])[0].local_locks
+    assert not mount_cmd.parse(["web", "/tmp"])[0].local_locks
+
+
 def test_state_directory_names_the_log() -> None:
     options, _flags = mount_cmd.parse(["web", "/tmp", "-o", "state=/srv/n1"])
     assert (options.state_dir, options.log_path) == ("/srv/n1", "/srv/n1/mount-web.log")

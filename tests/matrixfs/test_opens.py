@@ -9,7 +9,9 @@ import pytest
 import trio
 
 from matrixfs.fs import attributes, data, namespace, readdir
-from matrixfs.fs.volume import Volume
+from matrixfs.fs.volume import NoKernelCaches, Volume
+from matrixfs.locks.modes import PR
+from matrixfs.locks.resources import OPEN, Resource
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from tests.matrixfs.local import Local, mounted, small_disk
 from tests.sim.checkers import assert_clean
@@ -293,3 +295,40 @@ def test_the_node_that_removed_the_name_dies() -> None:
         await assert_clean(world.disk, world.superblock, notes=False)
 
     in_world(body)
+
+
+class KernelThatOpens(NoKernelCaches):
+    """Of ``-o localflocks``: forgets what it is told to, unless it is in use."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.known: set[int] = set()
+        self.in_use: set[int] = set()
+
+    def look_up(self, ino: int) -> None:
+        self.known.add(ino)
+        self.volume.opens.opened(ino)
+
+    async def shed(self, ino: int) -> None:
+        await trio.sleep(0.001)
+        if ino in self.known - self.in_use:
+            self.known.discard(ino)
+            self.volume.opens.closed(ino)
+
+
+async def test_a_file_that_was_only_looked_at_costs_no_open_lock(autojump_clock: trio.abc.Clock) -> None:
+    """coherence.md 6: the kernel opens by itself, so what it knows counts as open."""
+    async with mounted() as mount:
+        kernel = mount.volume.kernel = KernelThatOpens(mount.volume)
+        seen, used = await make(mount.volume, b"seen"), await make(mount.volume, b"used")
+        kernel.look_up(seen)
+        kernel.look_up(used)
+        kernel.in_use.add(used)
+        await mount.give_up(seen)
+        await mount.give_up(used)
+        assert mount.manager.held.get(Resource(OPEN, seen), 0) == 0
+        assert mount.manager.held[Resource(OPEN, used)] == PR
+        kernel.in_use.clear()
+        await trio.sleep(5)  # it is asked again
+        assert kernel.known == set()
+        assert not mount.volume.opens.is_open(used)

@@ -99,6 +99,9 @@ async def test_nothing_is_listed_from_under_a_lock_that_is_being_given_up(autoju
             async def purge_names(self, directory_ino: int) -> None:
                 """Nothing."""
 
+            async def shed(self, ino: int) -> None:
+                """Nothing."""
+
         mount.volume.kernel = Slow()
         lock = mount.volume.inode_lock(made.ino)
         answers: list[int] = []

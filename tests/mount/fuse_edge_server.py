@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-if sys.argv[3:] == ["no-extension"]:
+if sys.argv[3:] in (["no-extension"], ["local-no-extension"]):
     sys.modules["matrixfs.fuse._libfuse"] = None  # type: ignore[assignment]  # importing it fails
 
 if other := os.environ.get("MATRIXFS_TEST_EXTENSION"):  # one built for debugging
@@ -258,8 +258,9 @@ class Server:
         self.volume = FakeVolume()
         self.caches = KernelCaches(RealClock())
         config = SessionConfig(
-            mountpoint, "fake,tree", ROOT, options=("suid",), registry_directory=registry_directory
-        )
+            mountpoint, "fake,tree", ROOT,
+            local_locks=mode.startswith("local"), options=("suid",), registry_directory=registry_directory,
+        )  # fmt: skip
         self.withdrawn: list[str] = []
         self.locks = FakeLocks()
         self.session = Session(
@@ -303,6 +304,8 @@ class Server:
                 self.locks.failure = request["how"]
             case "withdraw":
                 self.session.withdraw("told so")
+            case "shed":
+                await caches.shed(request["ino"])
             case "fail_flush":
                 self.flush_error = "no space"
             case "stop":

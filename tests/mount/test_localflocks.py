@@ -1,0 +1,202 @@
+"""``-o localflocks`` on two nodes: the kernel opens and closes by itself, and nothing else changes (coherence.md 6)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from tests.mount.conftest import Tree, new_lab
+from tests.mount.lab import Lab, LabNode, wait_until
+from tests.mount.lockers import lockers
+
+
+@pytest.fixture(scope="module")
+def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
+    """Two nodes in this mode; at the end the store must be clean, with no file left that nobody can reach."""
+    lab = new_lab(base, "localflocks", nodes=2)
+    try:
+        lab.format()
+        for node in lab.nodes:
+            lab.start(node)
+        for node in lab.nodes:
+            lab.mount(node, "localflocks")
+        yield lab
+        lab.down()
+        found = lab.fsck("-n")
+        assert found.returncode == 0, found.stdout + found.stderr
+    finally:
+        lab.remove()
+
+
+def calls(lab: Lab, node: LabNode) -> int:
+    return sum(lab.counters(node)["fuse"]["calls"].values())
+
+
+def dlm_requests(lab: Lab, node: LabNode) -> int:
+    found: int = lab.counters(node)["locks"]["requests"]
+    return found
+
+
+def deleted(lab: Lab) -> int:
+    return sum(lab.counters(node)["deleted"] for node in lab.nodes)
+
+
+@pytest.mark.seed("002-06")
+def test_a_hot_tree_makes_no_call(lab: Lab, tree: Tree) -> None:
+    for number in range(10):
+        (tree.a / f"f{number}").write_bytes(b"x" * 4096)
+    for path in (tree.a, tree.b):
+        for _ in range(2):
+            for number in range(10):
+                (path / f"f{number}").read_bytes()
+    before = [calls(lab, node) for node in lab.nodes]
+    for path in (tree.a, tree.b):
+        for _ in range(20):
+            for number in range(10):
+                assert len((path / f"f{number}").read_bytes()) == 4096
+    assert [calls(lab, node) for node in lab.nodes] == before
+
+
+@pytest.mark.seed("002-08")
+def test_stale_data_is_never_read(tree: Tree) -> None:
+    """Each version is written on one node and read on the other, through descriptors held open and new ones."""
+    (tree.a / "f").write_bytes(b"%08d" % 0)
+    held = [os.open(path / "f", os.O_RDWR) for path in (tree.a, tree.b)]
+    paths = (tree.a / "f", tree.b / "f")
+    for number in range(1, 60):
+        writer = number % 2
+        text = b"%08d" % number * (1 + number % 3)
+        if number % 5 == 0:
+            paths[writer].write_bytes(text)  # truncates
+        else:
+            os.ftruncate(held[writer], len(text))
+            os.pwrite(held[writer], text, 0)
+        reader = 1 - writer
+        assert paths[reader].read_bytes() == text
+        assert os.pread(held[reader], 100, 0) == text
+        assert os.stat(paths[reader]).st_size == len(text)
+    for descriptor in held:
+        os.close(descriptor)
+
+
+def test_stale_data_is_not_read_behind_a_set_back_mtime(tree: Tree) -> None:
+    """coherence.md 2: the kernel judges its pages by mtime, and utimes can lie about that."""
+    (tree.a / "f").write_bytes(b"old!")
+    os.utime(tree.a / "f", ns=(10**18, 10**18))
+    assert (tree.b / "f").read_bytes() == b"old!"
+    with (tree.a / "f").open("r+b") as file:
+        file.write(b"new!")
+    os.utime(tree.a / "f", ns=(10**18, 10**18))
+    assert (tree.b / "f").read_bytes() == b"new!"
+
+
+APPEND = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+for number in range(int(sys.argv[3])):
+    os.write(fd, b"%s %06d\\n" % (sys.argv[2].encode(), number))
+"""
+
+
+def test_appends_of_two_nodes_lose_no_line(tree: Tree) -> None:
+    (tree.a / "log").touch()
+    running = [
+        subprocess.Popen([sys.executable, "-c", APPEND, str(path / "log"), name, "100"])
+        for path, name in ((tree.a, "a"), (tree.b, "b"), (tree.b, "c"))
+    ]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    for path in (tree.a, tree.b):
+        lines = (path / "log").read_text().splitlines()
+        assert len(lines) == 300
+        for name in "abc":
+            assert [line for line in lines if line[0] == name] == [f"{name} {n:06}" for n in range(100)]
+
+
+def test_unlinked_while_open(lab: Lab, tree: Tree) -> None:
+    """On the node that has it open, and on the other one; the space comes back when the last descriptor closes."""
+    for opener, unlinker in ((tree.a, tree.a), (tree.a, tree.b), (tree.b, tree.a)):
+        (tree.a / "f").write_bytes(b"still here")
+        assert (tree.b / "f").read_bytes() == b"still here"  # known to both kernels
+        before = deleted(lab)
+        descriptor = os.open(opener / "f", os.O_RDWR)
+        (unlinker / "f").unlink()
+        assert not (tree.a / "f").exists()
+        assert not (tree.b / "f").exists()
+        assert os.pread(descriptor, 100, 0) == b"still here"
+        os.pwrite(descriptor, b"STILL", 0)
+        os.fsync(descriptor)
+        assert os.pread(descriptor, 100, 0) == b"STILL here"
+        assert os.fstat(descriptor).st_nlink == 0
+        assert deleted(lab) == before
+        os.close(descriptor)
+        wait_until(lambda: deleted(lab) == before + 1, "the file is deleted")  # noqa: B023 - called at once
+
+
+def test_files_that_both_kernels_know_are_deleted_at_once(lab: Lab, tree: Tree) -> None:
+    """None is open: the kernel of the other node is told to forget them, and no space waits for it."""
+    names = [f"f{number}" for number in range(100)]
+    for name in names:
+        (tree.a / name).write_bytes(b"x" * 5000)
+    for name in names:
+        assert len((tree.b / name).read_bytes()) == 5000
+    before = deleted(lab)
+    for name in names:
+        (tree.a / name).unlink()
+    wait_until(lambda: deleted(lab) == before + 100, "all are deleted")
+    assert os.listdir(tree.b) == []
+
+
+def test_a_files_lock_moves_without_an_open_lock(lab: Lab, tree: Tree) -> None:
+    """What the kernel knows counts as open; having looked at a file must cost no more messages than in default mode."""
+    (tree.a / "f").write_bytes(b"0")
+    (tree.b / "f").read_bytes()
+    requests = [dlm_requests(lab, node) for node in lab.nodes]
+    vain = [lab.counters(node)["fuse"]["caches"]["shed_in_vain"] for node in lab.nodes]
+    for number in range(10):
+        os.utime(tree.a / "f", ns=(number, number))
+        assert os.stat(tree.b / "f").st_mtime_ns == number
+    asked = sum(dlm_requests(lab, node) for node in lab.nodes) - sum(requests)
+    kept = sum(lab.counters(node)["fuse"]["caches"]["shed_in_vain"] for node in lab.nodes) - sum(vain)
+    assert asked <= 20 + 2 * kept  # each round moves the inode's lock there and back
+
+
+def test_locks_hold_on_one_node(tree: Tree) -> None:
+    (tree.a / "f").write_bytes(b"x")
+    with lockers(tree.a / "f", tree.a / "f", tree.b / "f") as (one, same, other):
+        assert one.ask("fcntl.lockf(fd, EX | NB) or fcntl.flock(fd, EX | NB)") == "None"
+        assert same.ask("fcntl.lockf(fd, SH | NB)") == "EAGAIN"
+        assert same.ask("fcntl.flock(fd, SH | NB)") == "EAGAIN"
+        assert other.ask("fcntl.lockf(fd, EX | NB) or fcntl.flock(fd, EX | NB)") == "None"
+        one.end()
+        assert same.ask("fcntl.lockf(fd, EX | NB) or fcntl.flock(fd, EX | NB)") == "None"
+
+
+def test_beside_a_mount_in_default_mode(base: tuple[Path, TextIO], watched: None) -> None:
+    """The mode is each mount's own: a file unlinked on a default node stays while one of the other kind has it open."""
+    lab = new_lab(base, "mixed", nodes=2)
+    try:
+        lab.format()
+        for node in lab.nodes:
+            lab.start(node)
+        hot, plain = lab.nodes
+        lab.mount(hot, "localflocks")
+        lab.mount(plain)
+        (plain.mountpoint / "f").write_bytes(b"still here")
+        with (hot.mountpoint / "f").open("rb") as file, (plain.mountpoint / "f").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)  # not seen over there
+            (plain.mountpoint / "f").unlink()
+            assert file.read() == b"still here"
+            assert other.read() == b"still here"
+        wait_until(lambda: deleted(lab) == 1, "the file is deleted")
+        lab.down()
+        assert lab.fsck("-n").returncode == 0
+    finally:
+        lab.remove()
