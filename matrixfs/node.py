@@ -23,9 +23,10 @@ from matrixfs.blockstore import FencingGate, PatientDevice, Window, open_store
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
-from matrixfs.fuse.api import Filesystem
+from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
+from matrixfs.locks.file_locks import Kind
 from matrixfs.member import Member
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
@@ -194,7 +195,8 @@ class _Mount:
             self._options.kernel_options,
         )
         filesystem = Filesystem(namespace, attributes, data, readdir)
-        self._fuse = Session(config, volume, filesystem, self._caches, self._fail)
+        locks = ClusterLocks(self._member.file_locks, Kind.FLOCK, Kind.POSIX, self._session.cluster.node_id)
+        self._fuse = Session(config, volume, filesystem, self._caches, self._fail, locks)
         self._fuse.start()
         self._ready(None)
         log.info("%s mounted on %s", self._options.source, self._options.mountpoint)

@@ -92,7 +92,7 @@ class Bench:
         work.read_small(files)  # warms attributes and pages
         work.stat_all(files)
         self._measure(side, self._row("stat, warm", "file", "the kernel alone"), count, lambda: work.stat_all(files))
-        opens = "OPEN and RELEASE calls"
+        opens = "OPEN, FLUSH and RELEASE calls"
         self._measure(
             side, self._row("open-read-close 4 KiB, warm", "file", opens), count, lambda: work.read_small(files)
         )
@@ -156,6 +156,27 @@ class Bench:
         else:
             row.local += seconds
 
+    def ping_pong(self, side: Side, name: str, bare: float) -> None:
+        """One byte's fcntl lock between two nodes, without data."""
+        count = self.sizes.hand_overs
+        row = self._row("fcntl lock, hand-off between two mounts", "lock", "calls, and the round trip to the arbiter")
+        self._measure(side, row, 2 * count, lambda: work.ping_pong(side.tops[0] / name, side.tops[1] / name, count))
+        if side.ours:
+            seconds = median(row.ours)
+            row.note = f"{1 / seconds:.0f} hand-offs a second, each {seconds / bare:.1f} bare round trips"
+
+    def hot_files(self, side: Side, name: str) -> None:
+        """The warm row again, on a mount whose files the kernel opens by itself."""
+        count = self.sizes.files
+        (side.tops[0] / name).mkdir()
+        files = work.paths(side.tops[0] / name, count)
+        work.create(files)
+        work.write_small(files)
+        for _ in range(2):  # the first READ after a write lets go of the attributes
+            work.read_small(files)
+        row = self._row("the same, -o localflocks", "file", "the kernel alone")
+        self._measure(side, row, count, lambda: work.read_small(files))
+
     def remote_lock(self, side: Side, name: str, bare: float) -> None:
         """Lock requests nobody stands in the way of: to another node, and to the node's own share of the lock manager.
 
@@ -207,6 +228,7 @@ class Bench:
                 self.large_file(side, top)
                 self.tree(side, f"tree-{number}")
                 self.hand_over(side, f"page-{number}")
+                self.ping_pong(side, f"locks-of-{number}", median(bare.local))
             self.remote_lock(ours, f"locks-{number}", median(bare.local))
         self.rows = [row for row in self.rows if row.ours]
         self.rows.append(bare)
@@ -257,6 +279,23 @@ def measure(directories: Sequence[Path], reference: Path, options: argparse.Name
     return bench
 
 
+def measure_hot_files(lab: Lab, bench: Bench, reference: Path, rounds: int) -> None:
+    """The last node's mount again with ``-o localflocks``."""
+    node = lab.nodes[-1]
+    lab.umount(node)
+    lab.mount(node, "localflocks")
+    for top, mounts in ((node.mountpoint, [Mounted(node.mountpoint)]), (reference, [])):
+        top = top / f"hot-{os.getpid()}"
+        top.mkdir()
+        try:
+            for number in range(rounds):
+                bench.hot_files(Side([top], mounts), f"round-{number}")
+        finally:
+            shutil.rmtree(top)
+    warm = next(index for index, row in enumerate(bench.rows) if "warm" in row.name and "open" in row.name)
+    bench.rows.insert(warm + 1, bench.rows.pop())
+
+
 def measure_own_lab(options: argparse.Namespace, say: Say) -> Bench:
     """The same on three nodes that are started for it."""
     if os.geteuid() != 0:
@@ -267,7 +306,9 @@ def measure_own_lab(options: argparse.Namespace, say: Say) -> Bench:
     try:
         write_store(lab.store)
         lab.up()
-        bench = measure([node.mountpoint for node in lab.nodes], options.local or lab.directory, options, say)
+        reference = options.local or lab.directory
+        bench = measure([node.mountpoint for node in lab.nodes], reference, options, say)
+        measure_hot_files(lab, bench, reference, options.rounds)
     except BaseException:
         lab.close()  # the logs stay: a mount that died tells there why
         say(f"logs: {lab.directory}/n*/*.log (the next run removes them)")

@@ -6,6 +6,7 @@ happens outside of ``timed``.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -138,6 +139,44 @@ def hand_over(writer: Path, reader: Path, count: int) -> list[float]:
             if found != data:
                 raise BenchError(f"{reader}: stale: round {struct.unpack_from('<Q', found)}, {number} was written")
     return seconds
+
+
+def ping_pong(one: Path, two: Path, count: int) -> float:
+    """Two processes run after each other around the three bytes of a file; seconds for ``2 * count`` hand-offs.
+
+    Each locks the next byte before it lets go of its own, so it waits for the other at every step (the test is
+    ctdb's ping_pong).  No data moves.
+    """
+    one.write_bytes(bytes(3))
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.read(ready, 1)
+            _run_around(two, count)
+            code = 0
+        finally:
+            os._exit(code)
+    began = time.perf_counter()
+    os.write(go, b"!")
+    _run_around(one, count)
+    seconds = time.perf_counter() - began
+    _, status = os.waitpid(child, 0)
+    os.close(ready)
+    os.close(go)
+    if status:
+        raise BenchError(f"{two}: the second process failed")
+    return seconds
+
+
+def _run_around(path: Path, count: int) -> None:
+    fd = os.open(path, os.O_RDWR)
+    fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
+    for number in range(count):
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1, (number + 1) % 3)
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, number % 3)
+    os.close(fd)
 
 
 class _Descriptor:
