@@ -25,6 +25,7 @@ Number: TypeAlias = Annotated[int, Meta(ge=0)]
 Uuid: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
 PhaseName: TypeAlias = Annotated[str, Meta(max_length=32)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
 Port: TypeAlias = Annotated[int, Meta(ge=0, lt=65536)]
 Members: TypeAlias = Annotated[tuple[tuple[NodeId, Number], ...], Meta(max_length=NODE_SLOTS)]
 InstanceList: TypeAlias = Annotated[tuple[Instance, ...], Meta(max_length=NODE_SLOTS)]
@@ -214,8 +215,9 @@ class Recovered(Struct, frozen=True, array_like=True, tag=40):
     attempt: Number
     members: Annotated[tuple[NodeId, ...], Meta(max_length=NODE_SLOTS)]
     dead: Annotated[tuple[NodeId, ...], Meta(max_length=JOURNALS_MAX)]
-    phases: Annotated[tuple[tuple[PhaseName, float], ...], Meta(max_length=PHASES_MAX)]  # seconds each
+    phases: Annotated[tuple[tuple[PhaseName, Seconds], ...], Meta(max_length=PHASES_MAX)]
     error: Text
+    ago: Seconds  # seconds since it ended: it is told again to every new view
 
 
 Body: TypeAlias = (

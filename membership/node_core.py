@@ -88,7 +88,7 @@ class NodeCore:
         self._deferred: list[tuple[int, Body]] = []  # of generations whose header we have not read (N2)
         self._events: list[object] = []
         self._agent_asked_at = float("-inf")
-        self._recovered: deque[Recovered] = deque(maxlen=RECOVERED_MAX)  # by us as administrator
+        self._recovered: deque[tuple[float, Finished]] = deque(maxlen=RECOVERED_MAX)  # by us as administrator, and when
         self._has_scanned = False  # before the first scan we know nobody, and alone we would be a majority
         self.admin.view_installed(self.group.view, 0.0)
 
@@ -237,7 +237,7 @@ class NodeCore:
         if isinstance(event, ViewInstalled):
             self.admin.view_installed(event.view, now)
             self._ask_again(now)
-            self._tell_recovered(tuple(self._recovered))
+            self._tell_recovered(tuple(self._recovered), now)
         elif isinstance(event, HeaderInForce):
             self._header_in_force(event, now)
         elif isinstance(event, NodeDead) and self.filesystems is not None:
@@ -245,10 +245,8 @@ class NodeCore:
         elif isinstance(event, Expel):
             self._expel(event)
         elif isinstance(event, Finished):
-            generation = self.admin.header.generation
-            told = Recovered(generation, *(getattr(event, name) for name in Recovered.__struct_fields__[1:]))
-            self._recovered.append(told)
-            self._tell_recovered((told,))
+            self._recovered.append((now, event))
+            self._tell_recovered(((now, event),), now)
         self._events.append(event)
 
     def _expel(self, event: Expel) -> None:
@@ -257,10 +255,14 @@ class NodeCore:
         if event.node != self.me.node and incarnation is not None:
             self.admin.expel(event.node, incarnation, event.reason)
 
-    def _tell_recovered(self, told: tuple[Recovered, ...]) -> None:
-        for node in self.group.view.members:
-            for body in told if node != self.me.node and self.filesystems is not None else ():
-                self._out.post(node, body)
+    def _tell_recovered(self, ended: tuple[tuple[float, Finished], ...], now: float) -> None:
+        if self.filesystems is None:
+            return  # administrator no longer: the others were told when it was
+        generation = self.admin.header.generation
+        for node in sorted(set(self.group.view.members) - {self.me.node}):
+            for at, e in ended:
+                told = (e.fs_name, e.attempt, e.members, e.dead, e.phases, e.error, now - at)
+                self._out.post(node, Recovered(generation, *told))
 
     def _header_in_force(self, event: HeaderInForce, now: float) -> None:
         if not event.mine:
@@ -306,7 +308,8 @@ class NodeCore:
         elif node == self.admin.administrator():
             self.agent.administrator = node
             if isinstance(body, Recovered):
-                self._events.append(Finished(*(getattr(body, name) for name in Recovered.__struct_fields__[1:])))
+                told = (body.fs_name, body.attempt, body.members, body.dead, body.phases, body.error, body.ago)
+                self._events.append(Finished(*told))
             else:
                 self.agent.receive(body)
         else:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from membership.seams import Clock
 
 KEPT = 200
+NEWS_SECONDS = 5.0  # a recovery that ended longer ago is no event any more
+AGO_MAX = 10 * 365 * 86400.0  # seconds; more is nonsense from a peer
 
 
 class EventBook:
@@ -64,7 +66,7 @@ class EventBook:
             RecoveryStatus(
                 fs=event.fs_name,
                 attempt=event.attempt,
-                wall_ns=self._clock.wall_ns(),
+                wall_ns=self._clock.wall_ns() - round(max(0.0, min(event.ago, AGO_MAX)) * 1e9),
                 members=list(event.members),
                 dead=list(event.dead),
                 phases=list(event.phases),
@@ -72,6 +74,8 @@ class EventBook:
                 error=event.error,
             )
         )
+        if event.ago > NEWS_SECONDS:
+            return  # it was before this node came: status shows it, the log tells what happened since
         if event.error:
             self.log("alert", f"{event.fs_name} is isolated: {event.error}")
         elif event.dead:

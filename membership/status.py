@@ -83,6 +83,7 @@ class TimingStatus(TypedDict):
 class RecoveryStatus(TypedDict):
     """One finished or failed recovery, known on every node: seconds per phase, as they came (R5).
 
+    detect is the time since the node was last heard (it beats every ``heartbeat``), or how long the mount was silent.
     Phases: detect, fence, suspend, rebuild, replay first, release first, resume, replay, release.  A failure within
     begins anew with suspend, so a name may come several times.
     """

@@ -100,6 +100,7 @@ class Finished:
     dead: tuple[int, ...]
     phases: tuple[tuple[str, float], ...]  # (phase, seconds), beginning with "detect" and "fence" where there were any
     error: str
+    ago: float = 0.0  # seconds since then, when it is told later
 
 
 @dataclass(slots=True)
