@@ -62,6 +62,7 @@ class Member:
         reply: sends a reply to the administrator.
         on_fatal: told why the mount must withdraw (R9).
         pause: called before an order is carried out, with its name; tests hold a recovery there.
+        stalled: whether memory is short, so that cached locks go.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Member:
         reply: Callable[[Reply], Awaitable[None]],
         on_fatal: Callable[[BaseException], None],
         pause: Pause = never,
+        stalled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._device = device
         self._superblock = superblock
@@ -87,7 +89,7 @@ class Member:
         self._pause = pause
         self._pausing = trio.CancelScope()
         self.trace = Trace(clock)
-        self.locks = LockCache(clock, on_fatal, self.trace)
+        self.locks = LockCache(clock, on_fatal, self.trace, stalled)
         self.manager = lockspace.join(
             self.locks, node, incarnation, transport, superblock.group_shift, self._link_lost, self._link_up
         )

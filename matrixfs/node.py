@@ -27,6 +27,7 @@ from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
 from matrixfs.locks.file_locks import Kind
+from matrixfs.locks.pressure import MemoryPressure
 from matrixfs.member import Member
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
@@ -136,6 +137,7 @@ class _Mount:
                 self._session.reply,
                 self._fail,
                 pauses_of(os.environ.get(PAUSES), cluster.node_id, self._clock),
+                MemoryPressure().stalled,
             )
             self._session.pulse = self._pulse
             await self._live()

@@ -45,10 +45,12 @@ class InodeCallouts:
             if any(journal.holds(block) for block in lock.blocks.values()):
                 await journal.commit()
             await journal.release(lock.blocks)
+            self._volume.locks.trace.note("in place", lock.resource, mode)
         if mode < PR:
             await self._volume.opens.register(lock.number)
             if inode is not None:
                 await self._purge_kernel(inode)
+                self._volume.locks.trace.note("purged", lock.resource, mode)
             lock.subject = None
             lock.blocks.clear()
 

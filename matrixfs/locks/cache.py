@@ -1,15 +1,24 @@
 """The cache of locks: asks the DLM, keeps what it got, gives it up when a peer asks.
 
-Each lock moves through these states (``mode`` is what the DLM granted):
+A lock is in one of these states (``mode`` is what the DLM granted), and moves as the table says; ``-`` can't happen:
 
-============ =============================================== ===================================
-state        meaning                                         leaves by
-============ =============================================== ===================================
-idle         cached, nobody waits                            a local waiter, a revoke, reclaim
-requested    a greater mode was asked of the DLM             grant (or denial after a time-out)
-revoking     a peer waits; no new local holder gets in       last local holder drops
-demoting     the surrender callout flushes and purges        its end: RELEASE to the DLM
-============ =============================================== ===================================
+========= ========= ========= ========= ========= ========= ========= ========= ========= =========
+state     use       more      grant     deny      revoke    contend   drop      over      done
+========= ========= ========= ========= ========= ========= ========= ========= ========= =========
+absent    -         requested -         -         absent    absent    -         -         -
+cached    held      requested -         -         demoting  kept      -         -         -
+held      held      requested -         -         revoking  kept      cached    -         -
+requested -         requested held      requested requested requested -         -         -
+kept      kept      demoting  -         -         kept      kept      kept      demoting  -
+revoking  revoking  revoking  -         -         revoking  revoking  demoting  -         -
+demoting  demoting  demoting  -         -         demoting  demoting  -         -         absent
+========= ========= ========= ========= ========= ========= ========= ========= ========= =========
+
+absent: mode NL.  cached, held: granted, without and with local holders.  requested: more was asked of the DLM, perhaps
+only tried (``deny``).  kept: a peer waits, and the holder has its turn.  revoking: no new local holder gets in.
+demoting: the surrender callout flushes and purges.
+use: somebody here wants a mode that is granted.  more: one that isn't.  revoke, contend: a peer waits; contend: within
+a turn.  drop: the last local holder ends.  over: the turn does.  done: the callout returned, and nobody here waits.
 
 A revoke of a lock that is being used is put off until its holder has had its turn (``turns``), so that nodes make
 progress instead of passing the lock back and forth for single operations.
@@ -18,8 +27,8 @@ progress instead of passing the lock back and forth for single operations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -28,7 +37,11 @@ from dlm.client import Grant
 from dlm.messages import NEVER
 from dlm.modes import EX, NL, PR
 from dlm.names import Resource
-from matrixfs.locks.lock import Callouts, Lock, Waiter
+from matrixfs.locks.counters import Counters
+from matrixfs.locks.hottest import Hottest
+from matrixfs.locks.lock import Batch, Callouts, Lock, Waiter
+from matrixfs.locks.reclaim import INTERVAL, Reclaim
+from matrixfs.locks.report import waits
 from matrixfs.locks.resources import describe
 from matrixfs.locks.trace import Trace
 from matrixfs.locks.turns import TURN_MIN, Turn, Turns
@@ -38,17 +51,19 @@ from membership.seams import Clock
 
 log = logging.getLogger(__name__)
 
-LOCKS_MAX = 200_000  # cached locks beyond this are reclaimed, least recently used first
-RECLAIM_INTERVAL = 1.0  # seconds
 LEAVE_PARALLEL = 64
-WAITS_SHOWN_MAX = 100
 
 
 class LockManager(Protocol):
     """What the cache asks of the DLM peer (``dlm.service.LockService``)."""
 
-    def request(self, resource: Resource, mode: int) -> Grant | None:
-        """Ask for ``mode``; the grant at once when this node arbitrates, else None and a callback later."""
+    def request(
+        self, resource: Resource, mode: int, *, try_: bool = False, extras: Sequence[Resource] = ()
+    ) -> Grant | None:
+        """Ask for ``mode``; the grant at once when this node arbitrates, else None and a callback later.
+
+        A ``try_`` is denied rather than kept waiting; ``extras`` are tried along with it, a callback answers each.
+        """
         ...
 
     def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
@@ -67,26 +82,32 @@ class LockCache:
         clock: for ages and the minimum hold.
         on_fatal: told when a surrender failed: the mount must withdraw, its locks stay as they are (R9).
         trace: notes what happens to locks.
+        stalled: whether memory is short; asked every second.
     """
 
-    def __init__(self, clock: Clock, on_fatal: Callable[[BaseException], None], trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        on_fatal: Callable[[BaseException], None],
+        trace: Trace | None = None,
+        stalled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._clock = clock
         self._on_fatal = on_fatal
-        self._trace = Trace(clock) if trace is None else trace
+        self.trace = Trace(clock) if trace is None else trace
         self._locks: dict[Resource, Lock] = {}  # cached or in use
         # All that anybody still refers to: an operation may keep a Lock while it leaves and re-enters the cache.
         self._known: WeakValueDictionary[Resource, Lock] = WeakValueDictionary()
         self._turns = Turns()
+        self._hottest = Hottest()
+        self._counters = Counters()
+        self._reclaim = Reclaim(self._locks, stalled)
         self._manager: LockManager | None = None
         self._nursery: trio.Nursery | None = None
         self._failed = False
         self._owed: dict[Resource, float] = {}  # what a peer wants back, and since when; oldest first
         self._asked = 0  # requests that are not answered yet
-        self.hits = 0
-        self.requests = 0
-        self.demotions = 0
-        self.deferred = 0
-        self.reclaimed = 0
+        self._demotions = 0
 
     def attach(self, manager: LockManager) -> None:
         """Set the DLM peer."""
@@ -99,8 +120,9 @@ class LockCache:
             task_status.started()
             try:
                 while True:
-                    await self._clock.sleep(RECLAIM_INTERVAL)
-                    self._reclaim()
+                    await self._clock.sleep(INTERVAL)
+                    for lock, keep in self._reclaim.round(self._clock.monotonic()):
+                        self._give_up(lock, keep)
             finally:
                 self._nursery = None  # the mount ends: what is still held stays held
 
@@ -128,16 +150,25 @@ class LockCache:
         waiter.task = trio.lowlevel.current_task()
         if timeout is None:
             await trio.lowlevel.wait_task_rescheduled(lambda _: self._abandon(lock, waiter))
+            self._waited(lock, waiter)
             return True
         with trio.move_on_after(timeout):
             await trio.lowlevel.wait_task_rescheduled(lambda _: self._abandon(lock, waiter))
+            self._waited(lock, waiter)
             return True
         self._withdraw(lock)
         return False
 
+    def _waited(self, lock: Lock, waiter: Waiter) -> None:
+        now = self._clock.monotonic()
+        counters = self._counters.of(lock.resource)
+        counters.waits += 1
+        counters.waiting.note(now - waiter.since)
+        self._hottest.waited(lock.resource, now - waiter.since, now)
+
     def _withdraw(self, lock: Lock) -> None:
         """A waiter gave up: don't ask for more than the others need, they might wait for it for ever."""
-        if lock.requested and all(waiter.mode < lock.requested for waiter in lock.waiters):
+        if lock.requested and lock.batch is None and all(waiter.mode < lock.requested for waiter in lock.waiters):
             assert self._manager is not None
             self._manager.cancel(lock.resource)
             lock.requested = NL
@@ -178,40 +209,62 @@ class LockCache:
             mode = turn.ask(mode)
         lock.requested = mode
         self._locks[lock.resource] = lock
-        self.requests += 1
-        self._trace.note("request", lock.resource, mode)
+        counters = self._counters.of(lock.resource)
+        counters.requests += 1
+        self._asked += 1
+        self.trace.note("request", lock.resource, mode)
         grant = self._manager.request(lock.resource, mode)
         if grant is not None:
-            self.granted(lock.resource, grant)
+            counters.granted_at_once += 1
+            self._take(lock, grant)
 
     # --- callbacks of the DLM ----------------------------------------------------------------
 
     def granted(self, resource: Resource, grant: Grant) -> None:
         """The DLM granted a request.  No checkpoint until the first local waiter holds the lock."""
         lock = self._locks[resource]
-        self._trace.note("granted", resource, grant.mode)
+        counters = self._counters.of(resource)
+        if lock.batch is not None:
+            lock.batch.answer(lock)
+            counters.prefetched += 1
+        elif lock.turn is not None:
+            counters.hand_overs_taken += 1
+        self._take(lock, grant)
+
+    def _take(self, lock: Lock, grant: Grant) -> None:
+        self.trace.note("granted", lock.resource, grant.mode)
+        self._counters.of(lock.resource).uses += lock.uses
         lock.mode = grant.mode
         lock.requested = NL
         self._asked -= 1
-        lock.granted_at = self._clock.monotonic()
-        lock.uses = 0
+        lock.granted_at = lock.used_at = self._clock.monotonic()
+        lock.uses = lock.uses_seen = 0
         lock.wrote = False
         if not lock.revoking:
             lock.admit()
         if grant.finish != NEVER:
-            self.revoke(resource, grant.finish)
+            self.revoke(lock.resource, grant.finish)
         self.advance(lock)
 
     def denied(self, resource: Resource) -> None:
-        """A try failed: the cache makes none."""
-        raise AssertionError(f"{describe(resource)}: denied without a try")
+        """Somebody stands against a prefetched lock; who wants it now must ask for it properly."""
+        lock = self._locks[resource]
+        assert lock.batch is not None, f"{describe(resource)}: denied without a try"
+        self._counters.of(resource).prefetch_denied += 1
+        self._asked -= 1
+        lock.batch.answer(lock)
+        lock.requested = NL
+        self.advance(lock)
+        self._forget_if_unused(lock)
 
     def revoke(self, resource: Resource, mode: int) -> None:
         """A peer waits for this node to hold no more than ``mode``."""
         lock = self._locks.get(resource)
         if lock is None or lock.mode <= mode:
             return  # crossed with our release
-        self._trace.note("revoke", resource, mode)
+        self.trace.note("revoke", resource, mode)
+        counters = self._counters.of(resource)
+        counters.revokes += 1
         self._owed.setdefault(resource, self._clock.monotonic())
         if lock.revoke_to is not None:  # under way, or put off
             lock.revoke_to = min(mode, lock.revoke_to)
@@ -221,7 +274,8 @@ class LockCache:
         if turn is None:
             self._begin_to_revoke(lock)
         else:
-            self.deferred += 1
+            counters.deferred += 1
+            self.trace.note("deferred", resource, mode)
             assert self._nursery is not None
             self._nursery.start_soon(self._keep, lock, turn)
 
@@ -259,6 +313,7 @@ class LockCache:
         """Surrender down to ``revoke_to``, again if a peer asked for less meanwhile, then tell the DLM."""
         assert self._manager is not None
         lock.surrendering = True
+        self.trace.note("demoting", lock.resource, lock.mode)
         try:
             while True:
                 mode = lock.revoke_to
@@ -274,22 +329,60 @@ class LockCache:
                 self._on_fatal(error)
             return
         # No checkpoint from here: the DLM's view and ours change together.
-        self.demotions += 1
-        self._trace.note("demoted", lock.resource, mode)
-        if lock.turn is not None:
-            seconds = self._clock.monotonic() - lock.revoked_at
-            unwritten = lock.mode == EX and not lock.wrote
-            lock.turn.handed_over(seconds, idle=unwritten, missed=bool(lock.waiters))
-            self._turns.keep(lock.resource, lock.turn)
+        self._count_demotion(lock, mode)
         lock.mode = mode
-        lock.uses = 0
+        lock.uses = lock.uses_seen = 0
         lock.wrote = False
         lock.revoke_to = None
         lock.revoking = lock.demoting = lock.surrendering = False
-        self._owed.pop(lock.resource, None)
         self._manager.release(lock.resource, mode, None)
         self.advance(lock)
         self._forget_if_unused(lock)
+
+    def _count_demotion(self, lock: Lock, mode: int) -> None:
+        now = self._clock.monotonic()
+        self._demotions += 1
+        self.trace.note("demoted", lock.resource, mode)
+        counters = self._counters.of(lock.resource)
+        counters.uses += lock.uses
+        counters.flushes += lock.mode == EX
+        counters.purges += mode < PR
+        wanted_since = self._owed.pop(lock.resource, None)
+        if wanted_since is not None:
+            counters.hand_overs_given += 1
+            counters.releasing.note(now - wanted_since)
+            self._hottest.handed_over(lock.resource, now)
+        if lock.turn is not None:
+            unwritten = lock.mode == EX and not lock.wrote
+            lock.turn.handed_over(now - lock.revoked_at, idle=unwritten, missed=bool(lock.waiters))
+            self._turns.keep(lock.resource, lock.turn)
+
+    # --- several at once -------------------------------------------------------------------------
+
+    async def prefetch(self, locks: Iterable[Lock], mode: int) -> None:
+        """Ask for those of ``locks`` that this node knows nothing of, in one message per master (003-42).
+
+        Returns when each is granted, or left out since somebody stands against it; nothing is held.  Who then wants
+        one that was left out waits for it as always.
+        """
+        assert self._manager is not None
+        wanted = [lock for lock in locks if lock.mode == NL and lock.idle]
+        if not wanted:
+            return
+        batch = Batch(len(wanted))
+        for lock in wanted:
+            lock.requested = mode
+            lock.batch = batch
+            self._locks[lock.resource] = lock
+            self._counters.of(lock.resource).requests += 1
+            self._asked += 1
+        self.trace.note("prefetch", wanted[0].resource, mode)
+        grant = self._manager.request(
+            wanted[0].resource, mode, try_=True, extras=[lock.resource for lock in wanted[1:]]
+        )
+        if grant is not None:
+            self.granted(wanted[0].resource, grant)
+        await batch.answered.wait()
 
     # --- giving up on our own account ------------------------------------------------------------
 
@@ -299,19 +392,13 @@ class LockCache:
             lock.revoke_to = NL
             self._begin_to_revoke(lock)
 
-    def _reclaim(self) -> None:
-        """Give up idle locks beyond ``LOCKS_MAX``: those not used since the last round, oldest first."""
-        excess = len(self._locks) - LOCKS_MAX
-        if excess <= 0:
-            return
-        for lock in list(self._locks.values()):
-            if excess <= 0:
-                return
-            if lock.idle and lock.uses == 0:
-                excess -= 1
-                self.reclaimed += 1
-                self.discard(lock)
-            lock.uses = 0
+    def _give_up(self, lock: Lock, keep: int) -> None:
+        """Go down to ``keep``: the lock was idle a moment ago."""
+        if lock.mode > keep and lock.idle and lock.revoke_to is None:
+            self._counters.of(lock.resource).reclaimed += 1
+            self.trace.note("reclaim", lock.resource, keep)
+            lock.revoke_to = keep
+            self._begin_to_revoke(lock)
 
     async def leave(self) -> None:
         """Give up every lock, flushing all: the end of a clean unmount.  No local operation may be running."""
@@ -334,7 +421,7 @@ class LockCache:
 
     def pulse(self) -> Pulse:
         """What a peer has waited for longest, and whether anything moves."""
-        moved = self.requests - self._asked + self.demotions
+        moved = self._counters.total("requests") - self._asked + self._demotions
         for resource, since in self._owed.items():
             lock = self._locks.get(resource)
             dirty = getattr(lock.subject, "dirty", None) if lock is not None else None
@@ -345,40 +432,24 @@ class LockCache:
     # --- what an administrator sees -----------------------------------------------------------------
 
     def waits(self) -> list[dict[str, object]]:
-        """The longest waits: resource, wanted and held mode, seconds, and why (R14)."""
-        now = self._clock.monotonic()
-        waiting = [(waiter.since, waiter.mode, lock) for lock in self._locks.values() for waiter in lock.waiters]
-        waiting.sort(key=lambda wait: wait[0])
-        return [
-            {
-                "resource": describe(lock.resource),
-                "wanted": mode,
-                "held": lock.mode,
-                "seconds": round(now - since, 3),
-                "reason": _reason(lock),
-            }
-            for since, mode, lock in waiting[:WAITS_SHOWN_MAX]
-        ]
+        """The longest waits, see ``report``."""
+        return waits(self._locks.values(), self._clock.monotonic())
 
-    def statistics(self) -> dict[str, int]:
-        """Counters: requests to the DLM, demotions, revokes put off, locks reclaimed and cached."""
+    def statistics(self) -> dict[str, Any]:
+        """Counters: sums over all kinds of locks, and under ``types`` all by kind (``counters``)."""
         modes = [lock.mode for lock in self._locks.values()]
         return {
             "cached": len(modes),
             "cached_shared": modes.count(PR),
             "cached_exclusive": modes.count(EX),
-            "requests": self.requests,
-            "demotions": self.demotions,
-            "revokes_deferred": self.deferred,
-            "reclaimed": self.reclaimed,
+            "requests": self._counters.total("requests"),
+            "demotions": self._demotions,
+            "revokes_deferred": self._counters.total("deferred"),
+            "reclaimed": self._counters.total("reclaimed"),
+            "memory_stalls": self._reclaim.stalls,
+            "types": self._counters.dump(self._locks.values()),
         }
 
-
-def _reason(lock: Lock) -> str:
-    if lock.demoting:
-        return "flushing and purging for a peer"
-    if lock.revoking:
-        return "local holders, then a peer"
-    if lock.requested:
-        return "a peer or recovery"
-    return "local holders"
+    def hottest(self, count: int) -> list[dict[str, object]]:
+        """The most contended resources of the last seconds, see ``hottest``."""
+        return self._hottest.dump(count, self._clock.monotonic())

@@ -48,6 +48,23 @@ class Waiter:
         self.task: trio.lowlevel.Task | None = None  # once it sleeps
 
 
+class Batch:
+    """Locks asked for together; each is answered at once, granted or not."""
+
+    __slots__ = ("answered", "left")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.answered = trio.Event()  # all of them
+
+    def answer(self, lock: Lock) -> None:
+        """One of them is answered."""
+        lock.batch = None
+        self.left -= 1
+        if not self.left:
+            self.answered.set()
+
+
 class Lock:
     """A DLM lock of this node, with two scopes for its local users (002-07).
 
@@ -57,6 +74,7 @@ class Lock:
 
     __slots__ = (
         "__weakref__",
+        "batch",
         "blocks",
         "cache",
         "callouts",
@@ -73,7 +91,9 @@ class Lock:
         "subject",
         "surrendering",
         "turn",
+        "used_at",
         "uses",
+        "uses_seen",
         "waiters",
         "writers",
         "wrote",
@@ -84,7 +104,8 @@ class Lock:
         self.resource = resource
         self.callouts = callouts
         self.mode = NL  # granted by the DLM
-        self.requested = NL  # asked of the DLM and not answered
+        self.requested = NL  # asked of the DLM and not answered,
+        self.batch: Batch | None = None  # but only tried, with others: perhaps nobody wants it
         self.readers = 0  # shared local holds in PR
         self.writers = 0  # shared local holds in EX
         self.exclusive = False  # one exclusive local hold
@@ -97,6 +118,8 @@ class Lock:
         self.revoked_at = 0.0  # when ``revoking`` began
         self.uses = 0  # local holds since the grant or the last demotion,
         self.wrote = False  # and whether one of them was for EX or exclusive
+        self.uses_seen = 0  # at the last look of ``reclaim``,
+        self.used_at = 0.0  # and when that last found it changed
         self.turn: Turn | None = None  # once it is contended
         self.subject: Any = None  # the object cached under the lock
         self.blocks: dict[int, Any] = {}  # metadata blocks cached under the lock, by block number

@@ -7,7 +7,7 @@ lock cache; a mount that is cut off instead of left is replayed by the next ``mo
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -40,9 +40,15 @@ class GrantsAll:
 
     def __init__(self) -> None:
         self.held: dict[Resource, int] = {}
+        self.cache: LockCache
 
-    def request(self, resource: Resource, mode: int) -> Grant:
+    def request(
+        self, resource: Resource, mode: int, *, try_: bool = False, extras: Sequence[Resource] = ()
+    ) -> Grant:
         self.held[resource] = mode
+        for extra in extras:
+            self.held[extra] = mode
+            self.cache.granted(extra, PLAIN_GRANTS[mode])
         return PLAIN_GRANTS[mode]
 
     def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
@@ -96,6 +102,7 @@ async def mounted(disk: SimDisk | None = None, *, clean: bool = True, **options:
     clock, manager = SimClock(), GrantsAll()
     locks = LockCache(clock, failures.append)
     locks.attach(manager)
+    manager.cache = locks
     journal = Journal(disk, superblock, 0, clock)
     await journal.open(await read_journal_header(disk, superblock, 0), 0, 1, disk.rng.getrandbits(63))
     volume = Volume(disk, superblock, locks, journal, clock, SimRng(2), lambda _: True, 0)

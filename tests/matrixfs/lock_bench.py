@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import trio
 
 from dlm.client import PLAIN_GRANTS, Grant
@@ -25,8 +27,11 @@ class Manager:
         self.log: list[tuple[object, ...]] = []
         self.cache: LockCache
 
-    def request(self, resource: Resource, mode: int) -> Grant | None:
-        self.log.append(("request", resource[1], mode))
+    def request(
+        self, resource: Resource, mode: int, *, try_: bool = False, extras: Sequence[Resource] = ()
+    ) -> Grant | None:
+        extra = ((*(each[1] for each in extras),),) if extras or try_ else ()
+        self.log.append(("request", resource[1], mode, *extra))
         return PLAIN_GRANTS[mode] if self.at_once else None
 
     def release(self, resource: Resource, mode: int, value: bytes | None) -> None:
@@ -66,12 +71,14 @@ class Callouts:
 class Bench:
     """A running cache."""
 
-    def __init__(self, nursery: trio.Nursery, manager: Manager) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, manager: Manager, stalled: Callable[[], bool] = lambda: False
+    ) -> None:
         self.nursery = nursery
         self.manager = manager
         self.callouts = Callouts()
         self.fatal: list[BaseException] = []
-        self.cache = LockCache(SimClock(), self.fatal.append)
+        self.cache = LockCache(SimClock(), self.fatal.append, stalled=stalled)
         self.cache.attach(manager)
         manager.cache = self.cache
 

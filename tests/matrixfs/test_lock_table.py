@@ -8,7 +8,6 @@ import pytest
 import trio
 
 from dlm.modes import EX, NL, PR
-from dlm.names import Resource
 from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
 
 
@@ -54,29 +53,15 @@ async def test_leave_gives_up_everything(bench: Bench, autojump_clock: Clock) ->
     assert bench.cache.statistics()["cached"] == 0
 
 
-async def test_reclaim_gives_up_what_is_not_used(
-    bench: Bench, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("matrixfs.locks.cache.LOCKS_MAX", 5)
-    for number in range(10):
-        lock = await held(bench, PR, resource=Resource(2, number))
-        lock.drop(PR)
-    busy = bench.lock(Resource(2, 0))
-    assert busy.try_hold(PR)
-    await trio.sleep(3.5)
-    assert bench.cache.statistics()["reclaimed"] == 5
-    assert bench.cache.find(Resource(2, 0)) is busy
-    assert [number for number in range(10) if bench.cache.find(Resource(2, number))] == [0, 6, 7, 8, 9]
-    assert sorted(bench.callouts.calls) == [(number, PR, NL) for number in range(1, 6)]
-
-
 async def test_waits_tell_who_waits_for_what_and_why(bench: Bench, autojump_clock: Clock) -> None:
     lock = await held(bench, PR)
     bench.start(lock, EX)
     await trio.sleep(2)
     (wait,) = bench.cache.waits()
     assert wait.pop("seconds") >= 2
-    assert wait == {"resource": "inode 100", "wanted": EX, "held": PR, "reason": "a peer or recovery"}
+    assert wait == {
+        "resource": "inode 100", "domain": 2, "object": 100, "wanted": EX, "held": PR, "reason": "a peer or recovery",
+    }  # fmt: skip
 
 
 async def test_a_mount_that_ends_demotes_nothing(autojump_clock: Clock) -> None:
