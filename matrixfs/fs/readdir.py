@@ -7,7 +7,7 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import directories
+from matrixfs.fs import directories, prefetch
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
 LOADS_AT_ONCE = 32
+AHEAD = 256  # names whose inodes are fetched together: some replies' worth, so they are used within milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,12 @@ async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tup
         async with aclosing(directories.entries_from(volume, directory, max(0, cookie - COOKIE_BASE + 1))) as listing:
             async for entry in listing:
                 found.append(entry)
-                if len(found) >= limit:
+                if len(found) == limit and all(_cached(volume, each.inode) is not None for each in found):
                     break
+                if len(found) >= max(limit, AHEAD):
+                    break
+        await _load_ahead(volume, found)
+        del found[limit:]
         unreadable: dict[int, Inode] = {}
         await _load(volume, found, unreadable)
         listed = _covered(volume, found, unreadable)
@@ -68,6 +73,13 @@ def _cached(volume: Volume, number: int) -> Inode | None:
     if lock.mode < PR or lock.surrendering:  # an answer now would come after the purge, and stay
         return None
     return inode if inode is not None and inode.mode else None
+
+
+async def _load_ahead(volume: Volume, entries_wanted: list[Entry]) -> None:
+    """Cache what costs no wait for a peer, for this reply and those that will be asked for next."""
+    missing = [entry.inode for entry in entries_wanted if _cached(volume, entry.inode) is None]
+    if len(missing) > 1:
+        await prefetch.inodes(volume, missing)
 
 
 async def _load(volume: Volume, entries_wanted: list[Entry], unreadable: dict[int, Inode]) -> None:

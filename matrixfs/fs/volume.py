@@ -20,7 +20,7 @@ from matrixfs.locks.lock import Lock
 from matrixfs.locks.resources import INODE, RENAME, Resource
 from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES
-from membership.seams import Clock, Rng, SectorDevice
+from membership.seams import Buffer, Clock, Rng, SectorDevice
 
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 
@@ -124,17 +124,25 @@ class Volume:
         """
         inode: Inode | None = lock.subject
         if inode is None:
-            data = await self.device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
-            if lock.subject is None:  # another reader may have been faster
-                if is_other_block(data, self.superblock, lock.number):
-                    raise OSError(errno.ESTALE, "deleted, and its block is used for something else")
-                lock.subject = decode_inode_untrusted(data, self.superblock, lock)
-                lock.blocks[lock.number] = lock.subject
+            self.take_in(lock, await self.device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES))
             inode = lock.subject
         assert inode is not None
         if inode.mode == 0:
             raise OSError(errno.ESTALE, "deleted")
         return inode
+
+    def take_in(self, lock: Lock, data: Buffer) -> None:
+        """Cache the inode of a held lock from its block, unless another reader was faster.
+
+        Raises:
+            OSError: ESTALE when its block is used for something else.
+            CorruptRecord: it is damaged.
+        """
+        if lock.subject is None:
+            if is_other_block(data, self.superblock, lock.number):
+                raise OSError(errno.ESTALE, "deleted, and its block is used for something else")
+            lock.subject = decode_inode_untrusted(data, self.superblock, lock)
+            lock.blocks[lock.number] = lock.subject
 
     def rename_lock(self) -> Lock:
         """The one lock under which directories move."""
