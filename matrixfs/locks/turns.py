@@ -26,7 +26,7 @@ from dlm.names import Resource
 
 TURN_MIN = 0.010  # seconds
 TURN_MAX = 0.200  # seconds
-SHARE = 6.0  # turn : hand-over
+SHARE = 8.0  # turn : giving up; the next holder loses about as much again by reading
 PATIENCE_MIN = 0.001  # seconds
 PATIENCE_MAX = 0.020  # seconds
 WEIGHT = 0.25  # of the newest hand-over in the average
