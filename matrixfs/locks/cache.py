@@ -52,6 +52,8 @@ from membership.seams import Clock
 log = logging.getLogger(__name__)
 
 LEAVE_PARALLEL = 64
+LISTED_MIN = 8  # locks that peers want at a time: no single file's use, but a listing
+AROUND = 64  # object numbers to each side
 
 
 class LockManager(Protocol):
@@ -266,6 +268,8 @@ class LockCache:
         counters = self._counters.of(resource)
         counters.revokes += 1
         self._owed.setdefault(resource, self._clock.monotonic())
+        if mode == PR and len(self._owed) >= LISTED_MIN:
+            self._share_around(resource)
         if lock.revoke_to is not None:  # under way, or put off
             lock.revoke_to = min(mode, lock.revoke_to)
             return
@@ -392,13 +396,26 @@ class LockCache:
             lock.revoke_to = NL
             self._begin_to_revoke(lock)
 
-    def _give_up(self, lock: Lock, keep: int) -> None:
-        """Go down to ``keep``: the lock was idle a moment ago."""
-        if lock.mode > keep and lock.idle and lock.revoke_to is None:
-            self._counters.of(lock.resource).reclaimed += 1
-            self.trace.note("reclaim", lock.resource, keep)
-            lock.revoke_to = keep
-            self._begin_to_revoke(lock)
+    def _give_up(self, lock: Lock, keep: int) -> bool:
+        """Go down to ``keep``: the lock was idle a moment ago.  Whether it still was."""
+        if lock.mode <= keep or not lock.idle or lock.revoke_to is not None:
+            return False
+        self._counters.of(lock.resource).reclaimed += 1
+        self.trace.note("reclaim", lock.resource, keep)
+        lock.revoke_to = keep
+        self._begin_to_revoke(lock)
+        return True
+
+    def _share_around(self, resource: Resource) -> None:
+        """Peers want to read much at once: somebody lists what this node wrote, and wants the objects beside it next.
+
+        Going down from EX together they share the journal's rounds, and a batch of the peer finds them free.
+        """
+        domain, number = resource[0], resource[1]
+        for other in range(number - AROUND, number + AROUND):
+            lock = self._locks.get(Resource(domain, other))
+            if lock is not None and lock.mode == EX and self._give_up(lock, PR):
+                self._counters.of(resource).shared_ahead += 1
 
     async def leave(self) -> None:
         """Give up every lock, flushing all: the end of a clean unmount.  No local operation may be running."""

@@ -27,7 +27,8 @@ _COUNTED = (
     "deferred",  # of them put off: the holder had its turn first
     "flushes",  # demotions from EX
     "purges",  # demotions below PR
-    "reclaimed",  # given up on our own account
+    "reclaimed",  # given up on our own account,
+    "shared_ahead",  # of them from EX, since a peer reads much of what lies around
 )
 
 
@@ -79,6 +80,7 @@ class TypeCounters:
     flushes: int
     purges: int
     reclaimed: int
+    shared_ahead: int
 
     def dump(self, locks: Iterable[Lock]) -> dict[str, object]:
         """Everything, as plain data; ``locks``: the cached ones of this kind."""

@@ -8,6 +8,8 @@ import trio
 from dlm.modes import EX, NL, PR
 from dlm.names import Resource
 from matrixfs.fs import prefetch, readdir
+from matrixfs.locks.cache import AROUND, LISTED_MIN
+from matrixfs.locks.turns import TURN_MIN
 from matrixfs.ondisk.superblock import ROOT_INODE
 from tests.matrixfs.local import MIB, mounted, small_disk
 from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
@@ -95,6 +97,27 @@ async def test_a_peer_may_want_it_back_at_once(bench: Bench, autojump_clock: Clo
     bench.manager.grant(A, PR, NL)
     await settle()
     assert bench.manager.log == [("request", 100, PR, ()), ("release", 100, NL)]
+
+
+async def test_a_listing_peer_gets_what_lies_around_too(bench: Bench, autojump_clock: Clock) -> None:
+    bench.manager.at_once = True
+    numbers = range(1000, 1000 + 3 * AROUND)
+    for number in (*numbers, 5000):
+        lock = bench.lock(Resource(2, number))
+        await lock.hold(EX)
+        lock.drop(EX)
+    busy = bench.lock(Resource(2, 1000))
+    assert busy.try_hold(EX)
+    await trio.sleep(TURN_MIN)
+    bench.manager.take_log()
+    for number in range(1001, 1001 + LISTED_MIN):
+        assert bench.manager.log == [], "a few are nothing to conclude from"
+        bench.cache.revoke(Resource(2, number), PR)
+    await settle()
+    last = 1000 + LISTED_MIN
+    assert sorted(bench.manager.log) == [("release", number, PR) for number in range(1001, last + AROUND)]
+    assert busy.mode == EX
+    assert bench.cache.statistics()["types"]["inode"]["shared_ahead"] == AROUND
 
 
 # --- the inodes ---------------------------------------------------------------------------------------------
