@@ -16,7 +16,7 @@ again), so a holder that goes on using the lock keeps it for a *turn*, counted f
 - **T5** A node whose reads of the object are followed by writes asks for EX at once (``writes``): reading under PR
   first would cost two hand-overs for one turn.  One turn without a write and it asks for PR again.
 
-Source: anchors.md 7.5; measured in docs/decisions/0009-hot-objects-take-turns.md.
+Source: anchors.md 7.5; measured in docs/decisions/0013-hot-objects-take-turns.md.
 """
 
 from __future__ import annotations
