@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, open_store
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
@@ -35,7 +36,7 @@ from matrixfs.options import MountOptions
 from matrixfs.pauses import VARIABLE as PAUSES
 from matrixfs.pauses import pauses_of
 from membership.clock import SystemClock, SystemRng
-from membership.control_client import MountSession
+from membership.control_client import MountSession, Query
 from membership.errors import CorruptionError, Fenced, OperatorError
 from membership.mount_watch import Pulse
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
@@ -91,6 +92,7 @@ class _Mount:
         self._caches = KernelCaches(self._clock)
         self._fuse: Session | None = None
         self._failure: BaseException | None = None
+        self._answers = Answers({"counters": lambda _: self._counters()})
         self._scope = trio.CancelScope()
         self._session: MountSession
         self._store: DirectDevice
@@ -122,7 +124,7 @@ class _Mount:
             )
             port = await self._mesh.listen(cluster.node_address)
             request = await self._request(raw, superblock, port)
-            admission = await self._session.join(request, self._counters)
+            admission = await self._session.join(request)
             self._gate = FencingGate(self._store, self._clock)
             self._gate.extend(admission.lease_deadline, admission.generation)
             area = Window(PatientDevice(self._gate), cluster.data_offset, cluster.data_length)
@@ -172,7 +174,7 @@ class _Mount:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._mesh.run)
                     await nursery.start(self._member.run)
-                    nursery.start_soon(self._take_orders)
+                    nursery.start_soon(self._take_orders, nursery)
                     nursery.start_soon(self._take_signals)
                     await self._serve()
                     nursery.cancel_scope.cancel()
@@ -208,10 +210,12 @@ class _Mount:
         await self._session.left()
         self._fuse.close()
 
-    async def _take_orders(self) -> None:
+    async def _take_orders(self, nursery: trio.Nursery) -> None:
         try:
             async for order in self._session:
-                if isinstance(order, Lease):
+                if isinstance(order, Query):
+                    nursery.start_soon(self._answer, order)
+                elif isinstance(order, Lease):
                     self._gate.extend(order.deadline, order.generation)
                 elif isinstance(order, Withdraw):
                     self._fail(Fenced(order.reason))
@@ -219,6 +223,12 @@ class _Mount:
                     self._member.order(order)
         except Fenced as error:
             self._fail(error)
+
+    async def _answer(self, query: Query) -> None:
+        """Answer matrixctl, beside the orders: a question may wait."""
+        answer = await self._answers.answer(query.what, query.arguments)
+        with contextlib.suppress(Fenced):  # _take_orders notices
+            await self._session.answer(query, answer)
 
     async def _take_signals(self) -> None:
         """SIGTERM and SIGINT: unmount as umount(8) would."""

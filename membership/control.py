@@ -1,6 +1,6 @@
 """matrixd's side of the control socket STATE/matrixd.sock: who may talk, what may be asked, one task each.
 
-``matrixctl`` asks one question per connection (status, events, stop).  A mount process says hello, learns
+``matrixctl`` asks one question per connection (control_questions.py), or to stop.  A mount process says hello, learns
 where the store is, joins, and keeps its connection for as long as it is mounted (control_mounts.py).
 
 Invariants:
@@ -26,6 +26,7 @@ import trio
 
 from membership.control_ask import socket_path
 from membership.control_mounts import CutOff, LocalMount
+from membership.control_questions import Questions
 from membership.control_stream import FrameStream, PeerProcess, peer_of
 from membership.control_wire import (
     PROTOCOL_VERSION,
@@ -41,10 +42,11 @@ from membership.orders import request_from_dict_untrusted
 from membership.presence import Landing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
+    from membership.relay import Relay
     from membership.seams import Clock
     from membership.status import Status
 
@@ -66,6 +68,15 @@ class ControlledNode(Protocol):
 
     async def stop(self) -> None:
         """Leave cleanly.  Raises OperatorError while mounts exist."""
+        ...
+
+    def reachable(self) -> Mapping[int, str]:
+        """Names of the nodes whose mounts can be asked, by node id."""
+        ...
+
+    @property
+    def relay(self) -> Relay:
+        """Questions to and from other nodes."""
         ...
 
 
@@ -136,9 +147,12 @@ class _Server:
         self._stopped = stopped
         self._cut_off = cut_off
         self._mounts: set[LocalMount] = set()
-        self._questions: dict[str, Callable[[], Awaitable[Any]]] = {
-            "status": self._status,
-            "events": self._events,
+        questions = Questions(node.status, node.reachable, node.relay, self._mounts)
+        self._hold_lock = questions.hold_lock
+        self._questions: dict[str, Callable[[Message], Awaitable[Any]]] = {
+            "status": questions.status,
+            "events": questions.events,
+            "ask": questions.ask,
             "stop": self._stop,
         }
 
@@ -170,8 +184,10 @@ class _Server:
         kind = message["kind"]
         if kind == "hello":
             await self._serve_mount(stream, connection, message)
+        elif kind == "lock":
+            await self._hold_lock(message, stream)
         elif kind in self._questions:
-            value = await self._questions[kind]()
+            value = await self._questions[kind](message)
             try:
                 await stream.send({"kind": "result", "value": value})
             finally:
@@ -180,23 +196,7 @@ class _Server:
         else:
             raise OperatorError(f"matrixd does not know the request {kind[:32]!r}: are both of one version?")
 
-    async def _status(self) -> Message:
-        """The node's status plus ``local_mounts``: the mounts of this node with their own counters."""
-        mounts = sorted(self._mounts, key=str)
-        found: dict[LocalMount, Message] = {}
-
-        async def ask(mount: LocalMount) -> None:
-            found[mount] = await mount.status()
-
-        async with trio.open_nursery() as nursery:
-            for mount in mounts:
-                nursery.start_soon(ask, mount)
-        return {**self._node.status(), "local_mounts": [found[mount] for mount in mounts]}
-
-    async def _events(self) -> list[Any]:
-        return list(self._node.status()["events"])
-
-    async def _stop(self) -> None:
+    async def _stop(self, _message: Message) -> None:
         log.info("asked to stop")
         await self._node.stop()
 

@@ -4,9 +4,9 @@ How a mount process uses it::
 
     session = await MountSession.connect(state_dir)     # after daemonizing: the kernel vouches for this pid
     ... open session.cluster.store_path, read the superblock and the journals ...
-    admission = await session.join(request, counters)
+    admission = await session.join(request)
     async for order in session:                         # raises Fenced when matrixd is gone
-        ...
+        ...                                             # an Order, or a Query: await session.answer(query, value)
     await session.left()                                # from another task: ends the loop above
 
 Invariants:
@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
@@ -36,11 +37,14 @@ from membership.control_wire import (
     Message,
     admission_of_untrusted,
     cluster_of_untrusted,
+    encode_map,
+    error_message,
     error_of_untrusted,
     take,
     take_natural,
 )
-from membership.errors import BadMessage, Fenced, PeerError
+from membership.errors import BadMessage, Fenced, OperatorError, PeerError
+from membership.messages import ANSWER_BYTES_MAX
 from membership.mount_watch import Pulse
 from membership.orders import order_from_dict_untrusted, reply_to_dict, request_to_dict
 from membership.processes import process_start
@@ -55,6 +59,15 @@ log = logging.getLogger(__name__)
 _LOST: Final = "lost matrixd, so lost the right to write"
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question of ``matrixctl``, here or on another node: to be answered in a task of its own, by ``answer``."""
+
+    serial: int
+    what: str
+    arguments: bytes  # a CBOR map, as somebody wrote it: hostile
+
+
 class MountSession:
     """One mount's connection to the local matrixd; made by ``connect``."""
 
@@ -63,7 +76,6 @@ class MountSession:
         self._stream = stream
         self._reading = trio.Lock()  # M1, except that ``left`` may have to read what the loop no longer does
         self.pulse: Callable[[], Pulse] = Pulse  # how this mount stands, with every answer to a ping; must not block
-        self._counters: Callable[[], Message] | None = None
         self._leaving = False
         self._gone = False
 
@@ -89,18 +101,16 @@ class MountSession:
             stream.close()
             raise
 
-    async def join(self, request: MountRequest, counters: Callable[[], Message]) -> Admission:
+    async def join(self, request: MountRequest) -> Admission:
         """Ask for the mount; orders may come as soon as this returns.
 
         Args:
             request: what to mount.  Its ``pid`` and ``start_time`` are replaced by what the kernel tells matrixd.
-            counters: called for every ``matrixctl status``; returns plain values (W1), must not block.
 
         Raises:
             MatrixError: refused (for example OperatorError: already mounted on this node), or matrixd ended or
                 broke the protocol (PeerError).  Nothing was mounted, and the session is closed.
         """
-        self._counters = counters
         fields = {"kind": "join", "request": request_to_dict(request)}
         try:
             admitted = await _request(self._stream, fields, "admitted")
@@ -112,13 +122,13 @@ class MountSession:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Order:
-        """The next order; ends after ``left``.  Raises Fenced when matrixd is gone or talks nonsense (M2)."""
+    async def __anext__(self) -> Order | Query:
+        """The next order or question; ends after ``left``.  Raises Fenced: matrixd is gone or talks nonsense (M2)."""
         async with self._reading:
             while not self._gone:
                 message = await self._receive()
-                if message is not None and message["kind"] == "order":
-                    return self._decode_order(message)
+                if message is not None and message["kind"] in ("order", "query"):
+                    return self._decode(message)
         if self._leaving:
             raise StopAsyncIteration
         raise Fenced(f"{_LOST}: the session had ended before")
@@ -126,6 +136,13 @@ class MountSession:
     async def reply(self, reply: Reply) -> None:
         """Answer an order.  Raises Fenced."""
         await self._send({"kind": "reply", "reply": reply_to_dict(reply)})
+
+    async def answer(self, query: Query, answer: bytes) -> None:
+        """Answer a question with a CBOR map of kind ``value`` or ``error``.  Raises Fenced."""
+        if len(answer) > ANSWER_BYTES_MAX:
+            error = OperatorError(f"an answer of {len(answer)} bytes, at most {ANSWER_BYTES_MAX}: ask for less")
+            answer = encode_map(error_message(error))
+        await self._send({"kind": "answer", "serial": query.serial, "value": answer})
 
     async def left(self) -> None:
         """Tell that this mount is cleanly out: journal clean, locks released, nothing will be written (M3).
@@ -161,22 +178,7 @@ class MountSession:
                 {"kind": "pong", "serial": take_natural(message, "serial"), "pulse": self.pulse().to_map()}
             )
             return None
-        if message["kind"] == "query":
-            await self._answer(message)
-            return None
         return message
-
-    async def _answer(self, query: Message) -> None:
-        """Send the counters ``matrixctl status`` asks for; its serial tells answers of an earlier status apart."""
-        try:
-            value = self._counters() if self._counters is not None else {}
-        except Exception as error:
-            log.exception("counting for matrixctl status failed")  # no reason to lose a mount
-            value = {"error": repr(error)}
-        try:
-            await self._send({"kind": "counters", "serial": take_natural(query, "serial"), "value": value})
-        except BadMessage as error:
-            raise self._fenced(str(error)) from None
 
     async def _send(self, message: Message) -> None:
         try:
@@ -184,8 +186,11 @@ class MountSession:
         except trio.BrokenResourceError:
             raise self._fenced("matrixd closed the control socket") from None
 
-    def _decode_order(self, message: Message) -> Order:
+    def _decode(self, message: Message) -> Order | Query:
         try:
+            if message["kind"] == "query":
+                what, arguments = take(message, "what", str), take(message, "arguments", bytes)
+                return Query(take_natural(message, "serial"), what, arguments)
             return order_from_dict_untrusted(message.get("order"))
         except BadMessage as error:
             raise self._fenced(str(error)) from None

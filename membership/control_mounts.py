@@ -26,6 +26,7 @@ import trio
 
 from membership.control_wire import Message, take, take_natural
 from membership.errors import BadMessage, DeviceError
+from membership.messages import ANSWER_BYTES_MAX
 from membership.mount_watch import LOOK_SECONDS, MountWatch, Pulse
 from membership.orders import Lease, order_to_dict, reply_from_dict_untrusted
 from membership.processes import activity, is_dying
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 CutOff: TypeAlias = Callable[[int, int], None]  # (pid, start time): abort what it still serves as a file server
 
-COUNTERS_SECONDS_MAX: Final = 1.0  # how long matrixctl status waits for a mount process that hangs
+ANSWER_SECONDS_MAX: Final = 1.0  # how long matrixctl waits for a mount process that hangs
 EXIT_SECONDS_MAX: Final = 2.0  # from the end of the connection to SIGKILL: time to detach the mount point
 
 
@@ -67,11 +68,14 @@ class LocalMount:
         self._clock = clock
         self._ending = False
         self._serial = 0
-        self._asked: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._asked: dict[int, trio.MemorySendChannel[bytes]] = {}
+        self.ended = trio.Event()  # no question is answered any more
+        self.filesystem = channel.request.fs_name
+        self.mountpoint = channel.request.mountpoint
+        self.pid = process.pid
 
     def __str__(self) -> str:
-        request = self._channel.request
-        return f"{request.fs_name} on {request.mountpoint} (pid {self._process.pid})"
+        return f"{self.filesystem} on {self.mountpoint} (pid {self.pid})"
 
     async def run(self) -> None:
         """Carry orders and replies until the mount has left or its process is dead, and tell the node (L1, L2)."""
@@ -81,6 +85,7 @@ class LocalMount:
         except Exception:
             log.exception("%s: serving it failed", self)  # our own bug, but the node must still learn of its end
         self._ending = True
+        self.ended.set()
         if clean:
             self._channel.left(clean=True)
             await self._send({"kind": "goodbye"})
@@ -176,40 +181,52 @@ class LocalMount:
             self._channel.reply(reply)
         elif message["kind"] == "pong":
             self._watch.answered(take_natural(message, "serial"), Pulse.from_map_untrusted(message.get("pulse")))
-        elif message["kind"] == "counters":
-            asker = self._asked.pop(take_natural(message, "serial"), None)
+        elif message["kind"] == "answer":
+            serial, value = take_natural(message, "serial"), take(message, "value", bytes)
+            if len(value) > ANSWER_BYTES_MAX:
+                raise BadMessage(f"a mount process answered with {len(value)} bytes")
+            asker = self._asked.pop(serial, None)
             if asker is not None:
-                asker.send_nowait(take(message, "value", dict))
+                asker.send_nowait(value)
         else:
             raise BadMessage(f"a mount process sent {message['kind']!r}")
 
-    async def status(self) -> Message:
+    def status(self, counters: object) -> Message:
         """What ``matrixctl status`` shows of it: who it is, and its own counters (None: it does not answer)."""
-        request = self._channel.request
-        known: dict[str, Any] = {
-            "filesystem": request.fs_name,
-            "mountpoint": request.mountpoint,
-            "pid": self._process.pid,
-            "ending": self._ending,
-            "counters": None,
-        }
+        known: dict[str, Any] = {"filesystem": self.filesystem, "mountpoint": self.mountpoint, "pid": self.pid}
+        return known | {"ending": self._ending, "counters": counters}
+
+    async def ask_for_a_second(self, what: str, arguments: bytes) -> bytes | None:
+        """As ``ask``; None when it does not answer within ``ANSWER_SECONDS_MAX``, or has ended."""
+        if self._ending:
+            return None
+        answer: bytes | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_late, nursery.cancel_scope)
-            known["counters"] = await self._ask_counters()
+            answer = await self.ask(what, arguments)
             nursery.cancel_scope.cancel()
-        return known
+        return answer
 
     async def _cancel_late(self, scope: trio.CancelScope) -> None:
-        await self._clock.sleep(COUNTERS_SECONDS_MAX)
+        await self._clock.sleep(ANSWER_SECONDS_MAX)
         scope.cancel()
 
-    async def _ask_counters(self) -> Message:
+    async def ask(self, what: str, arguments: bytes) -> bytes:
+        """Ask the mount process, and wait for as long as it takes.
+
+        Args:
+            what: the question's name (matrixfs/answers.py).
+            arguments: a CBOR map.
+
+        Returns:
+            A CBOR map, ``value`` or ``error``: see ``control_wire.value_of_untrusted``.
+        """
         self._serial += 1
         serial = self._serial
-        answer, receive_answer = trio.open_memory_channel[Message](1)
+        answer, receive_answer = trio.open_memory_channel[bytes](1)
         self._asked[serial] = answer
         try:
-            await self._send({"kind": "query", "serial": serial})
+            await self._send({"kind": "query", "serial": serial, "what": what, "arguments": arguments})
             return await receive_answer.receive()
         finally:
             self._asked.pop(serial, None)

@@ -7,19 +7,22 @@ has a text ``kind``; what else it must hold stands at the kind:
 kind        who sends it            fields
 =========== ======================= =================================================================
 status      matrixctl               none; answered by ``result`` or ``error``
+ask         matrixctl               what, arguments, node; answered by ``result`` or ``error``
+lock        matrixctl               filesystem, name, exclusive, wait; answered by ``result`` or ``error``; the
+                                    lock is held for as long as the connection is
 events      matrixctl               none; answered by ``result`` or ``error``
 stop        matrixctl               none; answered by ``result`` or ``error``
 hello       mount process           version, pid, start_ticks; answered by ``welcome`` or ``error``
 join        mount process           request (MountRequest); answered by ``admitted`` or ``error``
 reply       mount process           reply (membership/orders.py)
-counters    mount process           serial, value; answers ``query``
+answer      mount process           serial, value: bytes of a map ``value`` (value) or ``error``; to a ``query``
 left        mount process           none; answered by ``goodbye``
 result      matrixd                 value
 error       matrixd                 name, text, exit_code
 welcome     matrixd                 cluster (ClusterInfo)
 admitted    matrixd                 admission (what an Admission adds to the ClusterInfo)
 order       matrixd                 order (membership/orders.py)
-query       matrixd                 serial
+query       matrixd                 serial, what, arguments: bytes of a map of kind ``arguments``
 goodbye     matrixd                 none
 =========== ======================= =================================================================
 
@@ -47,11 +50,11 @@ from membership.label import Timing
 
 Message: TypeAlias = dict[str, Any]
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 SOCKET_NAME: Final = "matrixd.sock"
-FRAME_BYTES_MAX: Final = 1 << 20
+FRAME_BYTES_MAX: Final = 8 << 20  # the answers of 64 mounts, each at most messages.ANSWER_BYTES_MAX
 DEPTH_MAX: Final = 16
-ITEMS_MAX: Final = FRAME_BYTES_MAX  # an item takes a byte at least; more would mean shared references
+ITEMS_MAX: Final = 1 << 20
 _LENGTH: Final = struct.Struct("<I")
 _PLAIN: Final = (bool, int, float, str, bytes, type(None))
 _TAGS_OF_CBOR2: Final = (*range(38), 43, 100, 256, 258, 260, 261, 1004, 43000, 55799)
@@ -72,6 +75,11 @@ def encode_frame(message: Message) -> bytes:
     if len(body) > FRAME_BYTES_MAX:
         raise BadMessage(f"control message {message.get('kind')!r} of {len(body)} bytes is over {FRAME_BYTES_MAX}")
     return _LENGTH.pack(len(body)) + body
+
+
+def encode_map(message: Message) -> bytes:
+    """A map inside a message: arguments of a question, and answers, which matrixd passes on without looking in."""
+    return bytes(cbor2.dumps(message))
 
 
 class FrameBuffer:
@@ -171,6 +179,20 @@ def error_of_untrusted(message: Message) -> MatrixError:
     error = plain.get(take(message, "name", str), MatrixError)(take(message, "text", str))
     error.exit_code = take_natural(message, "exit_code", 7)
     return error
+
+
+def value_of_untrusted(answer: bytes | None) -> Any:
+    """The value in the ``answer`` of a mount process.
+
+    Raises:
+        MatrixError: the error it answered, PeerError when it did not answer, BadMessage.
+    """
+    if answer is None:
+        raise errors.PeerError("the mount process does not answer")
+    message = decode_untrusted(answer)
+    if message["kind"] == "error":
+        raise error_of_untrusted(message)
+    return message.get("value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

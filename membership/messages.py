@@ -220,6 +220,31 @@ class Recovered(Struct, frozen=True, array_like=True, tag=40):
     ago: Seconds  # seconds since it ended: it is told again to every new view
 
 
+# -- questions (R14) --------------------------------------------------------------------------------------------
+
+ANSWER_BYTES_MAX = 120 * 1024  # of one mount process to one question
+ARGUMENT_BYTES_MAX = 8 * 1024
+
+
+class Ask(Struct, frozen=True, array_like=True, tag=41):
+    """Somebody at the sender's control socket asks all mount processes of the receiver."""
+
+    serial: Number  # the sender's, to tell answers apart
+    what: Annotated[str, Meta(max_length=32)]
+    arguments: Annotated[bytes, Meta(max_length=ARGUMENT_BYTES_MAX)]  # a CBOR map (membership/control_wire.py)
+
+
+class Answer(Struct, frozen=True, array_like=True, tag=42):
+    """What one mount process answered; a node without mounts sends one with pid 0."""
+
+    serial: Number
+    more: Annotated[int, Meta(ge=0, le=64)]  # how many answers follow this one
+    pid: Number
+    filesystem: Text
+    mountpoint: Text
+    value: Annotated[bytes, Meta(max_length=ANSWER_BYTES_MAX)] | None  # a CBOR map; None: it did not answer
+
+
 Body: TypeAlias = (
     Heartbeat
     | Propose
@@ -243,6 +268,8 @@ Body: TypeAlias = (
     | OrderTo
     | ReplyFrom
     | Recovered
+    | Ask
+    | Answer
 )
 
 

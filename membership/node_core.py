@@ -14,6 +14,7 @@ N2. Orders and answers about mounts are taken only from the administrator that t
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from membership.effects import Effects, Outbox
@@ -23,6 +24,8 @@ from membership.lease.core import LeaseCore
 from membership.lease.watch import DiskWatch
 from membership.messages import (
     Accept,
+    Answer,
+    Ask,
     AskReport,
     CandidateFailed,
     Commit,
@@ -69,6 +72,14 @@ if TYPE_CHECKING:
 
 DEFERRED_MAX = 1024
 RECOVERED_MAX = 16  # ended recoveries that are told again to every new view: messages of the old one were dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A question to our mounts, or an answer to one of ours; no concern of any core."""
+
+    node: int
+    body: Ask | Answer
 
 
 class NodeCore:
@@ -286,6 +297,8 @@ class NodeCore:
     def _route(self, node: int, body: Body, view: int, now: float) -> None:
         if isinstance(body, Heartbeat | Propose | Accept | Install):
             self.group.receive(node, body, view, now)
+        elif isinstance(body, Ask | Answer):  # of any view: who looks for the cause of trouble asks while it lasts
+            self._events.append(Relayed(node, body))
         elif node != self.me.node and not self.group.admits(view):
             self.dropped["stale"] += 1
         elif isinstance(

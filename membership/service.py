@@ -12,7 +12,7 @@ V1. A renewal counts from its start (L1).  At the deadline, or off the header, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,10 +25,11 @@ from membership.lease.core import LeaseState
 from membership.lease.records import HOST_BYTES_MAX
 from membership.lease.slots import Claimant, claim_slot
 from membership.messages import encode
-from membership.node_core import NodeCore
+from membership.node_core import NodeCore, Relayed
 from membership.node_disk import NodeDisk
 from membership.node_events import EventBook
 from membership.node_mounts import NodeMounts
+from membership.relay import Relay
 from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.agent import Admitted, Refused, ToMount
 from membership.san.evictions import Expel
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from membership.fence.process import HostIdentity
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot, MountProcess
+    from membership.messages import Body
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
     from membership.san.fence import FenceDriver
@@ -110,6 +112,7 @@ class Node:
         self.core: NodeCore | None = None
         self.slot: HeartbeatSlot | None = None
         self.book = EventBook(clock)
+        self.relay = Relay(self, clock)
         self.incarnation = int.from_bytes(rng.randbytes(8), "little") | 1
         self._host = host
         self._mesh_factory = mesh
@@ -217,6 +220,15 @@ class Node:
         """Everything ``matrixctl status`` shows."""
         return status_of(self)
 
+    def reachable(self) -> dict[int, str]:
+        """Names of the SAN members, ours included, by node id: whose mounts can be asked, if their links are up."""
+        core = self.core
+        if core is None or self.slot is None:
+            return {}
+        names = {node: sight.slot.name for node, sight in core.watch.sights.items()}
+        names[core.me.node] = self.slot.name
+        return {node: names.get(node, f"node {node}") for node in (*core.admin.header.members, core.me.node)}
+
     @property
     def node_id(self) -> int:
         """Our slot, -1 before one is claimed."""
@@ -301,6 +313,8 @@ class Node:
         elif isinstance(event, Expel):
             if event.node == self.node_id:
                 self.lose(event.reason)
+        elif isinstance(event, Relayed):
+            self.relay.receive(event.node, event.body)
         elif isinstance(event, HeaderInForce):
             self.book.header(event.header, self._core().admin.is_member())
             self._disk_tasks().renew_soon()
@@ -323,6 +337,18 @@ class Node:
     def _disk_tasks(self) -> NodeDisk:
         assert self._disk is not None
         return self._disk
+
+    # -- what the relay needs (relay.RelayShell) -------------------------------------------------------------------
+
+    def post(self, node: int, body: Body) -> None:
+        """Send to another matrixd, or nowhere."""
+        if self._mesh is not None:
+            self._mesh.send(node, encode(self._core().group.view.number, body))
+
+    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task beside; not at all when the node has ended."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
 
     # -- what the disk work needs (node_disk.Shell) ----------------------------------------------------------------
 

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.pauses"},
     "matrixfs.options": set(),
     "matrixfs.pauses": {"membership"},
+    "matrixfs.answers": {"membership"},
 }
 WIRES = {"matrixfs.node", "matrixfs.cli"}  # may import anything below scripts
 

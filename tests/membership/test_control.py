@@ -18,18 +18,21 @@ from pathlib import Path
 import pytest
 import trio
 
+from matrixfs.answers import Answers
 from membership import control_mounts, control_stream
 from membership.clock import SystemClock
 from membership.control import serve_control
 from membership.control_ask import ask
-from membership.control_client import MountSession
-from membership.control_wire import encode_frame
+from membership.control_client import MountSession, Query
+from membership.control_wire import PROTOCOL_VERSION, encode_frame, encode_map, value_of_untrusted
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.label import Label
+from membership.messages import Answer, Ask
 from membership.mount_watch import LOOK_SECONDS
 from membership.mounts import Left, MountChannel
 from membership.orders import JournalState, Lease, MountRequest, Rebuild, Resume, Suspend, Suspended, Withdraw
 from membership.processes import process_start
+from membership.relay import ASK_SECONDS_MAX, Relay
 from membership.views import DeadInstance, Instance, LockspaceView
 
 LABEL = Label(
@@ -40,6 +43,24 @@ REQUEST = MountRequest(
     fs_uuid=b"f" * 16, fs_name="web", pid=1, start_time=1, incarnation=2**64 - 1, host="127.0.0.1", port=4711,
     mountpoint="/mnt/a", journals=(JournalState(0, 0, 0, dirty=False),),
 )  # fmt: skip
+
+
+class CountingClock(SystemClock):
+    """Real time for trio's sake, but waits for mount processes end at once when told to."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.impatient = False
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == LOOK_SECONDS:  # looking after a process is no waiting for it
+            await trio.sleep(seconds)
+            return
+        self.slept.append(seconds)
+        if self.impatient:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.sleep_forever()
 
 
 @dataclass
@@ -53,10 +74,28 @@ class FakeNode:
     said: list[object] = field(default_factory=list)
     something_said: trio.Event = field(default_factory=trio.Event)
     stopped: bool = False
+    posted: list[tuple[int, object]] = field(default_factory=list)  # to other matrixds
+    clock: CountingClock = field(default_factory=CountingClock)
+
+    def __post_init__(self) -> None:
+        self.relay = Relay(self, self.clock)
+
+    def reachable(self) -> dict[int, str]:
+        return {3: "n3", 4: "n4"}
+
+    def post(self, node: int, body: object) -> None:
+        """Node 4 answers every question at once, of a mount with pid 44."""
+        self.posted.append((node, body))
+        if isinstance(body, Ask) and body.what != "silence":
+            self.relay.receive(node, Answer(body.serial, 0, 44, "web", "/mnt/d", value_bytes({"asked": body.what})))
+
+    def start(self, task) -> None:
+        raise AssertionError("no peer asks")
 
     def status(self) -> dict:
         return {
             "state": self.state, "node": 3, "name": "n3", "host": "127.0.0.3", "store": self.store,
+            "nodes": [{"id": 3, "link": "self"}, {"id": 4, "link": "up"}, {"id": 5, "link": "gone"}],
             "events": [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}],
         }  # fmt: skip
 
@@ -96,24 +135,6 @@ def no_suicide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_stream.PeerProcess, "kill", kill_others)
 
 
-class CountingClock(SystemClock):
-    """Real time for trio's sake, but waits for mount processes end at once when told to."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-        self.impatient = False
-
-    async def sleep(self, seconds: float) -> None:
-        if seconds == LOOK_SECONDS:  # looking after a process is no waiting for it
-            await trio.sleep(seconds)
-            return
-        self.slept.append(seconds)
-        if self.impatient:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.sleep_forever()
-
-
 @dataclass
 class World:
     node: FakeNode
@@ -125,19 +146,31 @@ class World:
     def cut_off(self, pid: int, _start: int) -> None:
         self.cut.append(pid)
 
-    async def ask(self, kind: str) -> object:
-        return await trio.to_thread.run_sync(ask, self.state, {"kind": kind})
+    async def ask(self, kind: str, **fields: object) -> object:
+        return await trio.to_thread.run_sync(ask, self.state, {"kind": kind, **fields})
 
-    async def join(self, request: MountRequest = REQUEST, counters=dict) -> MountSession:
+    async def join(self, request: MountRequest = REQUEST) -> MountSession:
         session = await MountSession.connect(self.state)
-        await session.join(request, counters)
+        await session.join(request)
         return session
+
+
+def value_bytes(value: object) -> bytes:
+    return encode_map({"kind": "value", "value": value})
+
+
+async def answer_all(session: MountSession, answers: Answers, seen: list[Query]) -> None:
+    """What a mount process does with questions."""
+    async for query in session:
+        seen.append(query)
+        await session.answer(query, await answers.answer(query.what, query.arguments))
 
 
 @asynccontextmanager
 async def serving(path: Path):
     (path / "store").write_bytes(b"")
-    world = World(FakeNode(str(path / "store")), CountingClock(), str(path), trio.Event())
+    node = FakeNode(str(path / "store"))
+    world = World(node, node.clock, str(path), trio.Event())
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, world.node, LABEL, world.state, world.clock, world.stopped, world.cut_off)
         yield world
@@ -179,7 +212,7 @@ async def test_a_mount_from_join_to_leave(tmp_path: Path) -> None:
         session = await MountSession.connect(world.state)
         assert session.cluster.store_path == str(tmp_path / "store")
         assert (session.cluster.data_offset, session.cluster.data_length) == (1024 * 4096, 1000 * 4096)
-        admission = await session.join(REQUEST, dict)
+        admission = await session.join(REQUEST)
         assert (admission.journal, admission.generation, admission.lease_deadline) == (0, 7, 12.5)
         assert (admission.node_id, admission.cluster_key, admission.timing.lease) == (3, b"k" * 32, 4.0)
         (channel,) = world.node.channels
@@ -223,36 +256,90 @@ async def test_left_reads_its_goodbye_itself_when_no_loop_runs(tmp_path: Path) -
 
 @pytest.mark.seed("002-26")
 async def test_status_shows_the_counters_of_the_mounts(tmp_path: Path) -> None:
-    def broken() -> dict:
+    def broken(_: object) -> dict:
         raise ZeroDivisionError
 
     async with serving(tmp_path) as world:
-        sessions = [
-            await world.join(counters=lambda: {"dlm": {"messages": 5}}),
-            await world.join(replace(REQUEST, mountpoint="/mnt/b"), broken),
-        ]
+        sessions = [await world.join(), await world.join(replace(REQUEST, mountpoint="/mnt/b"))]
+        tables = [Answers({"counters": lambda _: {"dlm": {"messages": 5}}}), Answers({"counters": broken})]
         async with trio.open_nursery() as nursery:
-            for session in sessions:
-                nursery.start_soon(anext, session)
+            for session, table in zip(sessions, tables, strict=True):
+                nursery.start_soon(answer_all, session, table, [])
             status = await world.ask("status")
             nursery.cancel_scope.cancel()
         first, second = status["local_mounts"]
         assert first["counters"] == {"dlm": {"messages": 5}}
         assert (first["filesystem"], first["mountpoint"], first["pid"]) == ("web", "/mnt/a", os.getpid())
         assert "ZeroDivisionError" in second["counters"]["error"]
+        (other,) = status["remote_mounts"]  # node 5 has no link: it is not asked
+        assert (other["node"], other["pid"], other["counters"]) == (4, 44, {"asked": "counters"})
         for session in sessions:
             await session.left()
 
 
 async def test_a_mount_that_does_not_answer_does_not_hold_up_status(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
-        session = await world.join(counters=dict)
+        session = await world.join()
         world.clock.impatient = True
         status = await world.ask("status")
         assert status["local_mounts"][0]["counters"] is None
-        assert world.clock.slept == [1.0]
+        assert world.clock.slept[0] == 1.0
         await session.left()  # a late answer to that query is no protocol error
         assert world.node.said == [Left(clean=True)]
+
+
+async def test_a_question_goes_to_all_nodes_or_to_one(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        seen: list[Query] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, session, Answers({"add": lambda a: a["one"] + 1}), seen)
+            found = await world.ask("ask", what="add", arguments={"one": 1, "kind": "forged"}, node=None)
+            alone = await world.ask("ask", what="add", arguments={"one": 2}, node="")
+            other = await world.ask("ask", what="silly", arguments={}, node="n4")
+            unknown = await world.ask("ask", what="silly", arguments={}, node="")
+            nursery.cancel_scope.cancel()
+        assert found["node"] == 3
+        mine, theirs = found["answers"]
+        assert (mine["node"], mine["name"], theirs["node"], theirs["name"]) == (3, "n3", 4, "n4")
+        assert value_of_untrusted(mine["mounts"][0]["value"]) == 2
+        assert value_of_untrusted(theirs["mounts"][0]["value"]) == {"asked": "add"}
+        assert theirs["mounts"][0]["pid"] == 44
+        assert [answer["node"] for answer in alone["answers"]] == [3]
+        assert [answer["node"] for answer in other["answers"]] == [4]
+        with pytest.raises(OperatorError, match="can't answer 'silly'"):
+            value_of_untrusted(unknown["answers"][0]["mounts"][0]["value"])
+        with pytest.raises(OperatorError, match="no member of the cluster is called 'n9'"):
+            await world.ask("ask", what="add", arguments={}, node="n9")
+        for bad in ({"what": "x" * 33}, {"what": 5}, {"arguments": {"a": b"x" * 9000}}, {"arguments": None}):
+            with pytest.raises(PeerError):
+                await world.ask("ask", **{"what": "add", "arguments": {}, "node": "", **bad})
+        await session.left()
+
+
+async def test_who_does_not_answer_is_named(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        world.clock.impatient = True
+        found = await world.ask("ask", what="silence", arguments={}, node=None)
+        assert [(each["node"], each["mounts"] and each["mounts"][0]["value"]) for each in found["answers"]] == [
+            (3, None), (4, None),
+        ]  # fmt: skip
+        assert found["answers"][1]["mounts"] is None
+        assert max(world.clock.slept) == ASK_SECONDS_MAX
+        await session.left()
+
+
+async def test_a_mount_that_says_too_much_answers_one_line(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, session, Answers({"long": lambda _: "x" * 200_000}), [])
+            found = await world.ask("ask", what="long", arguments={}, node="")
+            nursery.cancel_scope.cancel()
+        with pytest.raises(OperatorError, match="ask for less"):
+            value_of_untrusted(found["answers"][0]["mounts"][0]["value"])
+        await session.left()
 
 
 async def test_refusals_come_as_they_were_made(tmp_path: Path) -> None:
@@ -285,13 +372,13 @@ async def test_losing_matrixd_is_fenced(tmp_path: Path) -> None:
 CHILD = """
 import os, sys, trio
 from membership import presence
-from membership.control_client import MountSession
+from membership.control_client import MountSession, Query
 from membership.orders import JournalState, MountRequest
 
 async def main():
     session = await MountSession.connect(sys.argv[1])
     request = MountRequest(b"f" * 16, "web", 1, 1, 9, "127.0.0.1", 1, "/mnt/a", (JournalState(0, 0, 0, False),))
-    await session.join(request, dict)
+    await session.join(request)
     if "write" in sys.argv[2]:
         presence.mark(os.open(session.cluster.store_path, os.O_RDWR))
     print("joined", flush=True)
@@ -431,8 +518,8 @@ async def test_a_mount_whose_orders_end_is_cut_off(tmp_path: Path) -> None:
 async def test_a_process_must_connect_itself(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
         ticks = process_start(os.getpid())
-        for wrong in ({"pid": os.getpid() + 1}, {"start_ticks": ticks + 1}, {"version": 2}):
-            hello = {"kind": "hello", "version": 1, "pid": os.getpid(), "start_ticks": ticks, **wrong}
+        for wrong in ({"pid": os.getpid() + 1}, {"start_ticks": ticks + 1}, {"version": 1}):
+            hello = {"kind": "hello", "version": PROTOCOL_VERSION, "pid": os.getpid(), "start_ticks": ticks, **wrong}
             stream = await control_stream.connect(os.path.join(world.state, "matrixd.sock"))
             await stream.send(hello)
             answer = await stream.receive()
@@ -527,8 +614,8 @@ async def test_nonsense_from_matrixd_before_the_mount_is_a_peer_error(tmp_path: 
     session = MountSession(control_stream.FrameStream(ours), None)
     await theirs.send(encode_frame({"kind": "dance"}))
     with pytest.raises(BadMessage, match="answered 'dance'"):
-        await session.join(REQUEST, dict)
+        await session.join(REQUEST)
     theirs.close()
     with pytest.raises(PeerError, match="hung up"):
-        await session.join(REQUEST, dict)
+        await session.join(REQUEST)
     session.close()

@@ -10,7 +10,11 @@ import pytest
 
 from membership.errors import BadMessage
 from membership.messages import (
+    ANSWER_BYTES_MAX,
+    ARGUMENT_BYTES_MAX,
     PACKET_BYTES_MAX,
+    Answer,
+    Ask,
     Body,
     Heartbeat,
     MountJoin,
@@ -148,6 +152,9 @@ def test_message_numbers_are_unique_and_packets_round_trip():
     for body in (
         Heartbeat(BIG, 1),
         Propose(7, ((0, BIG),)),
+        Ask(BIG, "locks", bytes(ARGUMENT_BYTES_MAX)),
+        Answer(1, 0, 4711, "web", "/mnt", bytes(ANSWER_BYTES_MAX)),
+        Answer(1, 0, 4711, "web", "/mnt", None),
         Report(1, (REPORT,)),
         OrderTo(1, b"F" * 16, 2, order_to_dict(ORDERS[1])),
     ):
@@ -175,12 +182,28 @@ def test_reports_out_of_range_are_refused(change):
         packet_untrusted(encode(1, MountJoin(msgspec.structs.replace(REPORT, **change))))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        Ask(1, "x" * 33, b""), Ask(1, "x", bytes(ARGUMENT_BYTES_MAX + 1)), Ask(-1, "x", b""),
+        Answer(1, 65, 1, "", "", None), Answer(1, 0, 1, "", "", bytes(ANSWER_BYTES_MAX + 1)),
+        Answer(1, 0, 1, "x" * 5000, "", None),
+    ],
+    ids=lambda body: repr(body)[:40],
+)  # fmt: skip
+def test_questions_out_of_range_are_refused(body):
+    with pytest.raises(BadMessage):
+        packet_untrusted(encode(1, body))
+
+
 def test_hostile_packets_raise_one_error():
     rng = random.Random(11)
     good = [
         encode(1, Report(1, (REPORT,))),
         encode(2, Heartbeat(3, 4)),
         encode(3, OrderTo(1, b"F" * 16, 2, {"a": [1]})),
+        encode(4, Ask(1, "locks", b"\xa0")),
+        encode(4, Answer(1, 2, 4711, "web", "/mnt", b"\xa0")),
     ]
     for _ in range(3000):
         data = bytearray(rng.choice(good))

@@ -8,6 +8,7 @@ import trio
 from membership.errors import Fenced, OperatorError, PeerError
 from membership.label import timing_of
 from membership.orders import Rebuild, ReleaseGhosts, Replay, Resume, Suspend
+from membership.relay import MountAnswer
 from tests.sim.membership_world import FS, LABEL, World, run_seed
 
 TIMING = timing_of(LABEL)
@@ -343,3 +344,28 @@ async def test_status_works_in_every_state(autojump_clock):
 @pytest.mark.parametrize("seed", range(100, 108))
 def test_random_faults_then_progress(seed):
     run_seed(seed)
+
+
+async def test_any_node_asks_the_mounts_of_all(autojump_clock):
+    async with World(31) as world:
+        await cluster(world)
+        for machine in world.machines.values():
+            machine.node.relay.answerer = _answers_for(machine.name)
+        node = world.machines["n2"].node
+        names = node.reachable()
+        assert sorted(names.values()) == ["n1", "n2", "n3"]
+        found = await node.relay.ask(node.node_id, list(names), "who", b"")
+        assert {names[each]: answers[0].filesystem for each, answers in found.items()} == {
+            "n1": "n1", "n2": "n2", "n3": "n3",
+        }  # fmt: skip
+        world.kill(3)
+        found = await node.relay.ask(node.node_id, list(names), "who", b"")
+        assert [names[each] for each, answers in found.items() if answers is None] == ["n3"]
+
+
+def _answers_for(name: str):
+    async def answer(_what: str, _arguments: bytes) -> list[MountAnswer]:
+        await trio.lowlevel.checkpoint()
+        return [MountAnswer(name, "/mnt", 1, b"")]
+
+    return answer
