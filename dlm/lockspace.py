@@ -294,10 +294,15 @@ class LockspaceCore:
         """How much there is: locks of this node, and resources it masters."""
         return {"locks": len(self._client.locks), "resources": len(self._master.records)}
 
-    def dump(self) -> list[dict[str, Any]]:
-        """Every resource this node masters or uses, as plain data for matrixctl (R14)."""
-        resources = dict.fromkeys((*self._master.records, *self._client.locks))
+    def dump(self, resources: Iterable[Resource] | None = None) -> list[dict[str, Any]]:
+        """These resources, or all that this node masters or uses, as plain data for matrixctl (R14)."""
+        if resources is None:
+            resources = dict.fromkeys((*self._master.records, *self._client.locks))
         return [self._dump_one(resource) for resource in resources]
+
+    def contended(self) -> list[Resource]:
+        """The resources mastered here that somebody waits for."""
+        return [resource for resource, record in self._master.records.items() if record.converting or record.waiting]
 
     # --- inside ---
 

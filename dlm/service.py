@@ -10,7 +10,7 @@ Losing a link is told to ``link_lost``: messages may be gone with it, and only a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -193,9 +193,13 @@ class LockService:
         sizes = self._core.sizes() | self._core.owned.arbiter.sizes()
         return {"local_grants": 0, **counts, "round_trips": counts["sent_Request"], **sizes}
 
-    def dump(self) -> list[dict[str, Any]]:
-        """Every resource this node masters or uses, as plain data."""
-        return self._core.dump()
+    def dump(self, resources: Iterable[Resource] | None = None) -> list[dict[str, Any]]:
+        """These resources, or all that this node masters or uses, as plain data."""
+        return self._core.dump(resources)
+
+    def contended(self) -> list[Resource]:
+        """The resources mastered here that somebody waits for."""
+        return self._core.contended()
 
     # --- the task ---
 

@@ -35,6 +35,10 @@ class Answers:
         self._handlers = dict(handlers)
         self._answering = 0
 
+    def add(self, handlers: Mapping[str, Handler]) -> None:
+        """Answer more questions."""
+        self._handlers |= handlers
+
     async def answer(self, what: str, arguments: bytes) -> bytes:
         """The answer as a CBOR map: ``value``, or ``error`` with one line.  Never raises but when cancelled."""
         if self._answering >= ANSWERING_MAX:

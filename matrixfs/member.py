@@ -81,7 +81,7 @@ class Member:
     ) -> None:
         self._device = device
         self._superblock = superblock
-        self._clock = clock
+        self.clock = clock
         self._rng = rng
         self._instance = Instance(node, incarnation)
         self._reply = reply
@@ -102,6 +102,11 @@ class Member:
         self._send, self._receive = trio.open_memory_channel[Order](ORDERS_MAX)
         self._nursery: trio.Nursery | None = None
         self.replays: list[dict[str, int]] = []
+
+    @property
+    def volume(self) -> Volume | None:
+        """The volume; None until this mount was let in."""
+        return self._volume
 
     async def wait_ready(self) -> Volume:
         """The volume, once this mount was let in and may use it."""
@@ -173,14 +178,14 @@ class Member:
     async def _tell_lost_links(self) -> None:
         """Every second, to whoever is administrator: links that broke in this attempt, or are down."""
         while True:
-            await self._clock.sleep(ASK_INTERVAL)
+            await self.clock.sleep(ASK_INTERVAL)
             for node, refused in sorted({**self._lost, **self._down}.items()):
                 await self._reply(LinkLost(self._attempt, node, refused))
 
     async def _open(self, index: int) -> None:
         """Take our journal and make the volume."""
         header = await read_journal_header(self._device, self._superblock, index)
-        journal = Journal(self._device, self._superblock, index, self._clock)
+        journal = Journal(self._device, self._superblock, index, self.clock)
         node, incarnation = self._instance
         await journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
         self._volume = Volume(
@@ -188,7 +193,7 @@ class Member:
             self._superblock,
             self.locks,
             journal,
-            self._clock,
+            self.clock,
             self._rng,
             self.manager.master_is_local,
             node,

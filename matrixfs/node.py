@@ -35,6 +35,7 @@ from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from matrixfs.pauses import VARIABLE as PAUSES
 from matrixfs.pauses import pauses_of
+from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query
 from membership.errors import CorruptionError, Fenced, OperatorError
@@ -142,6 +143,8 @@ class _Mount:
                 MemoryPressure().stalled,
             )
             self._session.pulse = self._pulse
+            watch = Watch(self._member, cluster.node_id, lambda: self._fuse.device if self._fuse is not None else "")
+            self._answers.add(watch.handlers())
             await self._live()
         finally:
             self._session.close()

@@ -29,6 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.options": set(),
     "matrixfs.pauses": {"membership"},
     "matrixfs.answers": {"membership"},
+    "matrixfs.processes": set(),
+    "matrixfs.watch": {
+        "membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
+        "matrixfs.processes",
+    },
 }
 WIRES = {"matrixfs.node", "matrixfs.cli"}  # may import anything below scripts
 

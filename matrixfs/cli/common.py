@@ -16,7 +16,7 @@ import click
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 STATE_DIR_DEFAULT: Final = "/var/lib/matrixfs"
 STATE_DIR_VARIABLE: Final = "MATRIXFS_STATE"
@@ -76,6 +76,20 @@ def state_option(function: _F) -> _F:
     return option(function)
 
 
+def _own_state_or_groups(context: click.Context, _: click.Parameter, value: str | None) -> str:
+    return value if value is not None else str(context.obj)
+
+
+own_state_option = click.option(  # people type it on either side of the command
+    "--state",
+    metavar="DIR",
+    type=click.Path(readable=False),
+    callback=_own_state_or_groups,
+    help="The same as before the command.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the whole answer as JSON.")
+
+
 def printable(text: str) -> str:
     """``text`` without control characters: names come from the disk and from peers, terminals obey escapes (R11)."""
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -84,3 +98,15 @@ def printable(text: str) -> str:
 def local_time(wall_ns: int, zone: tzinfo | None = None) -> str:
     """``wall_ns`` (ns since the epoch) as date and time in ``zone``, by default the machine's."""
     return datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def table(rows: Sequence[Sequence[object]], right: set[int] | None = None) -> list[str]:
+    """Columns as wide as their widest cell, two spaces apart; those in ``right`` are flush right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    flush = right or set()
+    lines = []
+    for row in cells:
+        aligned = (cell.rjust(widths[i]) if i in flush else cell.ljust(widths[i]) for i, cell in enumerate(row))
+        lines.append(("  " + "  ".join(aligned)).rstrip())
+    return lines

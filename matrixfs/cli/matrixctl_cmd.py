@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from matrixfs import __version__
-from matrixfs.cli.common import MatrixCommand, local_time, printable, state_option
+from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable, state_option
+from matrixfs.cli.matrixctl_locks import locks
 from membership.errors import PeerError
 
 
@@ -27,23 +28,9 @@ def main(context: click.Context, state: str) -> None:
     context.obj = state
 
 
-def _own_state_or_groups(context: click.Context, _: click.Parameter, value: str | None) -> str:
-    return value if value is not None else str(context.obj)
-
-
-_state_option = click.option(  # people type it on either side of the command
-    "--state",
-    metavar="DIR",
-    type=click.Path(readable=False),
-    callback=_own_state_or_groups,
-    help="The same as before the command.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="For programs: the whole answer as JSON.")
-
-
 @main.command(cls=MatrixCommand)
-@_state_option
-@_json_option
+@own_state_option
+@json_option
 def status(state: str, as_json: bool) -> None:
     """Nodes, memberships, filesystems, mounts, journals, recoveries."""
     from membership.control_ask import ask
@@ -62,8 +49,8 @@ def status(state: str, as_json: bool) -> None:
 
 
 @main.command(cls=MatrixCommand)
-@_state_option
-@_json_option
+@own_state_option
+@json_option
 def events(state: str, as_json: bool) -> None:
     """What happened in the cluster: joins, evictions, fencing, recoveries; newest last."""
     from membership.control_ask import ask
@@ -77,13 +64,16 @@ def events(state: str, as_json: bool) -> None:
 
 
 @main.command(cls=MatrixCommand)
-@_state_option
+@own_state_option
 def stop(state: str) -> None:
     """Leave the cluster cleanly and end matrixd; refused while trees are mounted here."""
     from membership.control_ask import stop_matrixd
 
     stop_matrixd(state)
     click.echo("matrixd has stopped")
+
+
+main.add_command(locks)
 
 
 def _to_json(value: Any) -> str:

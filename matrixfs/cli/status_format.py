@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from matrixfs.cli.common import local_time, printable
+from matrixfs.cli.common import local_time, printable, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def _nodes(status: Fields) -> list[str]:
                 node["mounts"],
             )
         )
-    return ["Nodes (* this one)", *_table(rows, right={0, 6, 7})]
+    return ["Nodes (* this one)", *table(rows, right={0, 6, 7})]
 
 
 def _lease(node: Fields, status: Fields) -> str:
@@ -103,7 +103,7 @@ def _memberships(status: Fields, names: Mapping[int, str]) -> list[str]:
         ("storage group", _names(nodes, names), f"mount {filesystems.get(uuid, uuid)}")
         for uuid, nodes in sorted(memberships["storage_groups"].items())
     ]
-    return ["Memberships", *_table([*rows[:2], *groups, *rows[2:]])]
+    return ["Memberships", *table([*rows[:2], *groups, *rows[2:]])]
 
 
 def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[str]:
@@ -130,7 +130,7 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
                 place or "-",
             )
         )
-    return lines + (_table(rows, right={1, 3}) if fs["mounts"] else ["  not mounted"])
+    return lines + (table(rows, right={1, 3}) if fs["mounts"] else ["  not mounted"])
 
 
 def _phase(fs: Fields, names: Mapping[int, str]) -> str:
@@ -150,7 +150,7 @@ def _waits(status: Fields) -> list[str]:
             if wait["seconds"] >= _WAIT_SECONDS_SHOWN:
                 use = "change it" if wait["wanted"] == _EXCLUSIVE else "read it"
                 rows.append((mount["mountpoint"], wait["resource"], use, f"{wait['seconds']:.1f}", wait["reason"]))
-    return ["Waiting on this node, longest first", *_table(rows, right={3})] if len(rows) > 1 else []
+    return ["Waiting on this node, longest first", *table(rows, right={3})] if len(rows) > 1 else []
 
 
 def _recoveries(status: Fields, names: Mapping[int, str], zone: tzinfo | None) -> list[str]:
@@ -174,18 +174,6 @@ def _fences(status: Fields, zone: tzinfo | None) -> list[str]:
         for fence in reversed(status["fences"][-_FENCES_SHOWN:])
     ]
     return ["Fencing, newest first", *lines] if lines else []
-
-
-def _table(rows: Sequence[Sequence[object]], right: set[int] | None = None) -> list[str]:
-    """Columns as wide as their widest cell, two spaces apart; those in ``right`` are flush right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    flush = right or set()
-    lines = []
-    for row in cells:
-        aligned = (cell.rjust(widths[i]) if i in flush else cell.ljust(widths[i]) for i, cell in enumerate(row))
-        lines.append(("  " + "  ".join(aligned)).rstrip())
-    return lines
 
 
 def _attempt(attempt: int) -> str:

@@ -50,6 +50,7 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
         if place.entry is None:
             return None
         lock = volume.inode_lock(place.entry.inode)
+        lock.hint = (parent, name)
         if not lock.try_hold(PR):
             await lock.hold(PR)
         try:
@@ -147,6 +148,7 @@ async def _make(
             if content:
                 _put_block(inode, content, spare.pop())
             lock.subject = inode
+            lock.hint = (parent, name)
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
             directories.add(volume, directory, place, entry, spare)
@@ -198,6 +200,7 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
         await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
+        inode.lock.hint = (parent, name)
         inode.nlink += 1
         volume.touch(inode, data=False)
         return inode

@@ -49,20 +49,23 @@ async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tup
         del found[limit:]
         unreadable: dict[int, Inode] = {}
         await _load(volume, found, unreadable)
-        listed = _covered(volume, found, unreadable)
+        listed = _covered(volume, ino, found, unreadable)
         while found and not listed:  # a peer took the first one's lock back at once
             await _load(volume, found[:1], unreadable)
-            listed = _covered(volume, found, unreadable)
+            listed = _covered(volume, ino, found, unreadable)
         return listed
 
 
-def _covered(volume: Volume, found: list[Entry], unreadable: dict[int, Inode]) -> list[tuple[int, bytes, Inode]]:
+def _covered(
+    volume: Volume, ino: int, found: list[Entry], unreadable: dict[int, Inode]
+) -> list[tuple[int, bytes, Inode]]:
     """The entries up to the first whose inode is not covered by a lock now.  No checkpoint up to the reply."""
     listed: list[tuple[int, bytes, Inode]] = []
     for entry in found:
         inode = unreadable.get(entry.inode) or _cached(volume, entry.inode)
         if inode is None:
             break
+        inode.lock.hint = (ino, entry.name)
         listed.append((COOKIE_BASE + entry.key, entry.name, inode))
     return listed
 

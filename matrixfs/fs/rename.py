@@ -156,4 +156,5 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
     if replaced is not None:
         directories.remove(volume, old.directory, old.place)
     _adopt(moved, old.directory, new.directory)
+    moved.lock.hint = (new.directory.ino, new_name)
     volume.touch(moved, data=False)

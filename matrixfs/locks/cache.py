@@ -448,6 +448,10 @@ class LockCache:
 
     # --- what an administrator sees -----------------------------------------------------------------
 
+    def contended(self) -> list[Lock]:
+        """Locks that a local task waits for, or a peer."""
+        return [lock for lock in self._locks.values() if lock.waiters or lock.revoke_to is not None]
+
     def waits(self) -> list[dict[str, object]]:
         """The longest waits, see ``report``."""
         return waits(self._locks.values(), self._clock.monotonic())

@@ -81,6 +81,7 @@ class Lock:
         "demoting",
         "exclusive",
         "granted_at",
+        "hint",
         "mode",
         "readers",
         "requested",
@@ -122,6 +123,7 @@ class Lock:
         self.used_at = 0.0  # and when that last found it changed
         self.turn: Turn | None = None  # once it is contended
         self.subject: Any = None  # the object cached under the lock
+        self.hint: tuple[int, bytes] | None = None  # directory and name it was last reached by: some 140 bytes (paths)
         self.blocks: dict[int, Any] = {}  # metadata blocks cached under the lock, by block number
 
     @property

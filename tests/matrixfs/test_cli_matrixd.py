@@ -28,14 +28,18 @@ import os, sys
 import trio
 import matrixfs.cli.matrixd_run as run
 from membership.errors import Fenced, OperatorError
+from membership.relay import Relay
 
 class FakeNode:
     node_id, incarnation = 3, 77
     def __init__(self, device, label, config, host, mesh, clock, rng, fences):
         self.name, self.state, self.left = config.name, "joining", trio.Event()
+        self.relay = Relay(self, clock)
         assert [f.name for f in fences] == ["process", "lease"]
+    def reachable(self):
+        return {3: self.name}
     def status(self):
-        return {"state": self.state, "name": self.name, "events": []}
+        return {"state": self.state, "name": self.name, "node": 3, "nodes": [], "events": []}
     async def run(self, *, task_status):
         if self.name == "taken":
             raise OperatorError("node taken is already running on 10.0.0.9")

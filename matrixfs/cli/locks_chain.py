@@ -1,0 +1,139 @@
+"""What several mounts know of a lock, put together: resource, master, holders, waiters (pure; R14).
+
+Each mount knows its own side (what it holds, does, waits for, since when), a master the queue.  Rows come from
+``matrixfs.locks.view``; other nodes made them, so nothing in them is believed to be there (``_get``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matrixfs.cli.asking import Answers, MountValue
+
+INODE, OPEN = 2, 3  # matrixfs/locks/resources.py
+_WORDS = {"EX": "change", "PW": "change", "CW": "change", "PR": "read", "CR": "read"}
+
+
+@dataclass(slots=True)
+class Side:
+    """One node's part in a lock."""
+
+    node: int
+    mode: str
+    pid: int = 0  # of its mount process; 0: not known
+    doing: str = ""
+    seconds: float | None = None  # waiters: how long the oldest waits; None: its mount has not said
+    count: int = 0  # waiters: operations
+    users: list[dict[str, Any]] = field(default_factory=list)  # processes that have the file open
+
+
+@dataclass(slots=True)
+class Contention:
+    """One lock, as the whole cluster sees it."""
+
+    domain: int
+    object: int
+    filesystem: str
+    name: str
+    master: int
+    holders: dict[int, Side] = field(default_factory=dict)
+    waiters: dict[int, Side] = field(default_factory=dict)
+    ghosts: list[list[Any]] = field(default_factory=list)
+    sure: int = -1  # how well the name is known: 2 confirmed, 1 last seen, 0 number
+    told: bool = False  # the master told its queue
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest wait known."""
+        return max((side.seconds or 0.0 for side in self.waiters.values()), default=0.0)
+
+
+def combine(answers: Answers) -> list[Contention]:
+    """All locks in the answers to ``locks``, longest wait first."""
+    found: dict[tuple[str, int, int], Contention] = {}
+    masters: list[tuple[Contention, dict[str, Any]]] = []
+    for mount in answers.mounts:
+        for row in _maps(mount.value, "resources"):
+            lock = _lock(found, answers, mount, row)
+            _own_side(lock, mount, row)
+            if "granted" in row:
+                lock.told = True
+                masters.append((lock, row))
+    for lock, row in masters:  # last: who did not answer is known from here only
+        _masters_side(lock, row)
+    for lock in found.values():
+        for node in lock.waiters:
+            if node in lock.holders and lock.holders[node].mode == "NL":
+                del lock.holders[node]
+    return sorted(found.values(), key=lambda lock: -lock.longest)
+
+
+def _lock(
+    found: dict[tuple[str, int, int], Contention], answers: Answers, mount: MountValue, row: dict[str, Any]
+) -> Contention:
+    key = (mount.filesystem, _get(row, "domain", int), _get(row, "object", int))
+    lock = found.get(key)
+    if lock is None:
+        lock = found[key] = Contention(key[1], key[2], key[0], "", _get(row, "master", int))
+    sure = 0
+    if isinstance(row.get("path"), bytes):
+        sure = 2 if row.get("sure") else 1
+    if sure > lock.sure:
+        lock.sure = sure
+        lock.name = shown_name(row, answers.mountpoint(mount.filesystem))
+    return lock
+
+
+def shown_name(row: dict[str, Any], mountpoint: str) -> str:
+    """What to call a resource: a path below our mount point, or words."""
+    path = row.get("path")
+    if not isinstance(path, bytes):  # to find it: find MOUNTPOINT -inum N
+        return _get(row, "text", str) or f"{row.get('domain')} {row.get('object')}"
+    text = mountpoint.rstrip("/") + os.fsdecode(path) if path != b"/" else mountpoint or "/"
+    text = f"open state of {text}" if row.get("domain") == OPEN else text
+    return text if row.get("sure") else f"{text} (as last seen)"
+
+
+def _own_side(lock: Contention, mount: MountValue, row: dict[str, Any]) -> None:
+    mode = _get(row, "held", str)
+    if mode and mode != "NL":
+        side = Side(mount.node, mode, mount.pid, _get(row, "doing", str))
+        side.users = _maps(mount.value, "users")
+        lock.holders[mount.node] = side
+    waiters = [each for each in _get(row, "waiters", list) if isinstance(each, list) and len(each) == 2]
+    waiters = [each for each in waiters if isinstance(each[1], float)]
+    if waiters:
+        wanted = "EX" if any(each[0] == "EX" for each in waiters) else str(waiters[0][0])
+        seconds = max(each[1] for each in waiters)
+        lock.waiters[mount.node] = Side(mount.node, wanted, mount.pid, "", seconds, _get(row, "waiting", int))
+
+
+def _masters_side(lock: Contention, row: dict[str, Any]) -> None:
+    for node, mode in _pairs(row, "granted"):
+        lock.holders.setdefault(node, Side(node, mode))
+    for node, mode in _pairs(row, "queue"):
+        lock.waiters.setdefault(node, Side(node, mode))
+    lock.ghosts = [list(pair) for pair in _pairs(row, "ghosts")]
+
+
+def _pairs(row: dict[str, Any], key: str) -> list[tuple[int, str]]:
+    pairs = _get(row, key, list)
+    pairs = [each for each in pairs if isinstance(each, list) and len(each) == 2]
+    return [(each[0], str(each[1])) for each in pairs if isinstance(each[0], int)]
+
+
+def _maps(row: Any, key: str) -> list[dict[str, Any]]:
+    return [each for each in _get(row, key, list) if isinstance(each, dict)]
+
+
+def _get(row: Any, key: str, kind: type) -> Any:
+    value = row.get(key) if isinstance(row, dict) else None
+    return value if type(value) is kind else kind()
+
+
+def purpose(mode: str) -> str:
+    """A wanted mode in words."""
+    return f"to {_WORDS.get(mode, mode)} it"

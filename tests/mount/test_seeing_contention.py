@@ -1,0 +1,99 @@
+"""Seeing contention on a real cluster: two nodes fight, a third one's administrator looks (R14)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.conftest import Tree
+from tests.mount.lab import Lab, LabNode, wait_until
+
+
+def ctl(lab: Lab, node: LabNode, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return lab.run("matrixctl", "--state", node.state, *arguments, check=check)
+
+
+def contention(lab: Lab, node: LabNode, path: Path) -> list[dict[str, Any]]:
+    done = ctl(lab, node, "locks", str(path), "--json", check=False)
+    assert done.returncode in (0, 3), done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["locks"]
+    return found
+
+
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(fd, b"x", 0)
+print("wrote", flush=True)
+while sys.argv[2] == "on":
+    os.pwrite(fd, b"x", 0)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def writer(path: Path, then: str = "stop") -> Iterator[subprocess.Popen[str]]:
+    """A process that writes a byte and keeps the file open, or writes on and on."""
+    command = [sys.executable, "-c", WRITER, str(path), then]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.seed("002-26")
+def test_what_nobody_waits_for(tree: Tree) -> None:
+    lab, (n1, _, n3) = tree.lab, tree.lab.nodes
+    (tree.a / "quiet").write_bytes(b"x")
+    with writer(tree.a / "quiet") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "wrote\n"
+        done = ctl(lab, n3, "locks", str(tree.c / "quiet"))
+        assert f"{tree.c}/quiet" in done.stdout
+        assert "held    EX by n1" in done.stdout
+        assert f"open in process {process.pid} (python" in done.stdout
+        assert "  waits " not in done.stdout
+    everything = ctl(lab, n1, "locks")
+    assert everything.stdout.strip() == "Nobody waits for a lock."
+    absent = ctl(lab, n3, "locks", str(tree.c / "absent"), check=False)
+    assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)
+    assert "absent: no such file or directory in this tree" in absent.stderr
+    outside = ctl(lab, n3, "locks", "/var/tmp", check=False)
+    assert (outside.returncode, outside.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.seed("002-26")
+def test_who_blocks_me_on_a_third_node(tree: Tree) -> None:
+    """waiter -> path -> master -> holder -> process."""
+    lab, (n1, n2, n3) = tree.lab, tree.lab.nodes
+    path = tree.c / "fought over"
+    (tree.a / path.name).write_bytes(b"x")
+    with writer(tree.a / path.name, "on") as one, writer(tree.b / path.name, "on") as other:
+        chains: list[str] = []
+
+        def seen() -> bool:
+            chains.append(ctl(lab, n3, "locks", str(path), "--waiters").stdout)
+            return "  waits   n" in chains[-1] and "held    EX by n" in chains[-1]
+
+        wait_until(seen, "a chain from waiter to holder shows")
+        found = chains[-1]
+        assert f"{path}   (domain 2" in found
+        assert "to change it (EX), for 0." in found
+        assert f"open in process {one.pid} (python" in found or f"open in process {other.pid} (python" in found
+        assert f"mount process {n1.mount_pid}" in found
+        assert f"mount process {n2.mount_pid}" in found
+        everything: list[str] = []
+
+        def listed() -> bool:
+            everything.append(ctl(lab, n3, "locks").stdout)
+            return str(path) in everything[-1]
+
+        wait_until(listed, "the list of all waits has it as a path")
