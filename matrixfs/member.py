@@ -245,6 +245,7 @@ class Member:
         found: dict[str, object] = {
             "locks": self.locks.statistics(),
             "waits": self.locks.waits(),
+            "types": self.trace.heat.types(),
             "dlm": self.manager.statistics(),
             "replays": list(self.replays),
         }

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -53,6 +53,8 @@ GC_THRESHOLDS = (50_000, 20, 100)
 # them each time: 4,000 us of system time per MiB written became 250 (mallopt(3), malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 32 << 20
+
+TRACE_LOGGED = 100  # events in the log of a mount that withdraws
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class _Mount:
                 MemoryPressure().stalled,
             )
             self._session.pulse = self._pulse
-            watch = Watch(self._member, cluster.node_id, lambda: self._fuse.device if self._fuse is not None else "")
+            watch = Watch(self._member, cluster.node_id, self._device, self._peers)
             self._answers.add(watch.handlers())
             await self._live()
         finally:
@@ -246,6 +248,8 @@ class _Mount:
             return
         self._failure = error
         log.error("withdrawing: %s", error)
+        if hasattr(self, "_member"):
+            log.error("what happened to its locks before, newest last:\n%s", self._member.trace.text(TRACE_LOGGED))
         self._gate.fence(str(error) or type(error).__name__)
         if self._fuse is not None:
             self._fuse.withdraw(str(error))
@@ -256,9 +260,16 @@ class _Mount:
         pulse = self._member.locks.pulse()
         return dataclasses.replace(pulse, moved=pulse.moved + self._store.counters.calls)
 
+    def _device(self) -> str:
+        return self._fuse.device if self._fuse is not None else ""
+
+    def _peers(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(link) for link in self._mesh.links()]
+
     def _counters(self) -> dict[str, object]:
-        """For ``matrixctl status``."""
+        """For ``matrixctl status`` and ``metrics``."""
         found: dict[str, object] = {"store": self._store.statistics(), "links": self._mesh.statistics()}
+        found["peers"] = self._peers()
         if hasattr(self, "_member"):
             found |= self._member.counters()
             found["gate"] = self._gate.statistics()

@@ -36,16 +36,20 @@ class Watch:
         member: whose locks.
         node: its node id.
         device: the mount's device number, "major:minor"; "" while there is none.
+        links: state of the links to the other mounts.
     """
 
-    def __init__(self, member: Member, node: int, device: Callable[[], str]) -> None:
+    def __init__(
+        self, member: Member, node: int, device: Callable[[], str], links: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         self._member = member
         self._node = node
         self._device = device
+        self._links = links
 
     def handlers(self) -> Mapping[str, Handler]:
         """The questions, for ``Answers``."""
-        return {"resolve": self.resolve, "locks": self.locks, "trace": self.trace}
+        return {"resolve": self.resolve, "locks": self.locks, "top": self.top, "trace": self.trace}
 
     async def resolve(self, arguments: Message) -> Message:
         """A path's inode: ``path`` (bytes, from the tree's root); ``rest`` is what could not be followed.
@@ -80,6 +84,31 @@ class Watch:
             number = _ROOT_NODE if object_ == ROOT_INODE else object_
             answer["users"] = await trio.to_thread.run_sync(processes.users_of, number, device) if device else []
         return answer
+
+    def top(self, arguments: Message) -> Message:
+        """The hottest locks with their counters, which only grow, and who waits now; and the links.
+
+        Raises BadMessage.
+        """
+        hot = self._member.trace.heat.hottest(min(ROWS_MAX, take_natural(arguments, "count")))
+        locks = self._member.locks
+        return {
+            "node": self._node,
+            "seconds": self._member.clock.monotonic(),
+            "hot": [
+                {
+                    "domain": resource.domain,
+                    "object": resource.object,
+                    "handovers": each.handovers,
+                    "waits": each.waits,
+                    "wait_seconds": each.wait_seconds,
+                    "waiters": len(lock.waiters) if (lock := locks.find(resource)) is not None else 0,
+                }
+                | self.name(resource)
+                for resource, each in hot
+            ],
+            "links": self._links(),
+        }
 
     def trace(self, arguments: Message) -> list[dict[str, Any]]:
         """The newest of the last events (``matrixfs.locks.trace``), at most ``count``.  Raises BadMessage."""
