@@ -60,11 +60,11 @@ class Questions:
         self._locks = 0
         relay.answerer = self.answer
 
-    async def status(self, _message: Message) -> Message:
-        """The node's status plus ``local_mounts`` with their own counters, and what other nodes say of theirs."""
+    async def status(self, message: Message) -> Message:
+        """The node's status plus ``local_mounts`` with their own counters; unless ``local``, also ``remote_mounts``."""
         status, arguments = self._node_status(), encode_map(_ARGUMENTS)
         local = [mount.status(_shown(value)) for mount, value in await self._ask_mounts("counters", arguments)]
-        others = [node["id"] for node in status["nodes"] if node["link"] == "up"]
+        others = [node["id"] for node in status["nodes"] if node["link"] == "up" and not message.get("local")]
         found = await self._relay.ask(status["node"], others, "counters", arguments)
         remote = [
             {"node": node, "filesystem": each.filesystem, "mountpoint": each.mountpoint, "pid": each.pid}

@@ -6,7 +6,7 @@ has a text ``kind``; what else it must hold stands at the kind:
 =========== ======================= =================================================================
 kind        who sends it            fields
 =========== ======================= =================================================================
-status      matrixctl               none; answered by ``result`` or ``error``
+status      matrixctl               local: ask no other node; answered by ``result`` or ``error``
 ask         matrixctl               what, arguments, node; answered by ``result`` or ``error``
 lock        matrixctl               filesystem, name, exclusive, wait; answered by ``result`` or ``error``; the
                                     lock is held for as long as the connection is

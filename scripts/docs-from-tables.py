@@ -1,9 +1,10 @@
-"""Write the tables of docs/format/*.md from the declarations they describe (R12, style 3.10).
+"""Write the tables of docs/format/*.md and docs/operator/*.md from the declarations they describe (R12, style 3.10).
 
 A page holds markers; what stands between them is made from the code, all else is written by hand:
 
     <!-- record matrixfs.ondisk.inode.InodeRecord -->     fields of a record
     <!-- problems -->                                      what fsck finds and repairs
+    <!-- metrics -->                                       what matrixctl metrics prints
     <!-- end -->
 
 ``scripts/docs-from-tables`` rewrites the pages, ``--check`` only says which are out of date (exit code 1).
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-MARKED = re.compile(r"(<!-- (record ([\w.]+)|problems) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (record ([\w.]+)|problems|metrics) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER_ROWS = (
     (8, 2, "version", "int", "{version}; a greater one is refused, not guessed at"),
     (10, 2, "", "", "zero"),
@@ -33,17 +34,17 @@ HEADER_ROWS = (
 def main(arguments: list[str]) -> int:
     """Rewrite or check all pages; return the exit code."""
     stale = []
-    for page in sorted((ROOT / "docs" / "format").glob("*.md")):
+    for page in sorted((ROOT / "docs").glob("[fo]*/*.md")):
         old = page.read_text()
         new = render(old)
         if new == old:
             continue
-        stale.append(page.name)
+        stale.append(str(page.relative_to(ROOT)))
         if "--check" not in arguments:
             page.write_text(new)
     state = "out of date (run scripts/docs-from-tables)" if "--check" in arguments else "written"
     for name in stale:
-        print(f"docs/format/{name}: {state}")
+        print(f"{name}: {state}")
     return 1 if stale and "--check" in arguments else 0
 
 
@@ -51,7 +52,7 @@ def render(text: str) -> str:
     """A page with its tables made anew."""
 
     def table(match: re.Match[str]) -> str:
-        body = record_table(match[3]) if match[3] else problem_table()
+        body = record_table(match[3]) if match[3] else metric_table() if match[2] == "metrics" else problem_table()
         return f"{match[1]}\n{body}\n{match[4]}"
 
     return MARKED.sub(table, text)
@@ -84,6 +85,16 @@ def problem_table() -> str:
         sentence = re.sub(r"\{(\w+)[^}]*\}", lambda match: match[1].upper(), problem.sentence)
         note = " (a note, no error)" if problem.is_note else ""
         lines.append(f"| `{problem.code}` | {escape(sentence)}{note} | {problem.cure or 'none in this version'} |")
+    return "\n".join(lines) + "\n"
+
+
+def metric_table() -> str:
+    """All metrics, from ``matrixfs/cli/metrics_table.py``."""
+    from matrixfs.cli.metrics_table import METRICS
+
+    lines = ["| name | type | labels | what |", "|-|-|-|-|"]
+    for metric in METRICS:
+        lines.append(f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {escape(metric.help)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from membership.control_wire import Message, take, take_natural, value_of_untrus
 from membership.errors import BadMessage, MatrixError, OperatorError, PeerError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MountValue:
     """What one mount process answered."""
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matrixfs.cli.asking import Answers, MountValue
 
-INODE, OPEN = 2, 3  # matrixfs/locks/resources.py
+OPEN = 3  # matrixfs/locks/resources.py
+Key: TypeAlias = tuple[str, int, int]  # filesystem, domain, object
 _WORDS = {"EX": "change", "PW": "change", "CW": "change", "PR": "read", "CR": "read"}
 
 
@@ -42,7 +45,6 @@ class Contention:
     holders: dict[int, Side] = field(default_factory=dict)
     waiters: dict[int, Side] = field(default_factory=dict)
     ghosts: list[list[Any]] = field(default_factory=list)
-    sure: int = -1  # how well the name is known: 2 confirmed, 1 last seen, 0 number
     told: bool = False  # the master told its queue
 
     @property
@@ -53,11 +55,17 @@ class Contention:
 
 def combine(answers: Answers) -> list[Contention]:
     """All locks in the answers to ``locks``, longest wait first."""
-    found: dict[tuple[str, int, int], Contention] = {}
+    found: dict[Key, Contention] = {}
     masters: list[tuple[Contention, dict[str, Any]]] = []
+    names = Names(answers)
+    for mount in answers.mounts:
+        names.learn(mount.filesystem, _maps(mount.value, "resources"))
     for mount in answers.mounts:
         for row in _maps(mount.value, "resources"):
-            lock = _lock(found, answers, mount, row)
+            key = key_of(mount.filesystem, row)
+            if key not in found:
+                found[key] = Contention(key[1], key[2], key[0], names.name(key[0], row), _get(row, "master", int))
+            lock = found[key]
             _own_side(lock, mount, row)
             if "granted" in row:
                 lock.told = True
@@ -71,24 +79,35 @@ def combine(answers: Answers) -> list[Contention]:
     return sorted(found.values(), key=lambda lock: -lock.longest)
 
 
-def _lock(
-    found: dict[tuple[str, int, int], Contention], answers: Answers, mount: MountValue, row: dict[str, Any]
-) -> Contention:
-    key = (mount.filesystem, _get(row, "domain", int), _get(row, "object", int))
-    lock = found.get(key)
-    if lock is None:
-        lock = found[key] = Contention(key[1], key[2], key[0], "", _get(row, "master", int))
-    sure = 0
-    if isinstance(row.get("path"), bytes):
-        sure = 2 if row.get("sure") else 1
-    if sure > lock.sure:
-        lock.sure = sure
-        lock.name = shown_name(row, answers.mountpoint(mount.filesystem))
-    return lock
+class Names:
+    """What to call each lock: the best that any node knows."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._best: dict[Key, tuple[int, str]] = {}
+
+    def learn(self, filesystem: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Look at the rows of one mount."""
+        for row in rows:
+            sure = 0
+            if isinstance(row.get("path"), bytes):
+                sure = 2 if row.get("sure") else 1
+            key = key_of(filesystem, row)
+            if sure > self._best.get(key, (-1, ""))[0]:
+                self._best[key] = sure, _shown_name(row, self._answers.mountpoint(filesystem))
+
+    def name(self, filesystem: str, row: dict[str, Any]) -> str:
+        """The name of the lock that ``row``, which was learned, is about."""
+        return self._best[key_of(filesystem, row)][1]
 
 
-def shown_name(row: dict[str, Any], mountpoint: str) -> str:
-    """What to call a resource: a path below our mount point, or words."""
+def key_of(filesystem: str, row: dict[str, Any]) -> Key:
+    """Which lock a row is about."""
+    return filesystem, _get(row, "domain", int), _get(row, "object", int)
+
+
+def _shown_name(row: dict[str, Any], mountpoint: str) -> str:
+    """A path below our mount point, or words."""
     path = row.get("path")
     if not isinstance(path, bytes):  # to find it: find MOUNTPOINT -inum N
         return _get(row, "text", str) or f"{row.get('domain')} {row.get('object')}"

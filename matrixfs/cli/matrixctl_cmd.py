@@ -16,6 +16,9 @@ import click
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable, state_option
 from matrixfs.cli.matrixctl_locks import locks
+from matrixfs.cli.matrixctl_metrics import metrics
+from matrixfs.cli.matrixctl_top import top
+from matrixfs.cli.matrixctl_trace import trace
 from membership.errors import PeerError
 
 
@@ -73,7 +76,8 @@ def stop(state: str) -> None:
     click.echo("matrixd has stopped")
 
 
-main.add_command(locks)
+for _command in (locks, metrics, top, trace):
+    main.add_command(_command)
 
 
 def _to_json(value: Any) -> str:

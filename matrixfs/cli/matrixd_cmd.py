@@ -34,15 +34,19 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
     help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.",
 )
 @click.option("--name", metavar="NAME", help="Name of this node in the cluster.  [default: the short host name]")
+@click.option("--metrics", metavar="IP:PORT", help="Serve GET /metrics for Prometheus there, to whoever connects.")
 @state_option
 @click.option("--daemon", is_flag=True, help="Go to the background when the node is a member of its cluster.")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What to log.")
-def main(*, store: str, address: str, name: str | None, state: str, daemon: bool, log_level: str) -> None:
+def main(
+    *, store: str, address: str, name: str | None, metrics: str | None, state: str, daemon: bool, log_level: str
+) -> None:
     """Be one node of the cluster on a shared disk: member, lease, fencing, recovery, and the mounts of this host.
 
     SIGTERM or `matrixctl stop` end it; both refuse while trees are mounted here, for their data would be cut off.
     """
     host, port = parse_address(address)
+    served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
     if not os.path.exists(store):
         raise OperatorError(f"{store}: no such store (make one with mkfs.matrixfs)")
@@ -59,12 +63,12 @@ def main(*, store: str, address: str, name: str | None, state: str, daemon: bool
     try:
         from matrixfs.cli.matrixd_run import MatrixdOptions, run_matrixd
 
-        run_matrixd(MatrixdOptions(store, node_name, host, port, directory), readiness)
+        run_matrixd(MatrixdOptions(store, node_name, host, port, directory, served), readiness)
     finally:
         lock.release()
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "--address") -> tuple[str, int]:
     """``IP``, ``IP:PORT`` or ``[IPV6]:PORT`` as (IP, port), port 0 for none.  Raises OperatorError."""
     found = _ADDRESS.fullmatch(text)
     host, port = "", 0
@@ -75,12 +79,12 @@ def parse_address(text: str) -> tuple[str, int]:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise OperatorError(
-            f"--address {text!r} is no IP address with an optional port (10.0.0.1, 10.0.0.1:7001, [fd00::1]:7001)"
+            f"{option} {text!r} is no IP address with an optional port (10.0.0.1, 10.0.0.1:7001, [fd00::1]:7001)"
         ) from None
     if address.is_unspecified or address.is_multicast:
-        raise OperatorError(f"--address {host}: other nodes can't connect to that; give one address of this host")
+        raise OperatorError(f"{option} {host}: other nodes can't connect to that; give one address of this host")
     if port >= 1 << 16:
-        raise OperatorError(f"--address {text}: port {port} is over 65535")
+        raise OperatorError(f"{option} {text}: port {port} is over 65535")
     return str(address), port
 
 

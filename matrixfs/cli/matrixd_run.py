@@ -22,6 +22,7 @@ import trio
 from matrixfs.blockstore import open_store
 from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
+from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
@@ -51,6 +52,7 @@ class MatrixdOptions:
     host: str  # IP address
     port: int  # 0: any
     state_dir: str  # absolute path
+    metrics: tuple[str, int] | None = None  # IP address and port (0: any) that serves them
 
 
 def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
@@ -98,6 +100,9 @@ async def _serve(options: MatrixdOptions, readiness: Readiness, device: DirectDe
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, node, stopped, nursery.cancel_scope)
         await nursery.start(serve_control, node, label, options.state_dir, clock, stopped, cut_off)
+        if options.metrics is not None:
+            port = await nursery.start(serve_metrics, *options.metrics, options.state_dir)
+            log.info("metrics on http://%s:%d/metrics", options.metrics[0], port)
         await nursery.start(node.run)
         log.info("member of cluster %s as node %d", label.cluster_name, node.node_id)
         readiness.ready()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.matrixfs.test_cli_metrics import parse
 from tests.mount.conftest import Tree
 from tests.mount.lab import Lab, LabNode, wait_until
 
@@ -97,3 +98,15 @@ def test_who_blocks_me_on_a_third_node(tree: Tree) -> None:
             return str(path) in everything[-1]
 
         wait_until(listed, "the list of all waits has it as a path")
+        top = json.loads(ctl(lab, n3, "top", "--json", "--interval", "0.5").stdout)
+        (row,) = [row for row in top["locks"] if row["name"] == str(path)]
+        assert row["handovers"] > 0
+        assert sorted(row["nodes"]) == ["n1", "n2"]
+        assert {(link["source"], link["target"]) for link in top["links"]} >= {("n1", "n2"), ("n2", "n1")}
+        trace = json.loads(ctl(lab, n3, "trace", "--json").stdout)
+        assert {event["node"] for event in trace["events"] if event["lock"] == str(path)} == {"n1", "n2"}
+        metrics = parse(ctl(lab, n1, "metrics").stdout)
+        here = {"node": "n1", "filesystem": lab.name, "type": "inode"}
+        assert [value for labels, value in metrics["matrixfs_lock_handovers_total"] if labels == here] > [0.0]
+        assert metrics["matrixfs_lock_grant_seconds_count"]
+        assert metrics["matrixfs_recovery_phase_seconds"]

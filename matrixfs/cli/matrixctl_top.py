@@ -1,0 +1,65 @@
+"""``matrixctl top``: the hottest locks of the cluster, live (issue 3, "Seeing contention").
+
+Exit codes: as ``matrixctl locks``; Ctrl-C ends it with 0.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, printable
+
+if TYPE_CHECKING:
+    from matrixfs.cli.asking import Answers
+    from matrixfs.cli.top_rates import Row
+
+COUNT: Final = 100  # locks asked of each mount
+_CLEAR: Final = "\x1b[H\x1b[2J"
+
+
+@click.command(cls=MatrixCommand)
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
+@click.option("--once", is_flag=True, help="One interval, then end: for scripts.")
+@json_option
+@own_state_option
+@click.pass_context
+def top(context: click.Context, interval: float, once: bool, as_json: bool, state: str) -> None:
+    """The hottest locks of all nodes, as paths: hand-overs, waits and who, over and over; and the links.
+
+    With --json: one interval, as with --once.
+    """
+    from matrixfs.cli.asking import ask_mounts
+    from matrixfs.cli.top_rates import format_top, links, rates
+
+    old = ask_mounts(state, "top", {"count": COUNT})
+    while True:
+        try:
+            time.sleep(interval)
+        except KeyboardInterrupt:
+            return
+        new = ask_mounts(state, "top", {"count": COUNT})
+        rows = rates(old, new)
+        if as_json:
+            click.echo(_to_json(rows, new))
+        else:
+            size = shutil.get_terminal_size((120, 40))
+            lines = format_top(rows, links(new), size.lines - 2 if not once else 1000)
+            lines = [line[: size.columns] for line in lines] if not once else lines
+            click.echo((_CLEAR if not once else "") + "\n".join([*lines, *map(printable, new.silent)]))
+        if once or as_json:
+            context.exit(3 if new.silent else 0)
+        old = new
+
+
+def _to_json(rows: list[Row], answers: Answers) -> str:
+    from matrixfs.cli.top_rates import links
+
+    found = [asdict(row) | {"mean_ms": row.mean_ms} for row in rows]
+    value = {"locks": found, "links": [asdict(link) for link in links(answers)], "silent": answers.silent}
+    return json.dumps(value, indent=2)
