@@ -30,6 +30,7 @@ from matrixfs.fuse.session import Session, SessionConfig, check_extension
 from matrixfs.locks.file_locks import Kind
 from matrixfs.locks.pressure import MemoryPressure
 from matrixfs.member import Member
+from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
@@ -145,8 +146,9 @@ class _Mount:
                 MemoryPressure().stalled,
             )
             self._session.pulse = self._pulse
-            watch = Watch(self._member, cluster.node_id, self._device, self._peers)
-            self._answers.add(watch.handlers())
+            named = NamedLocks(self._member.file_locks)
+            watch = Watch(self._member, named, cluster.node_id, self._device, self._peers)
+            self._answers.add({**watch.handlers(), **named.handlers()})
             await self._live()
         finally:
             self._session.close()

@@ -16,13 +16,14 @@ from matrixfs.locks import view
 from matrixfs.locks.resources import ATTEMPT, GROUP, INODE, OPEN, Resource, describe
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from membership.control_wire import Message, take, take_natural
-from membership.errors import OperatorError
+from membership.errors import BadMessage, OperatorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from matrixfs.answers import Handler
     from matrixfs.member import Member
+    from matrixfs.named_locks import NamedLocks
 
 ROWS_MAX: Final = 100  # resources, and file locks, in one answer
 EVENTS_MAX: Final = 600  # of the trace in one answer
@@ -34,22 +35,31 @@ class Watch:
 
     Args:
         member: whose locks.
+        named: its application locks.
         node: its node id.
         device: the mount's device number, "major:minor"; "" while there is none.
         links: state of the links to the other mounts.
     """
 
     def __init__(
-        self, member: Member, node: int, device: Callable[[], str], links: Callable[[], list[dict[str, Any]]]
+        self,
+        member: Member,
+        named: NamedLocks,
+        node: int,
+        device: Callable[[], str],
+        links: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._member = member
+        self._named = named
         self._node = node
         self._device = device
         self._links = links
 
     def handlers(self) -> Mapping[str, Handler]:
         """The questions, for ``Answers``."""
-        return {"resolve": self.resolve, "locks": self.locks, "top": self.top, "trace": self.trace}
+        return {
+            "resolve": self.resolve, "locks": self.locks, "files": self.files, "top": self.top, "trace": self.trace,
+        }  # fmt: skip
 
     async def resolve(self, arguments: Message) -> Message:
         """A path's inode: ``path`` (bytes, from the tree's root); ``rest`` is what could not be followed.
@@ -84,6 +94,19 @@ class Watch:
             number = _ROOT_NODE if object_ == ROOT_INODE else object_
             answer["users"] = await trio.to_thread.run_sync(processes.users_of, number, device) if device else []
         return answer
+
+    def files(self, arguments: Message) -> list[dict[str, Any]]:
+        """File and application locks of this mount: ``objects``, [kind, number] each, or if that is empty, the waits.
+
+        Raises BadMessage.
+        """
+        wanted = {(str(kind), number) for kind, number in _pairs(take(arguments, "objects", list))}
+        rows = self._named.rows(wanted or None)[:ROWS_MAX]
+        for row in rows:
+            row["command"] = processes.name_of(row["pid"]) if row["pid"] else ""
+            if row["kind"] != "NAMED":
+                row |= self.name(Resource(INODE, row["object"]))
+        return rows
 
     def top(self, arguments: Message) -> Message:
         """The hottest locks with their counters, which only grow, and who waits now; and the links.
@@ -139,3 +162,10 @@ class Watch:
             if path is not None:
                 return {"text": describe(resource), "path": path.path, "sure": path.sure}
         return {"text": describe(resource)}
+
+
+def _pairs(value: list[Any]) -> list[list[Any]]:
+    """[kind, number] each.  Raises BadMessage."""
+    if not all(isinstance(each, list) and len(each) == 2 and type(each[1]) is int for each in value):
+        raise BadMessage("objects are no pairs of a kind and a number")
+    return value

@@ -65,6 +65,33 @@ def ask(state_dir: str, message: Message, timeout: float = ANSWER_SECONDS_MAX) -
         return _answer(connection, message)
 
 
+@contextmanager
+def hold(state_dir: str, message: Message, timeout: float | None) -> Iterator[socket.socket]:
+    """Send a request that lasts as long as its connection; the connection, once it was answered with ``result``.
+
+    Args:
+        state_dir: directory of the matrixd to ask.
+        message: for example ``{"kind": "lock", ...}``.
+        timeout: seconds for the answer; None waits for ever.
+
+    Raises:
+        TimeoutError: no answer in time; the request is withdrawn with the connection.
+        OperatorError, PeerError, MatrixError: as ``ask``.
+    """
+    late = False
+    with _connected(socket_path(state_dir), ANSWER_SECONDS_MAX) as connection:
+        connection.settimeout(timeout)
+        try:
+            _answer(connection, message)
+        except TimeoutError:
+            late = True
+        else:
+            connection.settimeout(None)
+            yield connection
+    if late:
+        raise TimeoutError
+
+
 def stop_matrixd(state_dir: str, timeout: float = ANSWER_SECONDS_MAX) -> None:
     """Stop the matrixd of ``state_dir`` cleanly; return when its process is gone.
 

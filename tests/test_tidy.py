@@ -32,8 +32,10 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.processes": set(),
     "matrixfs.watch": {
         "membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
-        "matrixfs.processes",
+        "matrixfs.processes", "matrixfs.named_locks",
     },
+    "matrixfs.lock_names": set(),
+    "matrixfs.named_locks": {"membership", "matrixfs.locks", "matrixfs.answers", "matrixfs.lock_names"},
 }
 WIRES = {"matrixfs.node", "matrixfs.cli"}  # may import anything below scripts
 

@@ -6,8 +6,9 @@ Exit codes: 0; 3 when somebody did not answer, so that something may be missing;
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,7 +16,10 @@ from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, pr
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
+    from matrixfs.cli.file_locks_format import FileLock
     from matrixfs.cli.locks_chain import Contention
+
+OBJECTS_MAX: Final = 50  # contended files whose holders are asked for
 
 
 @click.command(cls=MatrixCommand)
@@ -30,36 +34,67 @@ def locks(context: click.Context, target: str | None, waiters: bool, as_json: bo
     Without PATH: every lock that somebody waits for.  PATH is a file or directory of a tree mounted here; what has no
     slash in it is the NAME of an application lock (write ./FILE for a file of the current directory).
     """
-    from matrixfs.cli.asking import ask_mounts, find_file
-    from matrixfs.cli.locks_chain import combine
-    from matrixfs.cli.locks_format import format_locks
-
-    notes: list[str] = []
-    object_, filesystem = 0, ""
-    if target is not None:
-        found = find_file(state, target)
-        object_, filesystem = found.object, found.filesystem
-        if found.rest:
-            notes.append(f"{target}: {found.rest} could not be looked up, for its directory is waited for; this is it:")
-    answers = ask_mounts(state, "locks", {"object": object_})
-    answers.mounts = [mount for mount in answers.mounts if filesystem in ("", mount.filesystem)]
-    combined = combine(answers)
-    if object_:
-        combined = [lock for lock in combined if lock.holders or lock.waiters or lock.ghosts]
+    found = _look(state, target)
     if as_json:
-        click.echo(_to_json(answers, combined))
+        click.echo(_to_json(found))
     else:
-        lines = format_locks(combined, answers.name, chains=waiters or bool(object_))
-        click.echo("\n".join([*map(printable, notes), *(lines or [_nothing(target)])]))
-        for line in answers.silent:
+        from matrixfs.cli.file_locks_format import format_files
+        from matrixfs.cli.locks_format import format_locks
+
+        lines = format_locks(found.locks, found.answers.name, chains=waiters or bool(found.object))
+        files = format_files(found.files, found.answers)
+        lines += ["File and application locks", *files] if files else []
+        click.echo("\n".join([*map(printable, found.notes), *(lines or [_nothing(target)])]))
+        for line in found.answers.silent:
             click.echo(f"matrixctl: {printable(line)}", err=True)
-    context.exit(3 if answers.silent else 0)
+    context.exit(3 if found.answers.silent else 0)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the cluster said."""
+
+    answers: Answers
+    locks: list[Contention]
+    files: list[FileLock]
+    object: int = 0  # the inode asked about
+    notes: list[str] = field(default_factory=list)
+
+
+def _look(state: str, target: str | None) -> _Found:
+    from matrixfs.cli.asking import ask_mounts, find_file
+    from matrixfs.cli.file_locks_format import combine_files
+    from matrixfs.cli.locks_chain import combine
+    from matrixfs.lock_names import object_of
+
+    if target is not None and "/" not in target:
+        answers = ask_mounts(state, "files", {"objects": [["NAMED", object_of(os.fsencode(target))]]})
+        return _Found(answers, [], combine_files(answers))
+    if target is not None:
+        place = find_file(state, target)
+        answers = ask_mounts(state, "locks", {"object": place.object})
+        files = ask_mounts(state, "files", {"objects": [["FLOCK", place.object], ["POSIX", place.object]]})
+        for each in (answers, files):
+            each.mounts = [mount for mount in each.mounts if mount.filesystem == place.filesystem]
+        known = [lock for lock in combine(answers) if lock.holders or lock.waiters or lock.ghosts]
+        notes = [f"{target}: {place.rest} can't be looked up while this directory is waited for:"] if place.rest else []
+        return _Found(answers, known, combine_files(files), place.object, notes)
+    answers = ask_mounts(state, "locks", {"object": 0})
+    waiting = combine_files(ask_mounts(state, "files", {"objects": []}))
+    wanted = [list(each) for each in dict.fromkeys((lock.kind, lock.object) for lock in waiting)][:OBJECTS_MAX]
+    files = ask_mounts(state, "files", {"objects": wanted}) if wanted else answers
+    return _Found(answers, combine(answers), combine_files(files) if wanted else [])
 
 
 def _nothing(target: str | None) -> str:
     return "Nobody waits for a lock." if target is None else f"{printable(target)}: nobody holds it or waits for it."
 
 
-def _to_json(answers: Answers, found: list[Contention]) -> str:
-    value = {"locks": [asdict(lock) for lock in found], "nodes": answers.names, "silent": answers.silent}
+def _to_json(found: _Found) -> str:
+    value = {
+        "locks": [asdict(lock) for lock in found.locks],
+        "files": [asdict(lock) for lock in found.files],
+        "nodes": found.answers.names,
+        "silent": found.answers.silent,
+    }
     return json.dumps(value, indent=2, default=bytes.hex)

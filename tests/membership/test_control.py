@@ -342,6 +342,51 @@ async def test_a_mount_that_says_too_much_answers_one_line(tmp_path: Path) -> No
         await session.left()
 
 
+LOCK = {"kind": "lock", "filesystem": "", "name": b"job", "exclusive": True, "wait": True, "pid": 7}
+
+
+async def test_a_lock_lives_as_long_as_its_connection(tmp_path: Path) -> None:
+    unlocked = trio.Event()
+    seen: list[Query] = []
+
+    async with serving(tmp_path) as world:
+        with pytest.raises(OperatorError, match="no filesystem is mounted on this node"):
+            await world.ask(**LOCK)
+        session = await world.join()
+        table = Answers({"lock": lambda _: None, "unlock": lambda _: unlocked.set()})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, session, table, seen)
+            stream = await control_stream.connect(os.path.join(world.state, "matrixd.sock"))
+            await stream.send(LOCK)
+            assert (await stream.receive())["value"]["mountpoint"] == "/mnt/a"
+            assert not unlocked.is_set()
+            stream.close()
+            await unlocked.wait()
+            assert [query.what for query in seen] == ["lock", "unlock"]
+            with pytest.raises(OperatorError, match="www is not mounted on this node"):
+                await world.ask(**{**LOCK, "filesystem": "www"})
+            nursery.cancel_scope.cancel()
+        await session.left()
+
+
+async def test_a_refused_lock_and_one_whose_mount_ends(tmp_path: Path) -> None:
+    def refuse(_: object) -> None:
+        raise OperatorError("job is locked")
+
+    async with serving(tmp_path) as world:
+        session = await world.join()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, session, Answers({"lock": refuse, "unlock": lambda _: None}), [])
+            with pytest.raises(OperatorError, match="job is locked"):
+                await world.ask(**LOCK)
+            nursery.cancel_scope.cancel()
+        stream = await control_stream.connect(os.path.join(world.state, "matrixd.sock"))
+        await stream.send(LOCK)  # that nobody answers
+        await session.left()
+        assert await stream.receive() is None  # the mount is gone, so the lock is lost, or never was
+        stream.close()
+
+
 async def test_refusals_come_as_they_were_made(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
         world.node.refuse = OperatorError("web is mounted here already")

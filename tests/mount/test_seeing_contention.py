@@ -14,7 +14,7 @@ import pytest
 
 from tests.matrixfs.test_cli_metrics import parse
 from tests.mount.conftest import Tree
-from tests.mount.lab import Lab, LabNode, wait_until
+from tests.mount.lab import BIN, Lab, LabNode, wait_until
 
 
 def ctl(lab: Lab, node: LabNode, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -69,6 +69,61 @@ def test_what_nobody_waits_for(tree: Tree) -> None:
     assert "absent: no such file or directory in this tree" in absent.stderr
     outside = ctl(lab, n3, "locks", "/var/tmp", check=False)
     assert (outside.returncode, outside.stderr.count("\n")) == (2, 1)
+
+
+@contextmanager
+def holding(node: LabNode, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """matrixctl lock with a command that says so when it has the lock, and runs on."""
+    program = [str(BIN / "matrixctl"), "--state", str(node.state), "lock", *arguments]
+    script = ["--", "sh", "-c", "echo locked; exec sleep 1000"]
+    with subprocess.Popen([*program, *script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said_locked(process: subprocess.Popen[str]) -> bool:
+    assert process.stdout is not None
+    return process.stdout.readline() == "locked\n"
+
+
+@pytest.mark.seed("004-33", "002-24")
+def test_an_application_lock_is_the_clusters(lab: Lab, watched: None) -> None:
+    n1, n2, n3 = lab.nodes
+    assert ctl(lab, n1, "lock", "job", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+    with holding(n1, "job") as one:
+        assert said_locked(one)
+        busy = ctl(lab, n2, "lock", "--try", "job", "--", "true", check=False)
+        assert (busy.returncode, busy.stderr.count("\n")) == (124, 1)
+        late = ctl(lab, n2, "lock", "--wait", "0.2", "--shared", "job", "--", "true", check=False)
+        assert late.returncode == 124
+        assert ctl(lab, n2, "lock", "--try", "other", "--", "true").returncode == 0
+        with holding(n2, "job") as other:
+            wait_until(lambda: "waits" in ctl(lab, n3, "locks", "job").stdout, "the third node shows who waits")
+            shown = ctl(lab, n3, "locks").stdout
+            assert f"{one.pid} (matrixctl)" in shown
+            assert f"for n1 process {one.pid}" in shown
+            one.kill()  # the connection ends, and with it the lock
+            assert said_locked(other)
+    with holding(n1, "--shared", "job") as one, holding(n2, "--shared", "job") as other:
+        assert said_locked(one)
+        assert said_locked(other)
+
+
+@pytest.mark.seed("004-33", "002-24")
+def test_an_application_lock_dies_with_its_node(lab: Lab, watched: None) -> None:
+    n1, n2, n3 = lab.nodes
+    with holding(n2, "job") as one:
+        assert said_locked(one)
+        with holding(n3, "job") as other:
+            wait_until(lambda: "waits" in ctl(lab, n1, "locks", "job").stdout, "the other one waits")
+            lab.kill(n2)
+            assert one.wait() == 125, "the command is ended when its lock is lost"
+            assert said_locked(other)
+    lab.start(n2)
+    lab.mount(n2)
+    assert ctl(lab, n1, "lock", "--wait", "30", "job", "--", "true").returncode == 0
 
 
 @pytest.mark.seed("002-26")
