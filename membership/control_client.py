@@ -174,9 +174,9 @@ class MountSession:
                 return None
             raise self._fenced("matrixd closed the control socket")
         if message["kind"] == "ping":
-            await self._send(
-                {"kind": "pong", "serial": take_natural(message, "serial"), "pulse": self.pulse().to_map()}
-            )
+            pong = {"kind": "pong", "serial": take_natural(message, "serial"), "pulse": self.pulse().to_map()}
+            with contextlib.suppress(trio.BrokenResourceError):  # why it hung up may stand behind the ping: read on
+                await self._stream.send(pong)
             return None
         return message
 
