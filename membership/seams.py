@@ -132,3 +132,12 @@ class Transport(Protocol):
     async def receive(self) -> TransportEvent:
         """The next event, in order per peer."""
         ...
+
+    def silence(self, node: int) -> float:
+        """Seconds for which the process of a peer gave no sign of life although it was asked for one.
+
+        For who decides that it hangs: a stopped process keeps its connections, and no LinkDown tells of it.  It goes
+        on counting while the link is down; time in which we were stopped ourselves does not count.  A living peer shows
+        a second at most, also when nothing else is sent.  0 when ``node`` is no peer.
+        """
+        ...

@@ -10,23 +10,25 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import trio
 
 from membership.errors import BadMessage
+from membership.seams import Clock
 from membership.transport.frames import FrameReader, FrameWriter
 from membership.transport.handshake import Agreement
 from membership.transport.inbox import Signal
-from membership.transport.session import Session
+from membership.transport.pulse import Pulse
+from membership.transport.session import MESSAGES, PING, PONG, Packet, Session
 
 RECEIVE_BYTES = 256 << 10
 SILENT_MS_MAX = 3000  # the kernel gives a connection up when nothing sent was acknowledged for so long
 
 
 @dataclass(slots=True)
-class Counters:
-    """What one mesh did since it started."""
+class Traffic:
+    """What went to and came from one peer since it was named; frames with no message but a PING count too."""
 
     messages_sent: int = 0
     messages_received: int = 0
@@ -34,11 +36,11 @@ class Counters:
     frames_received: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    connects: int = 0
-    reconnects: int = 0
-    sessions: int = 0
-    rejected: int = 0
-    local: int = 0
+
+    def add(self, other: Traffic) -> None:
+        """Add up."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 Deliver = Callable[[list[bytes]], Awaitable[None]]
@@ -47,13 +49,19 @@ Deliver = Callable[[list[bytes]], Awaitable[None]]
 class Connection:
     """The life of one connection, from the end of its handshake."""
 
-    def __init__(self, sock: socket.socket, session: Session, agreement: Agreement, counters: Counters) -> None:
+    def __init__(
+        self, sock: socket.socket, session: Session, agreement: Agreement, traffic: Traffic, pulse: Pulse, clock: Clock
+    ) -> None:
         """Args: sock: non-blocking and connected; owned and closed by ``run``."""
         self._sock = sock
+        self._pulse = pulse
+        self._clock = clock
+        self._ping = 0  # tokens to send, 0: none; the newest only, so they are no queue
+        self._pong = 0
         self._session = session
         self._writer = FrameWriter(agreement.send_key)
         self._reader = FrameReader(agreement.receive_key)
-        self._counters = counters
+        self._traffic = traffic
         self._rest = b""  # encoded, not yet taken by the kernel
         self._blocked = Signal()
         self._scope = trio.CancelScope()
@@ -67,12 +75,12 @@ class Connection:
         """
         if self._rest or self._reason:
             return
-        counters = self._counters
-        while (packet := self._session.take()) is not None:
+        traffic = self._traffic
+        while (packet := self._next()) is not None:
             frame = self._writer.encode(packet)
-            counters.frames_sent += 1
-            counters.messages_sent += len(packet.messages)
-            counters.bytes_sent += len(frame)
+            traffic.frames_sent += 1
+            traffic.messages_sent += len(packet.messages)
+            traffic.bytes_sent += len(frame)
             try:
                 taken = self._sock.send(frame)
             except BlockingIOError:
@@ -85,6 +93,21 @@ class Connection:
                 self._rest = frame[taken:]
                 self._token.run_sync_soon(self._blocked.set)
                 return
+
+    def _next(self) -> Packet | None:
+        """What to send next."""
+        if self._pong:
+            token, self._pong = self._pong, 0
+            return self._session.control(PONG, token)
+        if self._ping:
+            token, self._ping = self._ping, 0
+            return self._session.control(PING, token)
+        return self._session.take()
+
+    def ping(self, token: int) -> None:
+        """Ask the peer for a sign of life."""
+        self._ping = token
+        self.flush()
 
     def close(self, reason: str) -> None:
         """End ``run`` with this reason; idempotent, the first reason stands."""
@@ -125,7 +148,7 @@ class Connection:
             self.flush()
 
     async def _read(self, deliver: Deliver) -> None:
-        counters, session, reader = self._counters, self._session, self._reader
+        traffic, session, reader = self._traffic, self._session, self._reader
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             if self._reason:  # closed by another task in the pass that also woke us: nothing may be delivered now
@@ -135,11 +158,15 @@ class Connection:
                 if not data:
                     self.close("the peer closed the connection")
                     return
-                counters.bytes_received += len(data)
+                traffic.bytes_received += len(data)
                 for packet in reader.feed_untrusted(data):
-                    counters.frames_received += 1
+                    traffic.frames_received += 1
+                    self._pulse.heard()
+                    if packet.kind != MESSAGES:
+                        self._receive_pulse_untrusted(packet)
+                        continue
                     ready = session.receive_untrusted(packet)
-                    counters.messages_received += len(ready)
+                    traffic.messages_received += len(ready)
                     if ready:
                         await deliver(ready)
                     if self._reason:  # as above: it may have waited
@@ -152,8 +179,16 @@ class Connection:
             except BadMessage as error:
                 self.close(str(error))
                 return
-            if session.ack_due:
+            if session.ack_due or self._pong:
                 self.flush()
+
+    def _receive_pulse_untrusted(self, packet: Packet) -> None:
+        """A PING or PONG.  Raises BadMessage."""
+        self._session.acknowledge_untrusted(packet.ack)
+        if packet.kind == PING:
+            self._pong = packet.first
+        else:
+            self._pulse.answered(packet.first, self._clock.monotonic())
 
 
 def tune(sock: socket.socket) -> None:

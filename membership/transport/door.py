@@ -14,7 +14,7 @@ import trio
 
 from membership.errors import BadMessage, OperatorError
 from membership.seams import Clock, Rng
-from membership.transport.connection import Counters, open_socket, receive_exactly, send_all, tune
+from membership.transport.connection import open_socket, receive_exactly, send_all, tune
 from membership.transport.handshake import (
     CHALLENGE_BYTES,
     HELLO_BYTES,
@@ -88,13 +88,13 @@ class Door:
     """The listening side."""
 
     def __init__(
-        self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, counters: Counters, host: Host
+        self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, host: Host
     ) -> None:
         self._credentials = credentials
         self._me = me
         self._clock = clock
         self._rng = rng
-        self._counters = counters
+        self.rejected = 0  # callers that were not who they should be
         self._host = host
         self._listener: socket.socket | None = None
         self._handshakes = 0
@@ -155,7 +155,7 @@ class Door:
         except OSError:
             pass  # a probe, or a caller that hung up
         except BadMessage:
-            self._counters.rejected += 1
+            self.rejected += 1
         finally:
             self._handshakes -= 1
             if offer is None:

@@ -13,13 +13,20 @@ import hmac
 import struct
 
 from membership.errors import BadMessage
-from membership.transport.session import MESSAGE_BYTES_MAX, PACKET_BYTES_MAX, PACKET_MESSAGES_MAX, Packet
+from membership.transport.session import (
+    MESSAGE_BYTES_MAX,
+    MESSAGES,
+    PACKET_BYTES_MAX,
+    PACKET_MESSAGES_MAX,
+    PONG,
+    Packet,
+)
 
 MAGIC = b"MXFR"
 VERSION = 1
 FRAME_BYTES_MAX = 1 << 20
 MAC_BYTES = 16
-# magic, version, kind (0: messages), count, body bytes, zero, first, ack
+# magic, version, kind, count, body bytes, zero, first, ack
 HEADER = struct.Struct("<4sBBHIIQQ")
 HEADER_BYTES = HEADER.size
 _LENGTH = struct.Struct("<I")
@@ -59,13 +66,13 @@ class FrameWriter:
 
     def encode(self, packet: Packet) -> bytes:
         """The frame's bytes; each call uses up one frame number, so what is encoded must be sent."""
-        first, ack, messages = packet
+        first, ack, messages, kind = packet
         parts = [b""]
         for message in messages:
             parts.append(_LENGTH.pack(len(message)))
             parts.append(message)
         body_bytes = sum(map(len, parts))
-        parts[0] = HEADER.pack(MAGIC, VERSION, 0, len(messages), body_bytes, 0, first, ack)
+        parts[0] = HEADER.pack(MAGIC, VERSION, kind, len(messages), body_bytes, 0, first, ack)
         frame = b"".join(parts)
         return frame + self._mac.next(frame)
 
@@ -96,7 +103,7 @@ class FrameReader:
         at, end = 0, len(data)
         self._wanted = 0
         while end - at >= HEADER_BYTES:
-            count, body_bytes, first, ack = _check_header(data, at)
+            kind, count, body_bytes, first, ack = _check_header(data, at)
             mac_at = at + HEADER_BYTES + body_bytes
             if mac_at + MAC_BYTES > end:
                 self._wanted = mac_at + MAC_BYTES - at
@@ -104,20 +111,22 @@ class FrameReader:
             signed = memoryview(data)[at:mac_at]
             if not hmac.compare_digest(self._mac.next(signed), data[mac_at : mac_at + MAC_BYTES]):
                 raise BadMessage("frame with a wrong MAC")
-            packets.append(Packet(first, ack, _parse_body(data, at + HEADER_BYTES, mac_at, count)))
+            packets.append(Packet(first, ack, _parse_body(data, at + HEADER_BYTES, mac_at, count), kind))
             at = mac_at + MAC_BYTES
         self._buffer = bytearray(data[at:])
         return packets
 
 
-def _check_header(data: bytes, at: int) -> tuple[int, int, int, int]:
-    """Check the header at ``at``; return (count, body bytes, first, ack).  Raises BadMessage."""
+def _check_header(data: bytes, at: int) -> tuple[int, int, int, int, int]:
+    """Check the header at ``at``; return (kind, count, body bytes, first, ack).  Raises BadMessage."""
     magic, version, kind, count, body_bytes, zero, first, ack = HEADER.unpack_from(data, at)
-    if magic != MAGIC or version != VERSION or kind or zero:
+    if magic != MAGIC or version != VERSION or kind > PONG or zero:
         raise BadMessage("no frame of this protocol version")
     if body_bytes > FRAME_BYTES_MAX - HEADER_BYTES - MAC_BYTES or count > PACKET_MESSAGES_MAX:
         raise BadMessage(f"frame too large: {count} messages in {body_bytes} bytes")
-    return count, body_bytes, first, ack
+    if kind != MESSAGES and (count or body_bytes):
+        raise BadMessage(f"ping with {count} messages in {body_bytes} bytes")
+    return kind, count, body_bytes, first, ack
 
 
 def _parse_body(data: bytes, at: int, end: int, count: int) -> list[bytes]:

@@ -21,12 +21,13 @@ import trio
 
 from membership.errors import BadMessage
 from membership.seams import Clock, Delivery, LinkDown, LinkUp, PeerAddress, Rng, TransportEvent
-from membership.transport.connection import Connection, Counters, open_socket
+from membership.transport.connection import Connection, Traffic, open_socket
 from membership.transport.door import HANDSHAKE_SECONDS_MAX, Door, Offer, dial
 from membership.transport.gather import Gatherer
 from membership.transport.handshake import NONCE_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
 from membership.transport.inbox import Inbox, Signal
 from membership.transport.peer import UP, PeerLink
+from membership.transport.pulse import BEAT_SECONDS, Pulse
 
 GRACE_SECONDS = 1.0
 BACKOFF_SECONDS_MIN = 0.010
@@ -50,7 +51,7 @@ class Identity(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """One peer, for ``matrixctl`` (R14)."""
+    """One peer, for ``matrixctl`` (R14); the traffic counts from when it was named."""
 
     node: int
     incarnation: int
@@ -58,15 +59,23 @@ class LinkStatus:
     seconds: float  # in this phase
     queued: int  # messages the peer has not acknowledged
     queued_bytes: int
+    silence: float  # seconds without a sign of life although pinged
+    round_trip_us: float  # of a ping: weighted mean; 0: none yet
+    round_trip_max_us: float
+    resumes: int  # connections lost and replaced without a loss
+    losses: int  # LinkDowns reported
+    traffic: Traffic
 
 
 class _Peer:
     """A peer we were told of, and what serves it."""
 
-    __slots__ = ("connection", "link", "marked", "offer", "offered", "scope")
+    __slots__ = ("connection", "link", "marked", "offer", "offered", "pulse", "scope", "traffic")
 
     def __init__(self, link: PeerLink) -> None:
         self.link = link
+        self.pulse = Pulse(link.since)
+        self.traffic = Traffic()
         self.scope = trio.CancelScope()
         self.connection: Connection | None = None
         self.offer: Offer | None = None
@@ -115,8 +124,12 @@ class LinkMesh:
         self._inbox = Inbox()
         self._gatherer = Gatherer()
         self._nursery: trio.Nursery | None = None
-        self._counters = Counters()
-        self._door = Door(self._credentials, self._me, clock, rng, self._counters, self)
+        self._past = Traffic()  # of peers that are none any more
+        self._connects = 0
+        self._reconnects = 0
+        self._sessions = 0
+        self._local = 0  # messages to ourselves
+        self._door = Door(self._credentials, self._me, clock, rng, self)
 
     # ---- the Transport seam
 
@@ -141,7 +154,7 @@ class LinkMesh:
         peer = self._peers.get(node)
         if peer is None:
             if node == self._me.node:
-                self._counters.local += 1
+                self._local += 1
                 self._inbox.put((Delivery(node, payload),))
             return
         if not peer.link.session.queue(payload):
@@ -156,6 +169,11 @@ class LinkMesh:
     async def receive(self) -> TransportEvent:
         """The next event; for one task at a time.  See the seam."""
         return await self._inbox.get()
+
+    def silence(self, node: int) -> float:
+        """Seconds without a sign of life although pinged.  See the seam."""
+        peer = self._peers.get(node)
+        return 0.0 if peer is None else peer.pulse.silence(self._clock.monotonic())
 
     # ---- life
 
@@ -181,6 +199,7 @@ class LinkMesh:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._door.run)
+                nursery.start_soon(self._beat)
                 for peer in self._peers.values():
                     nursery.start_soon(self._keep, peer)
                 task_status.started()
@@ -194,12 +213,21 @@ class LinkMesh:
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start, by name; ``frames_sent`` < ``messages_sent`` shows gathering."""
-        return asdict(self._counters)
+        traffic = Traffic()
+        for part in (self._past, *(peer.traffic for peer in self._peers.values())):
+            traffic.add(part)
+        return asdict(traffic) | {
+            "connects": self._connects,
+            "reconnects": self._reconnects,
+            "sessions": self._sessions,
+            "rejected": self._door.rejected,
+            "local": self._local,
+        }
 
     def links(self) -> list[LinkStatus]:
         """Every peer's state, by node."""
         now = self._clock.monotonic()
-        return [_status(peer.link, now) for _, peer in sorted(self._peers.items())]
+        return [_status(peer, now) for _, peer in sorted(self._peers.items())]
 
     # ---- inside
 
@@ -214,6 +242,7 @@ class LinkMesh:
 
     def _drop(self, node: int) -> None:
         peer = self._peers.pop(node)
+        self._past.add(peer.traffic)
         peer.scope.cancel()
         if peer.connection is not None:
             peer.connection.close("no peer any more")
@@ -226,6 +255,16 @@ class LinkMesh:
         """Queue events, unless ``set_peers`` dropped the peer in the pass that also woke its task."""
         if self._peers.get(peer.link.address.node) is peer:
             self._inbox.put(events)
+
+    async def _beat(self) -> None:
+        """Ask every peer for a sign of life, for ever: one timer for all."""
+        while True:
+            await self._clock.sleep(BEAT_SECONDS)
+            now = self._clock.monotonic()
+            for peer in self._peers.values():
+                token = peer.pulse.beat(now)
+                if peer.connection is not None:
+                    peer.connection.ping(token)
 
     async def _keep(self, peer: _Peer) -> None:
         """Hold the link to a peer until it is dropped."""
@@ -314,11 +353,12 @@ class LinkMesh:
         if link.phase != UP:
             offer.close()
             return
-        counters = self._counters
-        counters.connects += 1
-        counters.sessions += not offer.agreement.resumed
-        counters.reconnects += link.connections > 1
-        connection = peer.connection = Connection(offer.sock, link.session, offer.agreement, counters)
+        self._connects += 1
+        self._sessions += not offer.agreement.resumed
+        self._reconnects += link.connections > 1
+        connection = peer.connection = Connection(
+            offer.sock, link.session, offer.agreement, peer.traffic, peer.pulse, self._clock
+        )
         node, inbox = link.address.node, self._inbox
 
         async def deliver(messages: list[bytes]) -> None:
@@ -365,13 +405,19 @@ class LinkMesh:
         self._parked[node] = offer
 
 
-def _status(link: PeerLink, now: float) -> LinkStatus:
-    session = link.session
+def _status(peer: _Peer, now: float) -> LinkStatus:
+    link, pulse = peer.link, peer.pulse
     return LinkStatus(
         node=link.address.node,
         incarnation=link.address.incarnation,
         phase=link.phase,
         seconds=now - link.since,
-        queued=session.queued,
-        queued_bytes=session.queued_bytes,
+        queued=link.session.queued,
+        queued_bytes=link.session.queued_bytes,
+        silence=pulse.silence(now),
+        round_trip_us=pulse.round_trip * 1e6,
+        round_trip_max_us=pulse.round_trip_max * 1e6,
+        resumes=max(0, link.connections - link.sessions),
+        losses=link.losses,
+        traffic=peer.traffic,
     )

@@ -38,6 +38,8 @@ class PeerLink:
         self.since = now
         self.deadline = now + grace  # when ``expired`` will report; infinite while nothing is pending
         self._refused = False  # reported so since the last LinkUp
+        self.away_since = now  # when ``phase`` was UP last; if ever
+        self.losses = 0  # LinkDowns
         self.sessions = 0
         self.connections = 0
 
@@ -105,7 +107,10 @@ class PeerLink:
         return self._down(reason, refused=refused)
 
     def _down(self, reason: str, *, refused: bool) -> LinkDown:
+        self.losses += 1
         return LinkDown(self.address.node, refused, reason)
 
     def _enter(self, phase: str, now: float, deadline: float) -> None:
+        if self.phase == UP:
+            self.away_since = now
         self.phase, self.since, self.deadline = phase, now, deadline

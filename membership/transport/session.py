@@ -30,12 +30,19 @@ ACK_MESSAGES = 256
 ACK_BYTES = 1 << 20
 
 
+MESSAGES, PING, PONG = range(3)  # kinds of packets
+
+
 class Packet(NamedTuple):
-    """What one frame carries: consecutive messages, the first one's number, and what the sender has received."""
+    """What one frame carries: consecutive messages, the first one's number, and what the sender has received.
+
+    PING and PONG have no messages, and in place of a number a token, which the PONG repeats (``pulse``).
+    """
 
     first: int
     ack: int
     messages: list[bytes]
+    kind: int = MESSAGES
 
 
 class Session:
@@ -105,6 +112,10 @@ class Session:
         self._unacknowledged_bytes = 0
         return Packet(first, self.received, messages)
 
+    def control(self, kind: int, token: int) -> Packet:
+        """A PING or PONG; it carries an acknowledgement, so an idle link keeps no messages."""
+        return Packet(token, self.received, [], kind)
+
     @property
     def ack_due(self) -> bool:
         """Whether the peer should hear of what we received even if we have nothing else to say."""
@@ -116,8 +127,8 @@ class Session:
         Raises:
             BadMessage: it acknowledges what was never sent, or runs ahead further than S4 allows.
         """
-        self._acknowledge(packet.ack)
-        first, _, messages = packet
+        self.acknowledge_untrusted(packet.ack)
+        first, messages = packet.first, packet.messages
         if first == self.received + 1 and not self._late:  # always so on TCP, except right after a resume
             ready = messages
         else:
@@ -141,8 +152,12 @@ class Session:
             expected += 1
         return ready
 
-    def _acknowledge(self, ack: int) -> None:
-        """Forget what the peer has (S2).  An older acknowledgement than one seen arrived late and says nothing."""
+    def acknowledge_untrusted(self, ack: int) -> None:
+        """Forget what the peer has (S2).  An older acknowledgement than one seen arrived late and says nothing.
+
+        Raises:
+            BadMessage: it acknowledges what was never sent.
+        """
         count = ack - self._acked
         if count <= 0:
             return
@@ -160,7 +175,7 @@ class Session:
         """
         if not self._acked <= peer_received <= self._acked + len(self._sent):
             raise BadMessage(f"resumes after message {peer_received}, outside of what we keep")
-        self._acknowledge(peer_received)
+        self.acknowledge_untrusted(peer_received)
         self._unsent.extendleft(reversed(self._sent))
         self._sent.clear()
         self._late.clear()  # the peer rewinds too and sends them again

@@ -8,12 +8,14 @@ import pytest
 
 from membership.errors import BadMessage
 from membership.transport.frames import FRAME_BYTES_MAX, HEADER, HEADER_BYTES, MAC_BYTES, FrameReader, FrameWriter
-from membership.transport.session import MESSAGE_BYTES_MAX, PACKET_MESSAGES_MAX, Packet
+from membership.transport.session import MESSAGE_BYTES_MAX, PACKET_MESSAGES_MAX, PING, PONG, Packet
 
 KEY = bytes(range(32))
 PACKETS = [
     Packet(1, 0, [b"one"]),
     Packet(2, 7, []),
+    Packet(2**64 - 1, 7, [], PING),
+    Packet(1, 7, [], PONG),
     Packet(2, 7, [b"", b"two", bytes(5000)]),
     Packet(5, 2**64 - 1, [bytes(MESSAGE_BYTES_MAX), bytes(MESSAGE_BYTES_MAX)]),
     Packet(7, 9, [b"x"] * PACKET_MESSAGES_MAX),
@@ -27,10 +29,10 @@ def frames(key: bytes = KEY) -> list[bytes]:
 
 @pytest.mark.parametrize("step", [1, 31, 32, 33, 4096, 10**7])
 def test_round_trip_however_the_stream_is_cut(step):
-    stream = b"".join(frames()[: 3 if step < 32 else 5])
+    stream = b"".join(frames()[: 5 if step < 32 else 7])
     reader = FrameReader(KEY)
     got = [packet for at in range(0, len(stream), step) for packet in reader.feed_untrusted(stream[at : at + step])]
-    assert got == PACKETS[: 3 if step < 32 else 5]
+    assert got == PACKETS[: 5 if step < 32 else 7]
 
 
 def test_largest_packet_is_under_the_cap():
@@ -101,7 +103,9 @@ def test_insider_body_that_does_not_add_up_is_bad(count, body):
     [
         (b"HTTP", 1, 0, 0, 0, 0, 1, 0),
         (b"MXFR", 2, 0, 0, 0, 0, 1, 0),
-        (b"MXFR", 1, 1, 0, 0, 0, 1, 0),
+        (b"MXFR", 1, 3, 0, 0, 0, 1, 0),
+        (b"MXFR", 1, 1, 1, 0, 0, 1, 0),
+        (b"MXFR", 1, 2, 0, 4, 0, 1, 0),
         (b"MXFR", 1, 0, PACKET_MESSAGES_MAX + 1, 0, 0, 1, 0),
         (b"MXFR", 1, 0, 0, FRAME_BYTES_MAX - HEADER_BYTES - MAC_BYTES + 1, 0, 1, 0),
         (b"MXFR", 1, 0, 0, 0, 1, 1, 0),
@@ -114,7 +118,7 @@ def test_bad_header_is_refused_before_its_body_arrives(fields):
 
 def test_fuzz_raises_nothing_but_bad_message():
     rng = random.Random(11)
-    good = frames()[:3]
+    good = frames()[:5]
     for _ in range(3000):
         data = bytearray(rng.choice(good) if rng.random() < 0.7 else rng.randbytes(rng.randrange(200)))
         for _ in range(rng.randrange(4)):

@@ -13,6 +13,7 @@ import trio
 from membership.clock import SystemClock, SystemRng
 from membership.errors import OperatorError
 from membership.seams import Delivery, LinkDown, LinkUp, PeerAddress
+from membership.transport import links as links_module
 from membership.transport import session as session_module
 from membership.transport.handshake import HELLO_BYTES, NOTHING, Connector, Credentials, Instance
 from membership.transport.links import LinkMesh
@@ -372,3 +373,44 @@ async def test_listening_on_a_foreign_address_is_the_operators_error():
     mesh = LinkMesh(PeerAddress(0, 1, "", 0), "test", UUID, KEY, SystemClock(), SystemRng())
     with pytest.raises(OperatorError, match="cannot listen on 192.0.2.1"):
         await mesh.listen("192.0.2.1")
+
+
+@pytest.mark.seed("003-26")
+async def test_stopped_process_is_silent_though_its_connection_stands(monkeypatch):
+    """Its kernel goes on acknowledging; only a PING that nobody answers tells."""
+    monkeypatch.setattr(links_module, "BEAT_SECONDS", 0.001)
+    async with cluster() as start:
+        a, b = await start(0), await start(1)
+        introduce(a, b)
+        await a.next(LinkUp)
+        while a.mesh.links()[0].round_trip_us == 0:  # noqa: ASYNC110  (the mesh has no event for it)
+            await trio.sleep(0.001)
+        assert a.mesh.links()[0].round_trip_max_us >= a.mesh.links()[0].round_trip_us
+        assert a.mesh.silence(1) < 1
+        stopped = b.mesh._peers[0].connection
+        monkeypatch.setattr(type(stopped), "_receive_pulse_untrusted", lambda *_: None)
+        monkeypatch.setattr(stopped._pulse.__class__, "heard", lambda _: None)
+        while a.mesh.silence(1) < 0.02:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        assert [link.phase for link in a.mesh.links()] == ["up"]
+        assert a.mesh.links()[0].losses == 0
+        assert a.mesh.silence(7) == 0
+
+
+async def test_pings_let_an_idle_link_forget_what_it_kept(monkeypatch):
+    monkeypatch.setattr(links_module, "BEAT_SECONDS", 0.001)
+    async with cluster() as start:
+        a, b = await start(0), await start(1)
+        introduce(a, b)
+        a.mesh.send(1, b"one")
+        assert await collect(b, 1) == [b"one"]
+        while a.mesh.links()[0].queued:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        traffic = a.mesh.links()[0].traffic
+        assert traffic.messages_sent == 1
+        assert traffic.frames_sent > 1
+        before = a.mesh.statistics()
+        a.mesh.set_peers([])
+        after = a.mesh.statistics()
+        assert after["frames_sent"] >= before["frames_sent"]
+        assert after["messages_sent"] == 1, "what a dropped peer counted stays in the sum"

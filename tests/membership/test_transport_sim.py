@@ -199,3 +199,44 @@ def test_chaos_never_reorders_or_repeats():
         newest = {who.node: who for who, _ in state}
         ups = [key for key, value in state.items() if key[0] == newest[key[0].node] and isinstance(value, LinkUp)]
         assert len(ups) == 6, (seed, state)
+
+
+@pytest.mark.seed("003-26")
+async def test_frozen_process_is_silent_keeps_its_link_and_loses_nothing(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        net = SimNetwork(9)
+        a, b = await start(nursery, net, 2)
+        await drain(b, 1)
+        assert await a.receive() == LinkUp(1)
+        assert a.silence(1) == 0
+        net.freeze(1)
+        for i in range(50):
+            a.send(1, number(i))
+            b.send(0, number(i))
+        assert await drain(b, 20) == await drain(a, 0) == []
+        assert a.silence(1) == pytest.approx(20)
+        assert b.silence(0) == 0, "it slept: it has no opinion"
+        net.thaw(1)
+        assert payloads(await drain(a, 1)) == payloads(await drain(b, 1)) == list(range(50))
+        assert a.silence(1) == 0
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("both", [True, False])
+async def test_silence_counts_through_a_cut_and_a_lost_link(autojump_clock, both):
+    async with trio.open_nursery() as nursery:
+        net = SimNetwork(10)
+        a, b = await start(nursery, net, 2)
+        await drain(b, 1)
+        net.cut(0, 1, both=both)
+        await drain(a, 7)
+        assert a.silence(1) == b.silence(0) == pytest.approx(7)
+        net.heal(0, 1)
+        await drain(a, 1)
+        assert a.silence(1) == b.silence(0) == 0
+        net.kill(1)
+        await drain(a, 3)
+        assert a.silence(1) == pytest.approx(3)
+        a.set_peers([])
+        assert a.silence(1) == 0
+        nursery.cancel_scope.cancel()

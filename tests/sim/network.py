@@ -13,10 +13,11 @@ messages overtake each other, some arrive twice, and those in flight when a link
         await b.receive()          # LinkUp(0), then Delivery(0, b"hello")
         net.cut(0, 1); net.heal(0, 1); net.partition({0}, {1}); net.kill(1)
 
-Faults: ``cut`` in one or both directions, ``partition``, ``heal``, ``kill`` (the others get LinkDown(refused=True));
-``transport`` with a new incarnation restarts a process.  Not simulated: bandwidth, gathering, the bytes of frames and
-handshake (they have their own tests), a handshake that only one side finished, and parking (a link comes up when both
-ends know of each other).  There is no polling: an idle network schedules nothing.
+Faults: ``cut`` in one or both directions, ``partition``, ``heal``, ``kill`` (the others get LinkDown(refused=True)),
+``freeze`` and ``thaw`` (SIGSTOP: connections stay, nothing is sent or heard); ``transport`` with a new incarnation
+restarts a process.  ``silence`` is told from these, without pings.  Not simulated: bandwidth, gathering, the bytes of
+frames and handshake (they have their own tests), a handshake that only one side finished, and parking (a link comes up
+when both ends know of each other).  There is no polling: an idle network schedules nothing.
 
 Deterministic: equal seeds and equal calls give equal ``trace``s, provided that trio's scheduler is deterministic too:
 wrap the run in ``deterministic_scheduling(seed)``, because trio shuffles the tasks of a pass by default.
@@ -36,7 +37,7 @@ import trio
 from membership.seams import Delivery, LinkDown, LinkUp, PeerAddress, TransportEvent
 from membership.transport.handshake import Agreement, Instance
 from membership.transport.inbox import Inbox, Signal
-from membership.transport.peer import PeerLink
+from membership.transport.peer import UP, PeerLink
 from membership.transport.session import Packet
 
 WALL_EPOCH_NS = 1_700_000_000 * 10**9
@@ -87,11 +88,14 @@ class SimTransport:
         self.address = address
         self.purpose = purpose
         self.alive = True
+        self.frozen_since: float | None = None
+        self.ended = 0.0  # when it was killed
         self.links: dict[int, PeerLink] = {}
         self.sent = 0
         self.delivered = 0
         self._net = net
         self._inbox = Inbox()
+        self._held: list[Callable[[], None]] = []  # what arrived while frozen
 
     @property
     def instance(self) -> Instance:
@@ -132,14 +136,26 @@ class SimTransport:
         """See the seam.  A killed process receives nothing more, for ever."""
         return await self._inbox.get()
 
+    def silence(self, node: int) -> float:
+        """See the seam."""
+        link = self.links.get(node)
+        return 0.0 if link is None else self._net._silence(self, link)
+
     def report(self, events: Iterable[LinkUp | LinkDown]) -> None:
         """Hand link events up."""
+        if self.frozen_since is not None:
+            late = list(events)
+            self._held.append(lambda: self.report(late))
+            return
         for event in events:
             self._net._note("event", self.purpose, self.instance, event)
             self._inbox.put((event,))
 
     def hand_up(self, node: int, messages: list[bytes]) -> None:
         """Hand messages up."""
+        if self.frozen_since is not None:
+            self._held.append(lambda: self.hand_up(node, messages) if node in self.links else None)
+            return
         self.delivered += len(messages)
         for message in messages:
             self._net._note("deliver", self.purpose, self.instance, (node, message))
@@ -189,7 +205,7 @@ class SimNetwork:
         self._processes: dict[tuple[str, Instance], SimTransport] = {}
         self._latest: dict[tuple[str, int], SimTransport] = {}
         self._pairs: dict[tuple[str, Instance, Instance], _Pair] = {}
-        self._cuts: set[tuple[int, int]] = set()
+        self._cuts: dict[tuple[int, int], float] = {}  # and since when
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._counter = itertools.count()
         self._ports = itertools.count(7000)
@@ -210,7 +226,8 @@ class SimNetwork:
 
     def cut(self, a: int, b: int, *, both: bool = True) -> None:
         """Nothing sent by node ``a`` reaches node ``b`` from now on, and (``both``) the reverse."""
-        self._cuts |= {(a, b), (b, a)} if both else {(a, b)}
+        for way in [(a, b), (b, a)] if both else [(a, b)]:
+            self._cuts.setdefault(way, trio.current_time())
         for process in self._sorted():
             for link in process.links.values():
                 if {process.address.node, link.address.node} == {a, b} and self._pair(process, link).up:
@@ -218,7 +235,8 @@ class SimNetwork:
 
     def heal(self, a: int, b: int) -> None:
         """Undo every cut between two nodes."""
-        self._cuts -= {(a, b), (b, a)}
+        for way in (a, b), (b, a):
+            self._cuts.pop(way, None)
         self._kick(lambda process, link: {process.address.node, link.address.node} == {a, b})
 
     def heal_all(self) -> None:
@@ -238,6 +256,26 @@ class SimNetwork:
         for process in self._sorted():
             if process.alive and process.address.node == node and purpose in (None, process.purpose):
                 self._kill(process)
+
+    def freeze(self, node: int, purpose: str | None = None) -> None:
+        """SIGSTOP: the node's processes (or those of one purpose) send and hear nothing, but keep their connections.
+
+        What their tasks do meanwhile in this program is theirs; it leaves when they thaw.
+        """
+        for process in self._sorted():
+            if process.alive and process.address.node == node and purpose in (None, process.purpose):
+                process.frozen_since = trio.current_time()
+
+    def thaw(self, node: int) -> None:
+        """SIGCONT: what arrived is heard, what was held back leaves."""
+        for process in self._sorted():
+            if process.alive and process.address.node == node and process.frozen_since is not None:
+                process.frozen_since = None
+                held, process._held = process._held, []
+                for late in held:
+                    late()
+                for _, link in sorted(process.links.items()):
+                    self._transmit(process, link)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages until cancelled."""
@@ -281,6 +319,19 @@ class SimNetwork:
         back = other.links.get(process.address.node) if other is not None and other.alive else None
         return (other, back) if other is not None and back is not None and _instance(back) == process.instance else None
 
+    def _silence(self, process: SimTransport, link: PeerLink) -> float:
+        """What pings would tell: for how long something has kept their answers away."""
+        a, b = process.address.node, link.address.node
+        far = self._processes.get((process.purpose, _instance(link)))
+        since = [self._cuts[way] for way in ((a, b), (b, a)) if way in self._cuts]
+        if link.phase != UP:
+            since.append(link.away_since)
+        if far is not None and not far.alive:
+            since.append(far.ended)
+        elif far is not None and far.frozen_since is not None:
+            since.append(far.frozen_since)
+        return trio.current_time() - min(since) if since else 0.0
+
     def _added(self, process: SimTransport, link: PeerLink) -> None:
         self._at(link.deadline, lambda: self._expire(process, link))
         self._attempt_later(process, link, self.delay)
@@ -299,6 +350,7 @@ class SimNetwork:
 
     def _kill(self, process: SimTransport) -> None:
         process.alive = False
+        process.ended = trio.current_time()
         process.links.clear()
         for node in [process.address.node, *{other.address.node for other in self._sorted()}]:
             process._inbox.forget(node)
@@ -367,7 +419,7 @@ class SimNetwork:
     def _transmit(self, process: SimTransport, link: PeerLink) -> None:
         """Put the session's unsent messages on the wire, each on its own way."""
         pair = self._pair(process, link)
-        while pair.up and (packet := link.session.take()) is not None:
+        while pair.up and process.frozen_since is None and (packet := link.session.take()) is not None:
             for i, message in enumerate(packet.messages):
                 self._post(process, link, pair.epoch, Packet(packet.first + i, packet.ack, [message]))
             if not packet.messages:
