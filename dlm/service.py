@@ -23,7 +23,7 @@ from dlm.owned.client import OwnedAnswer
 from dlm.owned.core import OwnedCore
 from dlm.resource import Enqueue, first_come
 from membership.errors import BadMessage
-from membership.seams import Delivery, LinkDown, Transport
+from membership.seams import Delivery, LinkDown, Transport, TransportEvent
 from membership.views import Instance, LockspaceView
 
 
@@ -208,15 +208,17 @@ class LockService:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_forever)
             task_status.started()
-            while True:
-                event = await self._transport.receive()
-                if isinstance(event, Delivery):
-                    self._deliver(event)
-                elif isinstance(event, LinkDown):
-                    self._core.statistics["links_lost"] += 1
-                    self._link_lost(event.node, event.refused)
-                else:
-                    self._link_up(event.node)
+            await self._transport.serve(self._take)
+
+    def _take(self, event: TransportEvent) -> None:
+        """An event of the transport, in the task that read it."""
+        if isinstance(event, Delivery):
+            self._deliver(event)
+        elif isinstance(event, LinkDown):
+            self._core.statistics["links_lost"] += 1
+            self._link_lost(event.node, event.refused)
+        else:
+            self._link_up(event.node)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

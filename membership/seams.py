@@ -6,9 +6,9 @@ like (``tests/test_tidy.py`` enforces it).  The pure cores take ``now`` as a par
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, NoReturn, Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -91,8 +91,7 @@ class PeerAddress:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message from an authenticated peer, in the order it was sent, at most once."""
 
     node: int
@@ -131,6 +130,15 @@ class Transport(Protocol):
 
     async def receive(self) -> TransportEvent:
         """The next event, in order per peer."""
+        ...
+
+    async def serve(self, handler: Callable[[TransportEvent], None]) -> NoReturn:
+        """Call ``handler`` with every event from now on, until cancelled; instead of ``receive``, and quicker.
+
+        It is called from the transport's tasks, in the order of ``receive`` and never from within ``send`` or
+        ``set_peers``.  What it sends for the messages of one packet leaves together.  It does not block; what it raises
+        is a bug of ours and ends the transport.
+        """
         ...
 
     def silence(self, node: int) -> float:

@@ -1,8 +1,11 @@
 """One TCP connection between two proven peers: the socket under a session (trio).
 
-Works on the plain socket, not on ``trio.SocketStream``: a lock message's round trip is a scheduler pass per side,
-and every checkpoint saved there counts.  ``flush`` writes what the session has, without waiting; what the kernel
-does not take at once is finished by a task of its own, during which the session gathers (003-33).
+Works on the plain socket, not on ``trio.SocketStream``: a lock message's round trip is one scheduler pass at the end
+that answers, and every checkpoint and system call saved there counts.  At rest a message costs its sender ``send`` and
+its receiver ``recv``, and trio's ``epoll_ctl`` and ``epoll_wait`` there (``tests/membership/test_transport_costs.py``).
+
+``flush`` writes what the session has, without waiting; what the kernel does not take at once is finished by a task of
+its own, during which the session gathers (003-33).
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from membership.transport.inbox import Signal
 from membership.transport.pulse import Pulse
 from membership.transport.session import MESSAGES, PING, PONG, Packet, Session
 
-RECEIVE_BYTES = 256 << 10
+RECEIVE_BYTES = 16 << 10  # at first; when they came at once, there is more, and it is read in larger pieces
+RECEIVE_BYTES_MAX = 256 << 10
 SILENT_MS_MAX = 3000  # the kernel gives a connection up when nothing sent was acknowledged for so long
 
 
@@ -62,17 +66,14 @@ class Connection:
         self._writer = FrameWriter(agreement.send_key)
         self._reader = FrameReader(agreement.receive_key)
         self._traffic = traffic
-        self._rest = b""  # encoded, not yet taken by the kernel
+        self._rest = memoryview(b"")  # encoded, not yet taken by the kernel
         self._blocked = Signal()
         self._scope = trio.CancelScope()
         self._reason = ""  # why it ended or is about to
         self._token = trio.lowlevel.current_trio_token()
 
     def flush(self) -> None:
-        """Hand the session's unsent messages to the kernel as far as it takes them; never blocks.
-
-        Runs inside ``gather.Gatherer``: tasks may be woken through the token only.
-        """
+        """Hand the session's unsent messages to the kernel as far as it takes them; never blocks (``gather.Link``)."""
         if self._rest or self._reason:
             return
         traffic = self._traffic
@@ -90,7 +91,7 @@ class Connection:
                 self._token.run_sync_soon(self._scope.cancel)
                 return
             if taken < len(frame):
-                self._rest = frame[taken:]
+                self._rest = memoryview(frame)[taken:]
                 self._token.run_sync_soon(self._blocked.set)
                 return
 
@@ -148,39 +149,51 @@ class Connection:
             self.flush()
 
     async def _read(self, deliver: Deliver) -> None:
-        traffic, session, reader = self._traffic, self._session, self._reader
+        size = RECEIVE_BYTES
+        more = False
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
+            if more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._sock)
             if self._reason:  # closed by another task in the pass that also woke us: nothing may be delivered now
                 return
             try:
-                data = self._sock.recv(RECEIVE_BYTES)
-                if not data:
-                    self.close("the peer closed the connection")
-                    return
-                traffic.bytes_received += len(data)
-                for packet in reader.feed_untrusted(data):
-                    traffic.frames_received += 1
-                    self._pulse.heard()
-                    if packet.kind != MESSAGES:
-                        self._receive_pulse_untrusted(packet)
-                        continue
-                    ready = session.receive_untrusted(packet)
-                    traffic.messages_received += len(ready)
-                    if ready:
-                        await deliver(ready)
-                    if self._reason:  # as above: it may have waited
-                        return
+                data = self._sock.recv(size)
             except BlockingIOError:
+                more = False
                 continue
             except OSError as error:
                 self.close(f"receive: {error.strerror}")
                 return
-            except BadMessage as error:
-                self.close(str(error))
+            if not data:
+                self.close("the peer closed the connection")
                 return
-            if session.ack_due or self._pong:
+            more = len(data) == size
+            size = RECEIVE_BYTES_MAX if more else RECEIVE_BYTES
+            ready: list[bytes] = []
+            try:
+                self._take_in_untrusted(data, ready)
+            except BadMessage as error:
+                self.close(str(error))  # but what came before it, and counts as received, is delivered
+            if ready:
+                await deliver(ready)
+            if self._session.ack_due or self._pong:
                 self.flush()
+
+    def _take_in_untrusted(self, data: bytes, ready: list[bytes]) -> None:
+        """Add the messages that ``data`` completes to ``ready``.  Raises BadMessage."""
+        traffic = self._traffic
+        traffic.bytes_received += len(data)
+        for packet in self._reader.feed_untrusted(data):
+            traffic.frames_received += 1
+            self._pulse.heard()
+            if packet.kind == MESSAGES:
+                messages = self._session.receive_untrusted(packet)
+                traffic.messages_received += len(messages)
+                ready += messages
+            else:
+                self._receive_pulse_untrusted(packet)
 
     def _receive_pulse_untrusted(self, packet: Packet) -> None:
         """A PING or PONG.  Raises BadMessage."""

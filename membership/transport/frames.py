@@ -113,7 +113,8 @@ class FrameReader:
                 raise BadMessage("frame with a wrong MAC")
             packets.append(Packet(first, ack, _parse_body(data, at + HEADER_BYTES, mac_at, count), kind))
             at = mac_at + MAC_BYTES
-        self._buffer = bytearray(data[at:])
+        if at < end or self._buffer:
+            self._buffer = bytearray(data[at:])
         return packets
 
 

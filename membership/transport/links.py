@@ -8,14 +8,14 @@ is noticed by TCP's user time-out and keep-alive (``connection.SILENT_MS_MAX``).
 
 A peer that connects before we were told of it is proven, then parked until ``set_peers`` names it.
 
-``send`` only queues; ``gather`` writes one frame per peer at the end of the scheduler pass.
+Every message of a received packet is given to who serves, then what that one sent leaves (``gather``, ``inbox``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import trio
 
@@ -23,7 +23,7 @@ from membership.errors import BadMessage
 from membership.seams import Clock, Delivery, LinkDown, LinkUp, PeerAddress, Rng, TransportEvent
 from membership.transport.connection import Connection, Traffic, open_socket
 from membership.transport.door import HANDSHAKE_SECONDS_MAX, Door, Offer, dial
-from membership.transport.gather import Gatherer
+from membership.transport.gather import Gatherer, Outbox
 from membership.transport.handshake import NONCE_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
 from membership.transport.inbox import Inbox, Signal
 from membership.transport.peer import UP, PeerLink
@@ -70,23 +70,17 @@ class LinkStatus:
 class _Peer:
     """A peer we were told of, and what serves it."""
 
-    __slots__ = ("connection", "link", "marked", "offer", "offered", "pulse", "scope", "traffic")
+    __slots__ = ("connection", "link", "offer", "offered", "outbox", "pulse", "scope", "traffic")
 
-    def __init__(self, link: PeerLink) -> None:
+    def __init__(self, link: PeerLink, gatherer: Gatherer) -> None:
         self.link = link
+        self.outbox = Outbox(gatherer)
         self.pulse = Pulse(link.since)
         self.traffic = Traffic()
         self.scope = trio.CancelScope()
         self.connection: Connection | None = None
         self.offer: Offer | None = None
         self.offered = Signal()
-        self.marked = False  # for the gatherer
-
-    def flush(self) -> None:
-        """End of a pass in which something was sent to this peer; without a connection, its successor flushes."""
-        self.marked = False
-        if self.connection is not None:
-            self.connection.flush()
 
 
 class LinkMesh:
@@ -158,17 +152,19 @@ class LinkMesh:
                 self._inbox.put((Delivery(node, payload),))
             return
         if not peer.link.session.queue(payload):
-            self._report(peer, peer.link.stuck(self._clock.monotonic()))
+            self._inbox.put(peer.link.stuck(self._clock.monotonic()))
             if peer.connection is not None:
                 peer.connection.close("stuck")
             return
-        if not peer.marked:
-            peer.marked = True
-            self._gatherer.mark(peer)
+        peer.outbox.sent()
 
     async def receive(self) -> TransportEvent:
         """The next event; for one task at a time.  See the seam."""
         return await self._inbox.get()
+
+    async def serve(self, handler: Callable[[TransportEvent], None]) -> NoReturn:
+        """Call ``handler`` with every event, until cancelled.  See the seam."""
+        await self._inbox.serve(handler)
 
     def silence(self, node: int) -> float:
         """Seconds without a sign of life although pinged.  See the seam."""
@@ -232,7 +228,7 @@ class LinkMesh:
     # ---- inside
 
     def _add(self, address: PeerAddress) -> None:
-        peer = _Peer(PeerLink(address, self._clock.monotonic(), self._grace))
+        peer = _Peer(PeerLink(address, self._clock.monotonic(), self._grace), self._gatherer)
         self._peers[address.node] = peer
         parked = self._parked.pop(address.node, None)
         if parked is not None:
@@ -252,9 +248,9 @@ class LinkMesh:
         self._inbox.forget(node)
 
     def _report(self, peer: _Peer, events: Iterable[LinkUp | LinkDown]) -> None:
-        """Queue events, unless ``set_peers`` dropped the peer in the pass that also woke its task."""
+        """Tell events, unless ``set_peers`` dropped the peer in the pass that also woke its task."""
         if self._peers.get(peer.link.address.node) is peer:
-            self._inbox.put(events)
+            self._inbox.hand(events)
 
     async def _beat(self) -> None:
         """Ask every peer for a sign of life, for ever: one timer for all."""
@@ -359,16 +355,20 @@ class LinkMesh:
         connection = peer.connection = Connection(
             offer.sock, link.session, offer.agreement, peer.traffic, peer.pulse, self._clock
         )
-        node, inbox = link.address.node, self._inbox
+        node, inbox, gatherer = link.address.node, self._inbox, self._gatherer
 
         async def deliver(messages: list[bytes]) -> None:
-            inbox.put([Delivery(node, message) for message in messages])
-            await inbox.wait_room()
+            gatherer.cork()
+            inbox.hand([Delivery(node, message) for message in messages])
+            gatherer.uncork()
+            if inbox.crowded:
+                await inbox.wait_room()
 
+        peer.outbox.link = connection
         try:
             await connection.run(deliver)
         finally:
-            peer.connection = None
+            peer.connection = peer.outbox.link = None
             link.lost(self._clock.monotonic())
 
     def _peer_of(self, instance: Instance) -> _Peer | None:

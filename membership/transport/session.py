@@ -97,6 +97,8 @@ class Session:
     def take(self) -> Packet | None:
         """The next packet: as many unsent messages as fit (003-33), an acknowledgement that is due, or None."""
         unsent, sent = self._unsent, self._sent
+        if not unsent and not self.ack_due:
+            return None
         first = self._acked + len(sent) + 1
         messages: list[bytes] = []
         size = 0
@@ -105,8 +107,6 @@ class Session:
             if size > PACKET_BYTES_MAX and messages:
                 break
             messages.append(unsent.popleft())
-        if not messages and not self.ack_due:
-            return None
         sent.extend(messages)
         self._unacknowledged_messages = 0
         self._unacknowledged_bytes = 0

@@ -34,8 +34,9 @@ class Wire:
         if node in self.peers and node in self.network:
             self.network[node].put.send_nowait(Delivery(self.node, payload))
 
-    async def receive(self):
-        return await self.take.receive()
+    async def serve(self, handler):
+        async for event in self.take:
+            handler(event)
 
 
 class User:

@@ -30,7 +30,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
@@ -129,27 +129,31 @@ class SimTransport:
         if link.session.queue(payload):
             self._net._transmit(self, link)
         else:
-            self.report(link.stuck(trio.current_time()))
+            self.report(link.stuck(trio.current_time()), later=True)
             self._net._broken(self, link)
 
     async def receive(self) -> TransportEvent:
         """See the seam.  A killed process receives nothing more, for ever."""
         return await self._inbox.get()
 
+    async def serve(self, handler: Callable[[TransportEvent], None]) -> NoReturn:
+        """See the seam."""
+        await self._inbox.serve(handler)
+
     def silence(self, node: int) -> float:
         """See the seam."""
         link = self.links.get(node)
         return 0.0 if link is None else self._net._silence(self, link)
 
-    def report(self, events: Iterable[LinkUp | LinkDown]) -> None:
-        """Hand link events up."""
+    def report(self, events: Iterable[LinkUp | LinkDown], *, later: bool = False) -> None:
+        """Hand link events up; ``later``: not now, because the process is in a call of ours."""
         if self.frozen_since is not None:
             late = list(events)
             self._held.append(lambda: self.report(late))
             return
         for event in events:
             self._net._note("event", self.purpose, self.instance, event)
-            self._inbox.put((event,))
+            (self._inbox.put if later else self._inbox.hand)((event,))
 
     def hand_up(self, node: int, messages: list[bytes]) -> None:
         """Hand messages up."""
@@ -159,7 +163,7 @@ class SimTransport:
         self.delivered += len(messages)
         for message in messages:
             self._net._note("deliver", self.purpose, self.instance, (node, message))
-        self._inbox.put([Delivery(node, message) for message in messages])
+        self._inbox.hand([Delivery(node, message) for message in messages])
 
     def statistics(self) -> dict[str, int]:
         """Messages to and from others."""
