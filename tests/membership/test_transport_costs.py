@@ -14,7 +14,6 @@ import trio.testing
 
 from membership.seams import Delivery, LinkUp
 from membership.transport import links as links_module
-from membership.transport.inbox import AT_ONCE
 from tests.membership.test_transport_links import cluster, introduce
 
 pytestmark = pytest.mark.seed("003-33")
@@ -101,8 +100,8 @@ async def test_a_lone_round_trip_costs_two_sends_two_receives_and_three_passes(c
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("tasks", [3, 10, 100])
-async def test_under_load_messages_share_frames(calls, tasks):
+@pytest.mark.parametrize(("tasks", "least"), [(3, 1), (10, 3), (100, 10)])
+async def test_under_load_messages_share_frames(calls, tasks, least):
     """Many tasks that each wait for their answer: all that became possible together travels together."""
     async with cluster() as start, trio.open_nursery() as nursery:
         a, b = await start(0), await start(1)
@@ -131,7 +130,7 @@ async def test_under_load_messages_share_frames(calls, tasks):
         for node in a, b:
             sent = node.mesh.statistics()
             assert sent["messages_sent"] == 20 * tasks
-            assert sent["frames_sent"] <= 20 * (2 if tasks <= AT_ONCE else 4) < sent["messages_sent"]
+            assert sent["frames_sent"] * least < sent["messages_sent"]
         assert calls["send"] == sum(node.mesh.statistics()["frames_sent"] for node in (a, b))
         nursery.cancel_scope.cancel()
 
