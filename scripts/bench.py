@@ -22,6 +22,7 @@ from typing import Any
 
 from matrixfs.fuse import registry
 from membership.errors import MatrixError
+from scripts import bench_links
 from scripts import bench_rows as work
 from scripts.bench_counters import BenchError, Mounted, total
 from scripts.bench_report import Row, as_json, percentile, table
@@ -212,6 +213,18 @@ class Bench:
         seconds = work.stat_each([f"{third}/{file}" for file in files])
         return median(seconds), (side.mounts[2].counters() - before).per(count)
 
+    def links(self, bare: float) -> None:
+        """What of a remote lock is the link's and the lock manager's: between two bare processes, nothing mounted."""
+        for name, unit, trips in (
+            ("message and answer, bare processes", "trip", bench_links.message_trips),
+            ("uncontended remote lock, bare processes", "lock", bench_links.lock_trips),
+        ):
+            row = self._row(name, unit, "wake-ups of two processes")
+            row.rounds = False
+            row.ours += trips(500)
+            quick = percentile(row.ours, 10)
+            row.note = f"{median(row.ours) / bare:.1f} bare round trips; a tenth took {quick * 1e6:.0f} us or less"
+
     # --- a whole run ---------------------------------------------------------------------------------------------
 
     def run(self, ours: Side, local: Side, rounds: int) -> None:
@@ -230,6 +243,7 @@ class Bench:
                 self.hand_over(side, f"page-{number}")
                 self.ping_pong(side, f"locks-of-{number}", median(bare.local))
             self.remote_lock(ours, f"locks-{number}", median(bare.local))
+            self.links(median(bare.local))
         self.rows = [row for row in self.rows if row.ours]
         self.rows.append(bare)
 
