@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from matrixfs.fuse.libfuse import _extension
-from tests.mount.edge_tree import ANSWER_SECONDS, REPOSITORY, Tree, in_thread
+from tests.mount.edge_tree import ANSWER_SECONDS, REPOSITORY, ROOT, Tree, in_thread
 
 FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
@@ -310,11 +310,19 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+def assert_sound(tree: Tree) -> None:
+    assert "Sanitizer" not in tree.log()
+    assert "runtime error" not in tree.log()
+
+
 @pytest.mark.parametrize("end", ["unmount", "withdraw"])
 def test_memory_is_sound(tmp_path: Path, sanitized: dict[str, str], end: str) -> None:
     """Every way of a request through the extension, in a build that checks each access to memory."""
     tree = Tree(tmp_path, "epoch", **sanitized)
     try:
+        maps = Path(f"/proc/{tree._process.pid}/maps").read_text()
+        assert "libasan" in maps
+        assert sanitized["MATRIXFS_TEST_EXTENSION"] in maps
         path = tree.path / "f"
         path.write_bytes(b"x")
         ino = os.stat(path).st_ino
@@ -354,7 +362,26 @@ def test_memory_is_sound(tmp_path: Path, sanitized: dict[str, str], end: str) ->
             assert tree._process.wait(ANSWER_SECONDS) == 0, tree.log()
             for each in waiting:
                 each.end()
-        assert "Sanitizer" not in tree.log()
-        assert "runtime error" not in tree.log()
+        assert_sound(tree)
+    finally:
+        tree.close()
+
+
+def test_memory_is_sound_without_open(tmp_path: Path, sanitized: dict[str, str]) -> None:
+    """The same build, on a mount whose files the kernel opens by itself."""
+    tree = Tree(tmp_path, "local", **sanitized)
+    try:
+        path = tree.path / "f"
+        path.write_bytes(b"x" * 5000)
+        with path.open("ab", buffering=0) as file:
+            file.write(b"more")
+            os.fsync(file.fileno())
+        assert len(path.read_bytes()) == 5004
+        tree.ask("shed", ino=os.stat(path).st_ino)
+        tree.ask("purge_names", ino=ROOT)
+        assert os.listdir(tree.path) == ["f"]
+        path.unlink()
+        tree.unmount()
+        assert_sound(tree)
     finally:
         tree.close()
