@@ -17,7 +17,7 @@ Hence two living clients never report conflicting ranges, whenever a view breaks
 - What calls under way give up is given up before we report; nothing can fail it.  It is answered at RESUME,
   because until then an old arbiter that has not heard of the new view may still refuse others for its sake.
 - Locks and tests under way are asked again at RESUME, with their serials, in their order.  What an old arbiter
-  granted and we did not hear of is gone with its tables.
+  granted and we did not hear of is gone with its tables; until then others may have been refused for its sake.
 - A lock withdrawn while suspended is answered at once: nobody heard of it, or will forget it.
 """
 

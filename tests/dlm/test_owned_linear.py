@@ -1,4 +1,8 @@
-"""Histories of tries, locks, unlocks and tests on one object are linearizable, over kills and views."""
+"""Histories of tries, locks, unlocks and tests on one object are linearizable, over kills and views.
+
+With one allowance: a lock whose answer is lost with a view may have been held for that while, before it is asked for
+again.  Others may be refused for it; nobody is granted what conflicts with what its owner was told.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +55,7 @@ class Recorder(OwnedWorld):
         self.lost: list[tuple[int, Operation]] = []
         self.cancels = cancels
         self.called: dict[int, int] = {}
+        self.view: dict[int, int] = {}  # attempt at the time of the call
         super().__init__(seed, objects=1, kinds=(kind,), **options)
 
     def use_owned(self, user):
@@ -60,6 +65,7 @@ class Recorder(OwnedWorld):
     def begin(self, user, what, span):
         self.steps += 1
         self.called[id(user)] = self.steps
+        self.view[id(user)] = self.admin.attempt
         super().begin(user, what, span)
 
     def answered(self, instance, answer):
@@ -73,6 +79,9 @@ class Recorder(OwnedWorld):
         owner, times = (user.instance, user.id), (self.called[id(user)], self.steps)
         cells = frozenset(cell[2] for cell in call.cells)
         text = f"{owner} {call.what} {sorted(cells)} {'ex' if call.exclusive else 'sh'}: {answer}"
+        views = self.admin.attempt - self.view[id(user)] if call.what == "lock" else 0
+        losses = self.lost_answers(owner, call, times, views)
+        begin = len(self.history)
         upgrade = call.span.kind == Kind.FLOCK and call.exclusive and False in call.before.values()
         if call.what == "unlock" or (call.what == "lock" and upgrade):
             self.history.append(Operation(text + " (drop)", *times, change(owner, cells, None)))
@@ -87,6 +96,25 @@ class Recorder(OwnedWorld):
             self.history.append(Operation(text, *times, strengthen(owner, cells)))
             if True in call.before.values():
                 self.history.append(Operation(text + " (weaken)", *times, change(owner, cells, False)))
+        final = next((one for one in self.history[begin:] if not one.text.endswith("(drop)")), None)
+        for lost in losses:
+            lost.not_after = final  # what its owner was told stays
+
+    def lost_answers(self, owner, call, times, views):
+        """Each view that began meanwhile may have lost the answer of an arbiter: held, and forgotten."""
+        cells = frozenset(cell[2] for cell in call.cells)
+        get = change(owner, cells, True, Result.GRANTED) if call.exclusive else strengthen(owner, cells)
+        upgrade = call.span.kind == Kind.FLOCK and call.exclusive
+        before = {} if upgrade else {cell[2]: mode for cell, mode in call.before.items()}
+
+        def lose(state):
+            left = {held for held in state if held[0] != owner or held[1] not in cells}
+            return frozenset(left | {(owner, byte, mode) for byte, mode in before.items()})
+
+        losses = [Operation(f"{owner} loses", *times, lose) for _ in range(min(views, 3))]
+        for lost in losses:
+            self.history += [Operation(f"{owner} gets?", *times, get, True, lost), lost]
+        return losses
 
     def forget(self, instance):
         for user in self.users:

@@ -26,6 +26,7 @@ def test_faults(first):
         results["kills"] += world.counts["kills"]
     assert results["GRANTED"] > 20 * SEEDS_PER_TEST
     assert min(results[name] for name in ("DONE", "AGAIN", "WITHDRAWN", "DEADLOCK", "kills")) >= SEEDS_PER_TEST // 4
+    assert min(results[name] for name in ("owned_deadlocks", "owned_repeated")) > 0
 
 
 def test_the_same_seed_is_the_same_run():
