@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from membership.control_wire import SOCKET_NAME, FrameBuffer, Message, encode_frame, error_of_untrusted
@@ -148,7 +148,8 @@ def _answer(connection: socket.socket, message: Message) -> Any:
 
 def _exchange(connection: socket.socket, message: Message) -> Message | None:
     """Send ``message``; return the first message that comes back, or None at the end of the stream."""
-    connection.sendall(encode_frame(message))
+    with suppress(BrokenPipeError):  # hung up already: why is waiting to be read
+        connection.sendall(encode_frame(message))
     frames = FrameBuffer()
     while True:
         answer = frames.next_untrusted()
