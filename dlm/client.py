@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from dlm.messages import (
+    EXTRAS_MAX,
     NEVER,
     NO_VALUE,
+    SEQUENCE_MAX,
     VALUE_BYTES_MAX,
     AboutResource,
     Cancel,
     Denied,
     Extra,
-    ExtraAnswer,
     Granted,
     LockReport,
     Release,
@@ -150,7 +151,7 @@ class ClientSide:
         if value is not None:
             assert VALUE_WRITE_MASK >> lock.held & 1, f"{resource}: value written under {lock.held}"
             assert len(value) <= VALUE_BYTES_MAX, f"{resource}: value of {len(value)} bytes"
-            sequence = lock.value.sequence + 1 if lock.value.attempt == self.attempt else 1
+            sequence = min(lock.value.sequence + 1, SEQUENCE_MAX) if lock.value.attempt == self.attempt else 1
             lock.value = Value(value, True, self.attempt, sequence)
             lock.crossing = lock.wanted_told
         elif not mode and not lock.crossing and not lock.written:
@@ -166,7 +167,29 @@ class ClientSide:
         self._post(Release(resource, mode, lock.serial, lock.value if value is not None else None))
         self._drop_if_idle(resource, lock)
 
-    def leave_out(self, resource: Resource) -> None:
+    def ask_others(
+        self,
+        resource: Resource,
+        mode: int,
+        priority: int,
+        extras: Sequence[Resource],
+        master_of: Callable[[Resource], int],
+    ) -> Sequence[Resource]:
+        """Ask each other master for its share of the extras; return what may go with the request itself."""
+        shares: dict[int, list[Resource]] = {master_of(resource): []}
+        for extra in extras:
+            if extra in self.locks:
+                self._leave_out(extra)
+            else:
+                shares.setdefault(master_of(extra), []).append(extra)
+        own, *others = shares.values()
+        for share in (own[EXTRAS_MAX:], *others):
+            for i in range(0, len(share), EXTRAS_MAX + 1):
+                first, *further = share[i : i + EXTRAS_MAX + 1]
+                self.request(first, mode, try_=True, priority=priority, extras=further)
+        return own[:EXTRAS_MAX]
+
+    def _leave_out(self, resource: Resource) -> None:
         """Deny an extra of whose last use the master may not know the end yet."""
         lock = self.locks[resource]
         assert not lock.held, f"{resource}: an extra that is held"
@@ -201,16 +224,39 @@ class ClientSide:
             self._revoke(message.resource, lock, message.mode)
         elif lock.wanted != NEVER and message.serial == lock.wanted_serial:
             if isinstance(message, Granted):
-                self._granted(message, lock)
+                if message.mode == lock.wanted:  # else the master talks nonsense: the next view asks again
+                    self._granted(message, lock)
             else:
                 self._answered(message.resource, lock, DeniedEvent(message.resource))
 
-    def receive_extra(self, mode: int, answer: ExtraAnswer) -> None:
-        """A master's answer to an extra; one that answers nothing we asked is dropped."""
-        if answer.granted:
-            self.receive(Granted(answer.resource, mode, answer.serial, answer.value))
-        else:
-            self.receive(Denied(answer.resource, answer.serial))
+    def awaits(self, granted: Granted) -> bool:
+        """Whether it is the answer to our outstanding request."""
+        lock = self.locks.get(granted.resource)
+        return lock is not None and (lock.wanted, lock.wanted_serial) == (granted.mode, granted.serial)
+
+    def newest(self, resource: Resource, value: Value) -> Value:
+        """The newer of a granted value and what we wrote while the grant was under way."""
+        lock = self.locks[resource]
+        return lock.value if lock.crossing and lock.value.stamp > value.stamp else value
+
+    def ask_again(self, resource: Resource) -> None:
+        """Who was asked does not arbitrate any more: say once more, to who does, what was said in vain."""
+        lock = self.locks.get(resource)
+        if lock is None or lock.wanted == NEVER or not lock.wanted_told:
+            return
+        self._send_request(resource, lock, [])
+        if lock.cancelled:
+            self._post(Cancel(resource, lock.wanted_serial))
+
+    def untell(self, resource: Resource) -> None:
+        """What was reported in this rebuild about a request of ours is forgotten: RESUME must ask.  While suspended."""
+        lock = self.locks.get(resource)
+        if lock is None or lock.wanted == NEVER:
+            return
+        lock.wanted_told = False
+        self._touched[resource] = None
+        if lock.cancelled:
+            self._answered(resource, lock, None)
 
     def in_use(self) -> list[Resource]:
         """What is held, or asked for and not cancelled."""
@@ -221,9 +267,15 @@ class ClientSide:
         ]
 
     def reports(self) -> Iterator[LockReport]:
-        """Everything a new master must know; requests count as told from here on.  Only while suspended."""
+        """Everything a new master must know; requests count as told from here on.  Only while suspended.
+
+        What is done to a lock before its report is in the report, what is done later is told at RESUME: so the
+        caller may take the reports at leisure.
+        """
         assert self.suspended
         for resource, lock in list(self.locks.items()):
+            if self.locks.get(resource) is not lock:
+                continue  # gone meanwhile
             if lock.cancelled:  # answers of older views will not come
                 lock.wanted, lock.cancelled = NEVER, False
                 if lock.next is not None:
@@ -232,7 +284,8 @@ class ClientSide:
             lock.release_untold = lock.crossing = False
             lock.wanted_told = lock.wanted != NEVER
             if lock.held or lock.wanted_told or lock.written:
-                self._touched[resource] = None
+                if lock.written:
+                    self._touched[resource] = None
                 value = lock.value if lock.held or lock.written else NO_VALUE
                 yield LockReport(
                     resource, lock.held, lock.serial, value, lock.written,

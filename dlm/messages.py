@@ -25,6 +25,7 @@ BATCH_ENTRIES_MAX = 128
 GHOSTS_MAX = 64
 EXTRAS_MAX = 128  # prefetched with one request; all granted with full values they take 40 KiB
 HISTORY_MAX = 64  # views; full of 64 members each they take 45 KiB
+SEQUENCE_MAX = (1 << 64) - 1  # of a value: reached only if a peer lies, and then it stays
 NEVER = -1  # Granted.finish and LockReport.wanted: there is none
 _ATTEMPT = struct.Struct("<Q")
 
@@ -74,6 +75,16 @@ class Extra(NamedTuple):
     serial: U64
 
 
+class HandOver(NamedTuple):
+    """With a write lock: you arbitrate the resource from now on, and this is what the granter has of it."""
+
+    held: _Mode
+    serial: U64  # of its last grant
+    wanted: _ModeOrNever = NEVER  # it waits for this
+    wanted_serial: U64 = 0
+    priority: _Priority = 0
+
+
 class ExtraAnswer(NamedTuple):
     """What became of an Extra: granted in the request's mode, or left out because somebody stands against it."""
 
@@ -81,6 +92,7 @@ class ExtraAnswer(NamedTuple):
     serial: U64
     granted: bool
     value: Value = NO_VALUE
+    hand_over: HandOver | None = None
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
@@ -114,6 +126,7 @@ class Granted(Message, tag=2):
     value: Value = NO_VALUE
     finish: _ModeOrNever = NEVER
     extras: Annotated[list[ExtraAnswer], Meta(max_length=EXTRAS_MAX)] = []
+    hand_over: HandOver | None = None
 
 
 class Denied(Message, tag=3):
@@ -189,7 +202,11 @@ class Prefetched(msgspec.Struct, array_like=True, gc=False, tag=9):
     extras: Annotated[list[ExtraAnswer], Meta(max_length=EXTRAS_MAX)]
 
 
-AboutResource: TypeAlias = Request | Granted | Denied | Revoke | Release | Cancel
+class Return(Message, tag=10):
+    """Arbiter of two members to the other: nobody holds it any more, arbitrate it again as the map says."""
+
+
+AboutResource: TypeAlias = Request | Granted | Denied | Revoke | Release | Cancel | Return
 Order: TypeAlias = AboutResource | Prefetched  # what a client and a master say to each other
 AnyMessage: TypeAlias = Order | Rebuild | RebuildDone | AboutOwned
 

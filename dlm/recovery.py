@@ -7,6 +7,8 @@ Every attempt throws all master copies away and builds them from what the member
    view it *resumed*, the greatest write mode each instance had in any of its copies, and reports the dead.
    Too much is safe: it waits for a replay.  A ghost that conflicts with a living holder is taken down to what
    fits beside it, because the holder got its lock only after the dead one had flushed and let go.
+   In a view of two members the resource may be arbitrated by its writer (``arbiters``): who should be its master
+   reports that the writer, if dead, had EX.
 3. **Unknown resources.** A dead instance ``d`` may hold what it got from a master that is gone too.  If under any
    of ``d.views``, or of the views since (a later master had inherited the ghost; the members' ``History`` knows
    them), the resource's master is not a member of the new view *as the same instance*, ``d`` is taken to hold
@@ -21,7 +23,8 @@ The barrier: complete when every member's RebuildDone is there and all its batch
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dlm.directory import Directory
 from dlm.messages import (
@@ -31,12 +34,13 @@ from dlm.messages import (
     NO_VALUE,
     Ghost,
     LockReport,
+    Member,
     Rebuild,
     RebuildDone,
     RecordReport,
     Value,
 )
-from dlm.modes import NL, VALUE_CURRENT_MASK, VALUE_WRITE_MASK, WRITE_MASK, strongest_write_beside
+from dlm.modes import EX, NL, VALUE_CURRENT_MASK, VALUE_WRITE_MASK, WRITE_MASK, strongest_write_beside
 from dlm.names import Resource
 from dlm.owned.messages import OwnedReport
 from dlm.resource import Enqueue, Record, Waiter, first_come
@@ -46,52 +50,87 @@ NOBODY = Instance(0, (1 << 64) - 1)  # never a member: who masters everything in
 _BATCH_BYTES = 32768  # estimated; far below PAYLOAD_BYTES_MAX
 
 
+class _Copy(NamedTuple):
+    """Master copies that were complete, and who held them: see ``Memory.remember``."""
+
+    records: Mapping[Resource, Record]
+    incarnations: Mapping[int, int]
+    given: Mapping[Resource, int]
+
+
 class Memory:
-    """What this node knew as a master, until the next RESUME."""
+    """What this node knew as a master, until the next RESUME.
+
+    The last copy is kept as it is.  Of those before it, which happens when an attempt is given up between its
+    barrier and its RESUME, only the writers count.
+    """
 
     def __init__(self) -> None:
         self._held: dict[Resource, dict[Instance, int]] = {}
-        self._values: dict[Resource, Value] = {}
+        self._copy = _Copy({}, {}, {})
 
-    def remember(self, records: Mapping[Resource, Record], incarnations: Mapping[int, int]) -> None:
+    def remember(
+        self,
+        records: Mapping[Resource, Record],
+        incarnations: Mapping[int, int],
+        given: Mapping[Resource, int] | None = None,
+    ) -> None:
         """Take over a copy that was completely rebuilt and is about to be purged.
 
         Args:
             records: the copy.
             incarnations: of the members of its view, by node.
+            given: what this node should master and another one does, with its writer (``arbiters``).
         """
-        self._values = {}
-        for resource, record in records.items():
-            for node, mode in record.granted.items():
-                self._note(resource, Instance(node, incarnations[node]), mode)
-            for instance, mode in record.ghosts.items():
-                self._note(resource, instance, mode)
-            writer = any(VALUE_WRITE_MASK >> mode & 1 for mode in record.granted.values())
-            if record.value.valid and not writer:  # a writer knows better
-                self._values[resource] = record.value
+        old = self._copy
+        for resource in (*old.records, *old.given):
+            for instance, mode in _writers(resource, old).items():
+                held = self._held.setdefault(resource, {})
+                held[instance] = max(mode, held.get(instance, 0))
+        self._copy = _Copy(records, incarnations, given or {})
 
-    def reports(self, dead: Collection[Instance]) -> Iterator[RecordReport]:
-        """What the new masters must hear of it when ``dead`` are dead."""
-        ghosts_of: dict[Resource, list[Ghost]] = {}
+    def reports(self, dead: Collection[Instance]) -> Iterator[RecordReport | None]:
+        """What the new masters must hear of it when ``dead`` are dead; None where there is nothing to say."""
+        copy = self._copy
+        for resource, record in copy.records.items():
+            value = record.value
+            if value.valid and any(VALUE_WRITE_MASK >> mode & 1 for mode in record.granted.values()):
+                value = NO_VALUE  # a writer knows better
+            held = _writers(resource, copy) if dead else {}
+            yield from _record_reports(resource, value, held, dead)
+        for resource in copy.given:
+            yield from _record_reports(resource, NO_VALUE, _writers(resource, copy), dead)
         for resource, held in self._held.items():
-            ghosts = [Ghost(*instance, mode) for instance, mode in held.items() if instance in dead]
-            if ghosts:
-                ghosts_of[resource] = ghosts
-        for resource in dict.fromkeys((*ghosts_of, *self._values)):
-            ghosts = ghosts_of.get(resource, [])
-            value = self._values.get(resource, NO_VALUE)
-            for i in range(0, max(len(ghosts), 1), GHOSTS_MAX):
-                yield RecordReport(resource, value, ghosts[i : i + GHOSTS_MAX])
+            yield from _record_reports(resource, NO_VALUE, held, dead)
 
     def forget(self) -> None:
         """RESUME came: the rebuilt copies everywhere hold all of it."""
         self._held = {}
-        self._values = {}
+        self._copy = _Copy({}, {}, {})
 
-    def _note(self, resource: Resource, instance: Instance, mode: int) -> None:
+
+def _writers(resource: Resource, copy: _Copy) -> dict[Instance, int]:
+    """Who had the resource in a mode that may dirty it."""
+    if resource in copy.given:
+        node = copy.given[resource]
+        return {Instance(node, copy.incarnations[node]): EX}  # or less: it needs not tell us
+    record = copy.records[resource]
+    held = {instance: mode for instance, mode in record.ghosts.items() if WRITE_MASK >> mode & 1}
+    for node, mode in record.granted.items():
         if WRITE_MASK >> mode & 1:
-            held = self._held.setdefault(resource, {})
-            held[instance] = max(mode, held.get(instance, 0))
+            held[Instance(node, copy.incarnations[node])] = mode
+    return held
+
+
+def _record_reports(
+    resource: Resource, value: Value, held: Mapping[Instance, int], dead: Collection[Instance]
+) -> Iterator[RecordReport | None]:
+    ghosts = [Ghost(*instance, mode) for instance, mode in held.items() if instance in dead]
+    if not ghosts and not value.valid:
+        yield None
+        return
+    for i in range(0, max(len(ghosts), 1), GHOSTS_MAX):
+        yield RecordReport(resource, value, ghosts[i : i + GHOSTS_MAX])
 
 
 class History:
@@ -194,18 +233,18 @@ class Rebuilding:
         """All members' histories together."""
         return self._history
 
-    def make_records(self, doubts: Doubts, enqueue: Enqueue = first_come) -> dict[Resource, Record]:
-        """The new master copies; those that would be empty are left out.  ``doubts`` learns the histories."""
+    def make_records(self, doubts: Doubts, enqueue: Enqueue = first_come) -> Iterator[Record]:
+        """The new master copies, also those that are empty.  ``doubts`` learns the histories."""
         assert not self.waiting_for
         for old in self._history:
             doubts.doubt_all(old)
-        made = {}
-        for resource in dict.fromkeys((*self._locks, *self._records)):
-            locks, records = self._locks.get(resource, []), self._records.get(resource, [])
-            record = make_record(resource, locks, records, doubts, enqueue)
-            if not record.idle:
-                made[resource] = record
-        return made
+        nothing: list[RecordReport] = []
+        while self._locks:  # and give the memory back piece by piece
+            resource, locks = self._locks.popitem()
+            yield make_record(resource, locks, self._records.pop(resource, nothing), doubts, enqueue)
+        while self._records:
+            resource, records = self._records.popitem()
+            yield make_record(resource, [], records, doubts, enqueue)
 
 
 def make_record(
@@ -263,20 +302,43 @@ def _rebuilt_value(record: Record, locks: list[tuple[int, LockReport]], records:
     return best if best.valid and best.stamp >= newest.stamp else invalid
 
 
-def batches(locks: Iterable[LockReport], records: Iterable[RecordReport]) -> Iterator[Rebuild]:
-    """Pack reports into messages that respect every cap."""
-    batch, size = Rebuild([], []), 0
-    for lock in locks:
-        batch.locks.append(lock)
-        size += 100 + len(lock.value.data)
-        if size >= _BATCH_BYTES or len(batch.locks) >= BATCH_ENTRIES_MAX:
-            yield batch
-            batch, size = Rebuild([], []), 0
-    for record in records:
-        batch.records.append(record)
-        size += 80 + len(record.value.data) + 12 * len(record.ghosts)
-        if size >= _BATCH_BYTES or len(batch.records) >= BATCH_ENTRIES_MAX:
-            yield batch
-            batch, size = Rebuild([], []), 0
-    if size:
-        yield batch
+class Packer:
+    """Packs reports for one member into messages that respect every cap.
+
+    Args:
+        tell: sends a message to the member.
+    """
+
+    def __init__(self, tell: Callable[[Rebuild | RebuildDone], None]) -> None:
+        self._tell = tell
+        self._batch = Rebuild([], [])
+        self._bytes = 0  # estimated
+        self._sent = 0
+
+    def lock(self, report: LockReport) -> None:
+        """Add the report of a client."""
+        self._batch.locks.append(report)
+        self._bytes += 100 + len(report.value.data)
+        if self._bytes >= _BATCH_BYTES or len(self._batch.locks) >= BATCH_ENTRIES_MAX:
+            self._flush()
+
+    def record(self, report: RecordReport) -> None:
+        """Add the report of an old master."""
+        self._batch.records.append(report)
+        self._bytes += 80 + len(report.value.data) + 12 * len(report.ghosts)
+        if self._bytes >= _BATCH_BYTES or len(self._batch.records) >= BATCH_ENTRIES_MAX:
+            self._flush()
+
+    def done(self, owned: Iterable[list[OwnedReport]], history: list[list[Member]]) -> None:
+        """That was all, but for the reports of owned locks, packed already."""
+        if self._bytes:
+            self._flush()
+        for reports in owned:
+            self._batch = Rebuild([], [], reports)
+            self._flush()
+        self._tell(RebuildDone(self._sent, history))
+
+    def _flush(self) -> None:
+        self._tell(self._batch)
+        self._sent += 1
+        self._batch, self._bytes = Rebuild([], []), 0

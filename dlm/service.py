@@ -10,12 +10,15 @@ Losing a link is told to ``link_lost``: messages may be gone with it, and only a
 
 from __future__ import annotations
 
+import gc
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import trio
 
 from dlm.client import ClientEvent, DeniedEvent, Grant, GrantedEvent, RevokeEvent
+from dlm.counts import Counts
 from dlm.lockspace import LockspaceCore, RebuiltEvent
 from dlm.messages import decode_untrusted, encode
 from dlm.names import Resource
@@ -25,6 +28,8 @@ from dlm.resource import Enqueue, first_come
 from membership.errors import BadMessage
 from membership.seams import Delivery, LinkDown, Transport, TransportEvent
 from membership.views import Instance, LockspaceView
+
+BULK_MAX = 8192  # messages that wait while a rebuild is under way: reports of a million locks
 
 
 class LockClient(Protocol):
@@ -76,8 +81,12 @@ class LockService:
         self._events: list[ClientEvent | RebuiltEvent | OwnedAnswer] = []
         self.owned_answered: Callable[[OwnedAnswer], None] = lambda _: None  # set by who calls ``owned``
         self._kick = trio.Event()
+        self._work = trio.Event()
+        self._bulk: deque[Delivery] = deque()  # in order, for ``_work_forever``
         self._waiting: dict[int, trio.Event] = {}  # attempt being rebuilt -> set when rebuilt or overtaken
         self._rebuilt = 0
+        self._suspended = 0.0  # since when, in trio's time
+        self._phases = {"done": 0.0, "resume": 0.0}  # seconds of the last rebuild, from SUSPEND
 
     # --- locks ---
 
@@ -151,6 +160,8 @@ class LockService:
 
     def suspend(self, attempt: int) -> None:
         """SUSPEND: on return no lock is granted any more.  Stale attempts are ignored."""
+        if self._core.state == "running":
+            self._suspended = trio.current_time()
         self._core.suspend(attempt)
         self._overtake(attempt)
 
@@ -173,7 +184,10 @@ class LockService:
 
     def resume(self, attempt: int) -> None:
         """RESUME: grants flow again.  Stale attempts are ignored."""
+        suspended = self._core.state != "running"
         self._core.resume(attempt)
+        if suspended and self._core.state == "running":
+            self._phases["resume"] = trio.current_time() - self._suspended
         self._act()
 
     def release_ghosts(self, instance: Instance) -> None:
@@ -188,14 +202,30 @@ class LockService:
     # --- looking in ---
 
     def statistics(self) -> dict[str, int]:
-        """Messages by type and direction, grants with no message and with one round trip, locks and resources."""
-        counts = self._core.statistics
-        sizes = self._core.sizes() | self._core.owned.arbiter.sizes()
-        return {"local_grants": 0, **counts, "round_trips": counts["sent_Request"], **sizes}
+        """Sums over the domains, messages by type and direction, locks and resources; the last rebuild, with the
+        time from SUSPEND to when it was done here (``rebuild_done_ms``), and to RESUME (``rebuild_resume_ms``).
+        """
+        core = self._core
+        totals = Counter(Counts().as_dict())
+        for counts in core.counts.values():
+            totals.update(counts.as_dict())
+        return {
+            **totals,
+            **core.statistics,
+            "round_trips": core.statistics["sent_Request"],
+            **core.sizes(),
+            **core.owned.arbiter.sizes(),
+            **{f"rebuild_{name}": number for name, number in core.last_rebuild.items()},
+            **{f"rebuild_{name}_ms": round(seconds * 1000) for name, seconds in self._phases.items()},
+        }
+
+    def domains(self) -> dict[int, dict[str, int]]:
+        """The counters of ``dlm.counts.Counts`` for each domain in use."""
+        return {domain: counts.as_dict() for domain, counts in self._core.counts.items()}
 
     def dump(self, resources: Iterable[Resource] | None = None) -> list[dict[str, Any]]:
-        """These resources, or all that this node masters or uses, as plain data."""
-        return self._core.dump(resources)
+        """These resources, or all that this node arbitrates or uses, as plain data."""
+        return self._core.dump(resources, trio.current_time())
 
     def contended(self) -> list[Resource]:
         """The resources mastered here that somebody waits for."""
@@ -207,13 +237,20 @@ class LockService:
         """Pump messages and callbacks until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_forever)
+            nursery.start_soon(self._work_forever)
             task_status.started()
             await self._transport.serve(self._take)
 
     def _take(self, event: TransportEvent) -> None:
         """An event of the transport, in the task that read it."""
         if isinstance(event, Delivery):
-            self._deliver(event)
+            if not self._core.rebuilding and not self._bulk:
+                self._deliver(event)
+                return
+            self._bulk.append(event)  # a message is a hundred reports then: not all of them in one go
+            if len(self._bulk) > BULK_MAX:
+                self._deliver(self._bulk.popleft())
+            self._work.set()
         elif isinstance(event, LinkDown):
             self._core.statistics["links_lost"] += 1
             self._link_lost(event.node, event.refused)
@@ -229,6 +266,24 @@ class LockService:
         self._core.receive(delivery.node, attempt, message)
         self._act()
 
+    async def _work_forever(self) -> None:
+        """Rebuild in small pieces, so that links and leases live meanwhile."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while self._bulk or self._core.working:
+                if self._bulk:
+                    self._deliver(self._bulk.popleft())
+                self._core.work()
+                self._act()
+                await self._let_others_run()
+
+    async def _let_others_run(self) -> None:
+        # What a rebuild makes lives for long and is much: without this the garbage collector walks all of it, for
+        # 100 ms at a stretch (100,000 locks).  Frozen objects are still freed when nobody refers to them.
+        gc.freeze()
+        await trio.lowlevel.checkpoint()
+
     async def _tell_forever(self) -> None:
         """Call back for ``request``, outside of it."""
         while True:
@@ -238,6 +293,10 @@ class LockService:
 
     def _flush(self) -> None:
         """Send what the core wants sent; collect what the client must be told."""
+        if self._core.working:
+            self._work.set()
+        if self._core.unstamped:
+            self._core.stamp(trio.current_time())
         if not self._core.pending:
             return
         effects = self._core.take_effects()
@@ -263,6 +322,7 @@ class LockService:
                 self.owned_answered(event)
             else:
                 self._rebuilt = event.attempt
+                self._phases["done"] = trio.current_time() - self._suspended
                 self._finish(event.attempt)
 
     def _overtake(self, attempt: int) -> None:

@@ -131,14 +131,19 @@ class Cluster:
     # --- the network ---
 
     def flush(self, node):
+        while self.cores[node].work():
+            pass
         effects = self.cores[node].take_effects()
         for target, attempt, message in effects.send:
-            if target in self.cores:
-                self.links.setdefault((node, target), deque()).append(encode(attempt, message))
+            self.post(node, target, attempt, message)
         for event in effects.events:
             if not isinstance(event, RebuiltEvent):
                 self.events.append((node, event))
                 self.log.append(f"  #{node} {self.event_text(event)}")
+
+    def post(self, node, target, attempt, message):
+        if target in self.cores:
+            self.links.setdefault((node, target), deque()).append(encode(attempt, message))
 
     def deliver(self, *link):
         """All messages (of one link, one message); return how many."""
@@ -165,6 +170,8 @@ class Cluster:
             words.append(NAMES[message.mode])
         if getattr(message, "finish", -1) >= 0:
             words.append(f"finish={NAMES[message.finish]}")
+        if getattr(message, "hand_over", None) is not None:
+            words.append("(hand-over)")
         return " ".join(words)
 
     def event_text(self, event):

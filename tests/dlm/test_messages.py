@@ -35,7 +35,7 @@ from dlm.messages import (
     encode,
 )
 from dlm.names import Resource
-from dlm.recovery import batches
+from dlm.recovery import Packer
 from membership.errors import BadMessage
 
 TOP = (1 << 64) - 1
@@ -89,13 +89,20 @@ def test_a_later_version_may_append_fields():
 
 
 def test_full_batches_stay_below_the_cap():
-    made = list(batches([LOCK] * 1000, [RECORD] * 1000))
+    made = []
+    packer = Packer(made.append)
+    for _ in range(1000):
+        packer.lock(LOCK)
+        packer.record(RECORD)
+    packer.done([], [])
+    assert made.pop() == RebuildDone(len(made))
     assert sum(len(batch.locks) for batch in made) == 1000
     assert sum(len(batch.records) for batch in made) == 1000
     assert all(0 < len(batch.locks) + len(batch.records) <= 2 * BATCH_ENTRIES_MAX for batch in made)
     for batch in made:
         assert decode_untrusted(encode(TOP, batch))[1] == batch
-    assert list(batches([], [])) == []
+    Packer(made.append).done([], [])
+    assert made[-1] == RebuildDone(0)
 
 
 def test_full_history_stays_below_the_cap():

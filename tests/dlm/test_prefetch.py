@@ -35,7 +35,7 @@ def test_arbitration_messages_drop_k_fold(cluster_of, k):
         cluster.deliver()
     assert all(cluster.held(name) == {1: PR} for name in names)
     assert dict(cluster.sent) == {"Request": 128 // k, "Granted": 128 // k}
-    assert cluster.cores[3].statistics["prefetch_granted"] == 128 - 128 // k
+    assert cluster.cores[3].counts[1].prefetch_granted == 128 - 128 // k
 
 
 @pytest.mark.seed("003-42")
@@ -54,7 +54,7 @@ def test_locked_extras_are_left_out_and_nobody_is_asked_for_them(cluster_of):
     assert dict(cluster.sent) == {"Request": 1, "Granted": 1}
     assert answers(cluster, 1) == {first: True, free: True, shared: True, taken: False, waited_for: False}
     assert cluster.held(taken) == {2: EX}
-    assert cluster.cores[3].statistics["prefetch_left_out"] == 2
+    assert cluster.cores[3].counts[1].prefetch_left_out == 2
 
 
 @pytest.mark.seed("003-42")
@@ -83,7 +83,7 @@ def test_one_message_for_each_further_master_and_none_for_our_own(cluster_of):
 
 
 def test_the_grant_of_a_local_request_is_returned_and_its_extras_come_as_events(cluster_of):
-    cluster = cluster_of(1, 2)
+    cluster = cluster_of(1, 2, 3)
     first, free, taken = mastered_by(cluster, 1, 3)
     cluster.get(2, taken, EX)
     assert cluster.request(1, first, PR, extras=[free, taken]) == PLAIN

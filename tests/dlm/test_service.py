@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from dlm.lockspace import WORK_ENTRIES
 from dlm.messages import Request, encode
 from dlm.modes import EX, PR
 from dlm.names import Resource
@@ -219,3 +220,25 @@ async def test_leave(net):
     net.services[0].leave()
     net.services[0].suspend(9)
     assert await net.services[0].rebuild(net.view(9)) is False
+
+
+async def test_others_run_between_the_pieces(net):
+    turns, locks = 0, 3 * WORK_ENTRIES
+    for i in range(locks):
+        net.services[0].request(Resource(1, i), EX)
+
+    async def somebody_else():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(somebody_else)
+        for service in net.services.values():
+            service.suspend(2)
+        async with trio.open_nursery() as all_of_them:
+            for service in net.services.values():
+                all_of_them.start_soon(service.rebuild, net.view(2))
+        inner.cancel_scope.cancel()
+    assert turns >= locks // WORK_ENTRIES

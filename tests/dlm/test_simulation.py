@@ -33,6 +33,25 @@ def test_faults(first):
     assert kills > SEEDS_PER_TEST
 
 
+@pytest.mark.seed("003-37", "003-38")
+@pytest.mark.parametrize("nodes", [2, 3])
+@pytest.mark.parametrize("fault_rate", [0.002, 0.01])
+def test_two_members_and_what_becomes_of_them(nodes, fault_rate):
+    """Arbitration moves with the write locks, and through kills, joins and rebuilds at every step."""
+    moved = returned = 0
+    for seed in range(SEEDS_PER_TEST):
+        world = dlm_world.World(seed, nodes=nodes, fault_rate=fault_rate)
+        try:
+            world.run(1500)
+        except AssertionError as error:
+            replay = f"--seed {seed} --nodes {nodes} --fault-rate {fault_rate}"
+            raise AssertionError(f"python tests/sim/dlm_world.py {replay} --trace: {error}") from error
+        moved += sum(peer.core.sizes().get("arbitration_taken", 0) for peer in world.peers.values())
+        returned += world.counts["Return"]
+    assert moved > 4 * SEEDS_PER_TEST
+    assert returned > SEEDS_PER_TEST // 2
+
+
 @pytest.mark.seed("003-19")
 @pytest.mark.parametrize("nodes", [2, 8])
 def test_no_faults_means_delay_only(nodes):

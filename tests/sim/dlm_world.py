@@ -7,6 +7,7 @@ Messages are FIFO per pair of instances and arbitrarily late across pairs; contr
 
 Checked after every step:
   C1. no two incompatible holders of a resource, the dead and not yet replayed included (writing modes);
+  C4. at most one node per view has a record of a resource, and who has it believes that it arbitrates;
   C2. a valid value block granted with CW, PR, PW or EX is the last one written, and never the last one before
       a writer died;
 and after the faults have stopped and everything was delivered:
@@ -145,14 +146,25 @@ class World:
             self.fault()
         links = [link for link, queue in self.links.items() if queue]
         controls = [instance for instance, peer in self.peers.items() if peer.control]
-        kinds = ["admin"] + ["link"] * (6 * bool(links)) + ["control"] * (2 * bool(controls)) + ["user"] * 4
+        working = [instance for instance, peer in self.peers.items() if peer.core.working]
+        kinds = (
+            ["admin"]
+            + ["work"] * (4 * bool(working))
+            + ["link"] * (6 * bool(links))
+            + ["control"] * (2 * bool(controls))
+            + ["user"] * 4
+        )
         kind = rng.choice(kinds)
-        if self.quiet and not links and not controls:
+        if self.quiet and not links and not controls and not working:
             busy = any(peer.told for peer in self.peers.values())
             if not busy and not self.admin.stale and not self.admin.dead and self.admin.phase == "idle":
                 return False
         if kind == "link":
             self.deliver(*rng.choice(links))
+        elif kind == "work":
+            instance = rng.choice(working)
+            self.peers[instance].core.work(rng.randint(1, 4))
+            self.flush(instance)
         elif kind == "control":
             self.control(rng.choice(controls))
         elif kind == "admin":
@@ -160,6 +172,7 @@ class World:
         elif self.peers:
             self.use(rng.choice(sorted(self.peers)), rng.choice(self.resources))
         self.check_holders()
+        self.check_arbiters()
         return True
 
     def note(self, text: str) -> None:
@@ -348,6 +361,15 @@ class World:
                 for other, second in taken[:i]:
                     assert compatible(mode, second), f"C1: {resource}: {one} has {mode}, {other} has {second}"
 
+    def check_arbiters(self) -> None:
+        """C4: no grant by two masters."""
+        seen: dict[tuple[int, Resource], Instance] = {}
+        for instance, peer in self.peers.items():
+            for resource, arbiter in peer.core.arbitrated():
+                assert arbiter == instance.node, f"C4: {instance} has a record of {resource}, which is {arbiter}'s"
+                other = seen.setdefault((peer.core.attempt, resource), instance)
+                assert other == instance, f"C4: {resource} at {other} and at {instance}"
+
     def check_rest(self) -> None:
         for instance, peer in self.peers.items():
             assert not peer.asked, f"C3: {instance} still waits for {peer.asked}"
@@ -363,9 +385,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--fault-rate", type=float, default=0.01)
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
-    world = World(options.seed, nodes=options.nodes)
+    world = World(options.seed, nodes=options.nodes, fault_rate=options.fault_rate)
     world.trace = [] if options.trace else None
     try:
         world.run(options.steps)
