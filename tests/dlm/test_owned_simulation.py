@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.owned_world import OwnedWorld
 
-SEEDS_PER_TEST = 20
+SEEDS_PER_TEST = 50
 
 
 @pytest.mark.seed("002-04", "002-30")
