@@ -496,6 +496,11 @@ class World:
                 mount.granting = False
 
 
+FAULTS = (
+    "kill", "start", "start", "cut", "heal", "mount", "mount", "mount", "die", "freeze", "thaw", "cut locks",
+)  # fmt: skip
+
+
 async def random_faults(seed: int, steps: int = 25) -> World:
     """Kill, restart, cut, heal, mount and unmount at random; then heal all and demand that everybody works."""
     rng = random.Random(seed)
@@ -505,9 +510,13 @@ async def random_faults(seed: int, steps: int = 25) -> World:
         for _ in range(steps):
             await trio.sleep(rng.choice((0.0, 0.01, 0.1, 1.0, 5.0)))
             number = rng.choice((1, 2, 3))
-            what = rng.choice(("kill", "start", "start", "cut", "heal", "mount", "mount", "die"))
+            what = rng.choice(FAULTS)
             await _fault(world, rng, number, what)
         world.net.heal_all()
+        world.lock_cuts.clear()
+        for machine in world.machines.values():
+            for mount in machine.mounts:
+                mount.thaw()
         try:
             await _demand_progress(world)
         except BaseException:
@@ -551,9 +560,15 @@ async def _fault(world: World, rng: random.Random, number: int, what: str) -> No
         world.net.heal_all()
     elif what == "mount" and machine.is_member and not any(m.alive for m in machine.mounts):
         world._nursery.start_soon(_try_mount, world, number)
-    elif what == "die":
+    elif what == "cut locks" and (pair := _ids(world, rng)) is not None:
+        world.lock_cuts ^= {frozenset(pair)}
         for mount in machine.mounts:
-            mount.die()
+            if mount.alive and mount.channel is not None and machine.is_member:
+                for node in set(pair) - {machine.node.node_id}:
+                    mount.channel.reply(LinkLost(mount.attempt, node))
+    elif what in ("die", "freeze", "thaw"):
+        for mount in machine.mounts:
+            {"die": mount.die, "freeze": mount.freeze, "thaw": mount.thaw}[what]()
 
 
 def _ids(world: World, rng: random.Random):
