@@ -37,8 +37,9 @@ class Wire:
             self.sent.append(node)
             self.network[node].put.send_nowait(Delivery(self.node, payload))
 
-    async def receive(self):
-        return await self.take.receive()
+    async def serve(self, handler):
+        async for event in self.take:
+            handler(event)
 
 
 class NoCache:
