@@ -61,7 +61,7 @@ CHAIN = """\
 
 @pytest.mark.seed("002-26")
 def test_the_chain_of_a_file(tmp_path: Path) -> None:
-    answers = (RESOLVED, RESOLVED, result(mount(1, 100, HOLDER), mount(2, 200, MASTER), SILENT))
+    answers = (RESOLVED, RESOLVED, result(mount(1, 100, HOLDER), mount(2, 200, MASTER), SILENT), result())
     with matrixd_that_answers(tmp_path, *answers) as asked:
         done = run("locks", "/mnt/2/dir/f", "--waiters", "--state", tmp_path)
     assert done.stdout == CHAIN
@@ -73,19 +73,19 @@ def test_the_chain_of_a_file(tmp_path: Path) -> None:
 
 def test_the_list_of_all_waits(tmp_path: Path) -> None:
     quiet = mount(3, 300, {"node": 3, "resources": []})
-    with matrixd_that_answers(tmp_path, result(mount(1, 100, HOLDER), mount(2, 200, MASTER), quiet)):
+    with matrixd_that_answers(tmp_path, result(mount(1, 100, HOLDER), mount(2, 200, MASTER), quiet), result()):
         done = run("locks", "--state", tmp_path)
     assert done.exit_code == 0
     head, line = done.stdout.splitlines()
     assert head.split() == ["LOCK", "HELD", "BY", "MASTER", "WAITING", "LONGEST"]
     assert line.split() == ["/mnt/2/dir/f", "n1", "(EX)", "n2", "n2", "n3", "1.2", "s"]
     (tmp_path / "matrixd.sock").unlink()
-    with matrixd_that_answers(tmp_path, result(quiet)):
+    with matrixd_that_answers(tmp_path, result(quiet), result()):
         assert run("locks", "--state", tmp_path).stdout == "Nobody waits for a lock.\n"
 
 
 def test_for_programs(tmp_path: Path) -> None:
-    with matrixd_that_answers(tmp_path, result(mount(2, 200, MASTER))):
+    with matrixd_that_answers(tmp_path, result(mount(2, 200, MASTER)), result()):
         done = run("locks", "--json", "--state", tmp_path)
     (lock,) = json.loads(done.stdout)["locks"]
     assert (lock["name"], lock["master"], lock["waiters"]["2"]["seconds"]) == ("inode 77", 2, 1.25)
