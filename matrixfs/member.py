@@ -45,6 +45,7 @@ from membership.views import Instance
 log = logging.getLogger(__name__)
 
 ASK_INTERVAL = 1.0  # seconds between requests for a new attempt
+SILENT_SECONDS = 10.0  # a peer that answers no ping for so long: longer than its own matrixd needs to see that it hangs
 ORDERS_MAX = 1000  # orders under way; an administrator has at most a handful outstanding
 
 
@@ -81,6 +82,7 @@ class Member:
     ) -> None:
         self._device = device
         self._superblock = superblock
+        self._transport = transport
         self.clock = clock
         self._rng = rng
         self._instance = Instance(node, incarnation)
@@ -99,6 +101,7 @@ class Member:
         self._attempt = 0
         self._lost: dict[int, bool] = {}  # links that broke in this attempt: node -> its host refused
         self._down: dict[int, bool] = {}  # links that are down now
+        self._peers: set[int] = set()  # the other members, by node
         self._send, self._receive = trio.open_memory_channel[Order](ORDERS_MAX)
         self._nursery: trio.Nursery | None = None
         self.replays: list[dict[str, int]] = []
@@ -124,8 +127,8 @@ class Member:
                 self._pausing.cancel()
             self.manager.suspend(order.attempt)
         elif isinstance(order, Rebuild):
-            members = {member.node for member in order.view.members}
-            self._down = {node: refused for node, refused in self._down.items() if node in members}
+            self._peers = {member.node for member in order.view.members} - {self._instance.node}
+            self._down = {node: refused for node, refused in self._down.items() if node in self._peers}
         self._send.send_nowait(order)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -176,10 +179,11 @@ class Member:
         self._nursery.start_soon(self._reply, LinkLost(self._attempt, node, refused))
 
     async def _tell_lost_links(self) -> None:
-        """Every second, to whoever is administrator: links that broke in this attempt, or are down."""
+        """Every second, to whoever is administrator: links that broke in this attempt, are down, or silent."""
         while True:
             await self.clock.sleep(ASK_INTERVAL)
-            for node, refused in sorted({**self._lost, **self._down}.items()):
+            silent = {node: False for node in self._peers if self._transport.silence(node) >= SILENT_SECONDS}
+            for node, refused in sorted({**silent, **self._lost, **self._down}.items()):
                 await self._reply(LinkLost(self._attempt, node, refused))
 
     async def _open(self, index: int) -> None:

@@ -7,6 +7,7 @@ import stat
 import trio
 
 from matrixfs.fs import attributes, data, namespace
+from matrixfs.member import SILENT_SECONDS
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.orders import LinkLost
 from tests.sim.checkers import assert_clean
@@ -48,6 +49,23 @@ async def _lose_the_link_under_load(world: World) -> None:
     await world.leave(0)
     await world.leave(1)
     await assert_clean(world.disk, world.superblock)
+
+
+async def _a_peer_hangs(world: World) -> None:
+    """Its connection stays, so no LinkDown tells of it."""
+    await world.start(0, 1)
+    await trio.sleep(60)
+    assert not [reply for _, reply in world._replies if isinstance(reply, LinkLost)], "an idle link is no silent one"
+    world.network.freeze(1)
+    await trio.sleep(SILENT_SECONDS - 2)
+    assert not [reply for _, reply in world._replies if isinstance(reply, LinkLost)]
+    await trio.sleep(4)
+    told = [(instance.node, reply) for instance, reply in world._replies if isinstance(reply, LinkLost)]
+    assert set(told) == {(0, LinkLost(world.attempt, 1))}
+
+
+def test_a_peer_that_hangs_is_told_like_a_lost_link() -> None:
+    run_world(3, _a_peer_hangs, size=16 * MIB)
 
 
 def test_a_lost_link_is_told_until_a_new_attempt_begins() -> None:
