@@ -31,7 +31,7 @@ from matrixfs.lock_names import BUSY
 from membership.errors import MatrixError, OperatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 LOST: Final = 125
 NOT_RUNNABLE, NOT_FOUND = 126, 127
@@ -88,12 +88,15 @@ def lock(
 
 def _run(command: tuple[str, ...], connection: socket.socket, name: str) -> int:
     """Run the command while ``connection`` lasts; its exit code, or ``LOST``."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # none may come between the command and its handler
     try:
-        process = subprocess.Popen(command, preexec_fn=_die_with_parent(os.getpid()))  # noqa: PLW1509 - one thread
+        process = subprocess.Popen(command, preexec_fn=_at_birth(os.getpid(), mask))  # noqa: PLW1509 - one thread
+        old = {number: signal.signal(number, _forward(process)) for number in _FORWARDED}
     except OSError as error:
         click.echo(f"matrixctl: {printable(command[0])}: {error.strerror}", err=True)
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
-    old = {number: signal.signal(number, _forward(process)) for number in _FORWARDED}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         return _watch(process, connection, name)
     finally:
@@ -146,8 +149,8 @@ def _in_foreground() -> bool:
         return False
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """For the child: SIGTERM when this process dies, for the lock is free then."""
+def _at_birth(parent: int, mask: Iterable[int]) -> Callable[[], None]:
+    """For the child: SIGTERM when this process dies, for the lock is free then; and signals as they were before."""
     import ctypes
 
     prctl = ctypes.CDLL(None).prctl
@@ -156,5 +159,6 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return arm
