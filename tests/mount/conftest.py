@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TextIO
 
 import pytest
 
+from tests.mount.guard import guarded
 from tests.mount.lab import Lab, LabNode
 
 _numbers = itertools.count(1)
@@ -58,16 +57,8 @@ def base() -> Iterator[tuple[Path, TextIO]]:
     """This run's directory, and the guard's ear."""
     path = Path(f"/var/tmp/mfs-tests-{os.getpid()}")
     path.mkdir()
-    guard = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("guard.py")), str(path)],
-        stdin=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert guard.stdin is not None
-    try:
-        yield path, guard.stdin
-    finally:
-        guard.stdin.close()
-        guard.wait()
+    with guarded(path) as ear:
+        yield path, ear
 
 
 @pytest.fixture

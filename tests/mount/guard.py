@@ -5,18 +5,22 @@ ENOTCONN.  So this process reads lines from its standard input, each a number of
 When none comes in time, and when the input ends, it sends SIGKILL to every process whose command line names the
 directory, and frees the mount points below it.
 
-Run as ``guard.py DIRECTORY``; the directory's name must be one that only this run of the tests uses.
+Run as ``guard.py DIRECTORY [keep]``; the directory's name must be one that only this run of the tests uses.  It is
+deleted at the end, unless it is to be kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 BEGIN_SECONDS = 120.0
 
@@ -39,7 +43,20 @@ def clean(directory: str) -> None:
                 subprocess.run(["umount", "-i", how, path], check=False, capture_output=True)
 
 
-def main(directory: str) -> None:
+@contextlib.contextmanager
+def guarded(directory: Path, *, keep: bool = False) -> Iterator[TextIO]:
+    """With a guard for the directory; the value is its ear."""
+    command = [sys.executable, __file__, str(directory), *(["keep"] if keep else [])]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert guard.stdin is not None
+    try:
+        yield guard.stdin
+    finally:
+        guard.stdin.close()
+        guard.wait()
+
+
+def main(directory: str, *, keep: bool) -> None:
     """Watch until the input ends."""
     seconds = BEGIN_SECONDS
     while True:
@@ -54,9 +71,10 @@ def main(directory: str) -> None:
             break
         seconds = float(data.split()[-1])
     clean(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest; we clean up after it
-    main(sys.argv[1])
+    main(sys.argv[1], keep=sys.argv[2:] == ["keep"])
