@@ -11,6 +11,8 @@ from dlm.master import MasterSide
 from dlm.messages import NEVER, Denied, ExtraAnswer, Granted, Prefetched, Return, Revoke
 from dlm.names import Resource
 
+_WITH_EXTRAS = (Granted, Prefetched)  # a tuple: ``A | B`` in an ``isinstance`` is built anew by every call
+
 
 class Exchange:
     """Passes a master's word to the client, and arbitration from one member to the other.
@@ -52,7 +54,7 @@ class Exchange:
                 self._take_over(sender, message)
             else:
                 self._client.receive(message)
-        if isinstance(message, Granted | Prefetched):
+        if isinstance(message, _WITH_EXTRAS):
             for extra in message.extras:
                 if sender in (believed[0], believed[1](extra.resource)):
                     self._extra(sender, message.mode, extra)

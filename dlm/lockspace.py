@@ -52,6 +52,8 @@ from membership.views import Instance, LockspaceView
 WORK_ENTRIES = 256  # locks or records handled between two turns of the others, about 2 ms
 HELD_BACK_MAX = 65536  # messages kept per peer (L4)
 _EARLY_MAX = 16384  # messages kept per peer (L2): reports of two million locks
+_REPORTS = (Rebuild, RebuildDone)  # tuples: ``A | B`` in an ``isinstance`` is built anew by every call
+_GIVING_UP = (Release, Cancel)
 
 
 class Envelope(NamedTuple):
@@ -267,7 +269,7 @@ class LockspaceCore:
             self._keep_early(sender, attempt, message)
         elif attempt < self.attempt or sender not in self._incarnations:
             self.statistics["stale"] += 1
-        elif isinstance(message, Rebuild | RebuildDone):
+        elif isinstance(message, _REPORTS):
             if self._rebuilding is not None and self.state == "rebuilding":
                 self._rebuilding.receive(sender, message)
                 self._make_when_all_is_there()
@@ -361,7 +363,7 @@ class LockspaceCore:
 
     def _post(self, node: int, message: AnyMessage) -> None:
         if node == self.node:
-            assert not isinstance(message, Rebuild | RebuildDone)
+            assert not isinstance(message, _REPORTS)
             self._local.append(message)
             return
         self.statistics["sent_" + type(message).__name__] += 1
@@ -383,13 +385,13 @@ class LockspaceCore:
         local.clear()
 
     def _process(self, sender: int, message: AnyMessage) -> None:
-        assert not isinstance(message, Rebuild | RebuildDone)
+        assert not isinstance(message, _REPORTS)
         if isinstance(message, Request):
             if sender == self.node and self._arbiters.of(message.resource) != sender:
                 self._post_to_master(message)  # it moved a moment ago
             else:
                 self._master.receive(sender, message, grants=True)
-        elif isinstance(message, Release | Cancel):
+        elif isinstance(message, _GIVING_UP):
             if self._arbiters.of(message.resource) == self.node:
                 self._master.receive(sender, message, grants=True)
             elif sender == self.node:

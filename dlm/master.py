@@ -139,8 +139,15 @@ class MasterSide:
         out: Orders = []
         if arbiters.of(message.resource) == arbiters.node:
             record = self.records.get(message.resource) or self._new_record(message.resource)
-            record.request(Waiter(sender, message.mode, message.serial, message.try_, message.priority), self._enqueue)
-            self._schedule(record, out)
+            if record.grant_at_once(sender, message.mode, message.serial):  # the usual case needs no queue
+                hand_over = self._hand_over(record, sender, message.mode)
+                out.append((sender, Granted(
+                    message.resource, message.mode, message.serial, record.value, hand_over=hand_over
+                )))  # fmt: skip
+            else:
+                waiter = Waiter(sender, message.mode, message.serial, message.try_, message.priority)
+                record.request(waiter, self._enqueue)
+                self._schedule(record, out)
         else:
             self.statistics["crossed"] += 1  # T3
         if extras:
