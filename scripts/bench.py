@@ -22,7 +22,7 @@ from typing import Any
 
 from matrixfs.fuse import registry
 from membership.errors import MatrixError
-from scripts import bench_links
+from scripts import bench_crowd, bench_links
 from scripts import bench_rows as work
 from scripts.bench_counters import BenchError, Mounted, total
 from scripts.bench_report import Row, as_json, percentile, table
@@ -30,6 +30,8 @@ from tests.mount.lab import Lab, LabError
 
 STORE_MIB = 3072
 STORE_PIECE = 4 << 20
+CROWD_SECONDS = 1.5  # of creating in one directory, for each number of nodes
+REBUILD_NODES = 3
 
 Say = Callable[[str], None]
 
@@ -43,6 +45,7 @@ class Sizes:
     syncs: int
     hand_overs: int
     tree: int
+    locks: int
 
 
 @dataclass
@@ -136,26 +139,30 @@ class Bench:
             viewed = top / name
             row = self._row(f"list a cold tree, {who} mount", "file", why)
             self._measure(side, row, count, lambda viewed=viewed: work.list_tree(viewed, count))  # type: ignore[misc]
+            if row.costs:
+                row.note = f"{1000 * (row.cost('messages') or 0):.0f} messages for 1,000 files"
             if root:
                 work.drop_caches(work.PAGES_ONLY)
             row = self._row(f"read its files, {who} mount", "file", "calls and a store read per file")
             self._measure(side, row, count, lambda viewed=viewed: work.read_tree(viewed))  # type: ignore[misc]
 
-    def hand_over(self, side: Side, name: str) -> None:
-        """One page written on the first node and read on the second."""
-        why = "four syncs: data, journal, in place, revoke"
-        row = self._row("hand-over of a 4 KiB file", "page", why)
-        row.rounds = False
+    def hand_over(self, side: Side, name: str, bare: float) -> None:
+        """One page written on the first node and read on the second, beside what the store itself takes to be sure."""
+        row = self._row("hand-over of a 4 KiB file", "page", "four syncs: data, journal, in place, revoke")
+        store = self._row("durable 4 KiB write, bare", "write", "the disk, and who else uses it")
+        row.rounds = store.rounds = False
         count = self.sizes.hand_overs
+        if not side.ours:
+            store.local += bench_crowd.durable_writes(side.tops[0] / name, count)
+            return
         before = total(side.mounts)
-        seconds = work.hand_over(side.tops[0] / name, side.tops[1] / name, count)
-        if side.ours:
-            row.costs.append((total(side.mounts) - before).per(count))
-            row.ours += seconds
-            slow = percentile(row.ours, 99) * 1000
-            row.note = f"median {median(row.ours) * 1000:.2f} ms, p99 {slow:.2f} ms, {len(row.ours)} times, none stale"
-        else:
-            row.local += seconds
+        row.ours += work.hand_over(side.tops[0] / name, side.tops[1] / name, count)
+        row.costs.append((total(side.mounts) - before).per(count))
+        slow = percentile(row.ours, 99) * 1000
+        row.note = (
+            f"median {median(row.ours) * 1000:.2f} ms, p99 {slow:.2f} ms, {len(row.ours)} times, none stale; "
+            f"{median(row.ours) / bare:.0f} bare round trips"
+        )
 
     def ping_pong(self, side: Side, name: str, bare: float) -> None:
         """One byte's fcntl lock between two nodes, without data."""
@@ -199,6 +206,30 @@ class Bench:
         times = median(row.ours) / bare
         row.note = f"first stat of a file arbitrated elsewhere, less one arbitrated here; {times:.1f} bare round trips"
 
+    def crowd(self, side: Side, name: str, bare: float) -> None:
+        """All nodes create in one directory, beside one of them that has a directory for itself."""
+        alone = None
+        for nodes in range(1, min(3, len(side.tops)) + 1):
+            top = f"{name}-{nodes}"
+            (side.tops[0] / top).mkdir()
+            who, bound = (f"{nodes} nodes", "hand-overs; two CPUs") if alone else ("1 node", "its calls")
+            row = self._row(f"create in one directory, {who}", "file", bound)
+            before = total(side.mounts)
+            found = bench_crowd.create_together([each / top for each in side.tops[:nodes]], CROWD_SECONDS)
+            row.costs.append((total(side.mounts) - before).per(sum(found.made)))
+            row.ours.append(1 / found.rate)
+            row.crowds.append(found)
+            alone = alone or row
+            row.note = crowd_note(row, alone, bare)
+
+    def rebuild(self, bare: float) -> None:
+        """Recovery of the locks: three processes, none of them a mount, after a fourth one died."""
+        locks = self.sizes.locks
+        row = self._row(f"rebuild of locks, {REBUILD_NODES} nodes", "lock", "reports: encode, decode, insert")
+        row.ours.append(bench_crowd.rebuild(locks, REBUILD_NODES) / locks)
+        seconds = median(row.ours) * locks
+        row.note = f"{locks} locks in {seconds:.2f} s, {seconds / bare:.0f} bare round trips"
+
     def _first_stats(self, side: Side, maker: Path, name: str) -> tuple[float, dict[str, float]]:
         """Median seconds, and cost to node 3, of its stats of files that ``maker`` made and nodes 1 and 2 share."""
         first, second, third = side.tops[:3]
@@ -240,12 +271,25 @@ class Bench:
                 self.small_files(side, top)
                 self.large_file(side, top)
                 self.tree(side, f"tree-{number}")
-                self.hand_over(side, f"page-{number}")
+                self.hand_over(side, f"page-{number}", median(bare.local))
                 self.ping_pong(side, f"locks-of-{number}", median(bare.local))
             self.remote_lock(ours, f"locks-{number}", median(bare.local))
+            self.crowd(ours, f"crowd-{number}", median(bare.local))
+            self.rebuild(median(bare.local))
             self.links(median(bare.local))
-        self.rows = [row for row in self.rows if row.ours]
+        self.rows = [row for row in self.rows if row.ours or not row.rounds]
         self.rows.append(bare)
+
+
+def crowd_note(row: Row, alone: Row, bare: float) -> str:
+    """How the nodes together did beside one alone, and beside each other."""
+    share = median(alone.ours) / median(row.ours)
+    least = median(each.slowest_share for each in row.crowds)
+    longest = max(each.longest for each in row.crowds)
+    return (
+        f"{1 / median(row.ours):.0f} a second, {share:.0%} of one node's; the slowest made {least:.0%} of its share; "
+        f"the longest create took {longest * 1000:.0f} ms, {longest / bare:.0f} bare round trips"
+    )
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------------
@@ -281,14 +325,15 @@ def measure(directories: Sequence[Path], reference: Path, options: argparse.Name
     name = f"bench-{os.getpid()}"
     ours = Side([path / name for path in directories], mounts)
     local = Side([reference / name] * len(directories), [])
-    sizes = Sizes(options.files, options.mib, options.syncs, options.hand_overs, options.tree)
+    sizes = Sizes(options.files, options.mib, options.syncs, options.hand_overs, options.tree, options.locks)
     bench = Bench(sizes, say)
     try:
         ours.tops[0].mkdir()
         local.tops[0].mkdir(parents=True)
         bench.run(ours, local, options.rounds)
     finally:
-        shutil.rmtree(ours.tops[0], ignore_errors=True)
+        if options.directories:  # else the whole store goes
+            shutil.rmtree(ours.tops[0], ignore_errors=True)
         shutil.rmtree(local.tops[0], ignore_errors=True)
     return bench
 
@@ -334,7 +379,7 @@ def measure_own_lab(options: argparse.Namespace, say: Say) -> Bench:
 def header(options: argparse.Namespace, reference: Path) -> dict[str, Any]:
     """What somebody needs to compare or repeat the run."""
     words = ["sudo", "scripts/bench", *map(str, options.directories)]
-    for flag in ("rounds", "files", "mib", "syncs", "hand_overs", "tree"):
+    for flag in ("rounds", "files", "mib", "syncs", "hand_overs", "tree", "locks"):
         words += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     return {
         "command": shlex.join(words + (["--local", str(options.local)] if options.local else [])),
@@ -356,13 +401,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--syncs", type=int, default=200, help="durable writes, and lock requests [200]")
     parser.add_argument("--hand-overs", type=int, default=200, help="pages passed between two mounts [200]")
     parser.add_argument("--tree", type=int, default=500, help="files in the tree that is read cold [500]")
+    parser.add_argument("--locks", type=int, default=100_000, help="rebuilt on three nodes [100000]")
     parser.add_argument("--local", type=Path, help="directory to compare with [beside the store, or /var/tmp]")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp/matrixfs-bench"), help="where own nodes are made")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     if len(options.directories) == 1:
         parser.error("give two or more mount points of one tree, or none")
-    if min(options.rounds, options.files, options.mib, options.syncs, options.hand_overs, options.tree) < 1:
+    sizes = (options.rounds, options.files, options.mib, options.syncs, options.hand_overs, options.tree, options.locks)
+    if min(sizes) < 1:
         parser.error("every number must be 1 or more")
     options.directories = [path.resolve() for path in options.directories]
     return options

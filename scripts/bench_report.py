@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+from scripts.bench_crowd import Crowd
+
 MICROSECONDS = 1e6
 
 
@@ -22,6 +24,7 @@ class Row:
         ours, local: seconds per operation, one per round (for latencies: one per call, then ``rounds`` is False).
         cost: counters per operation, the median of the rounds (``Counters.per``).
         note: added below the table.
+        crowds: what the nodes of a row with several at work did, one per round.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Row:
     costs: list[dict[str, float]] = field(default_factory=list)
     rounds: bool = True
     note: str = ""
+    crowds: list[Crowd] = field(default_factory=list)
 
     @property
     def ratio(self) -> float | None:

@@ -1,6 +1,6 @@
 """Time a rebuild of many locks over real links on loopback, and how long it keeps the event loop from its other work.
 
-    python tests/dlm/rebuild_bench.py [--locks 100000] [--nodes 3] [--together]
+    python tests/dlm/rebuild_bench.py [--locks 100000] [--nodes 3] [--together] [--json]
 
 Each node is a process, unless ``--together`` puts them all into this one.  The locks are spread evenly, a tenth with
 a value block.  A node that died is in the view, so that the dead and their doubts are part of the work.
@@ -32,6 +32,7 @@ from membership.transport.links import LinkMesh
 from membership.views import DeadInstance, Instance, LockspaceView
 
 DEAD = 9
+JSON = "--json"
 GC_THRESHOLDS = (50_000, 20, 100)  # as a mount process has them (matrixfs/node.py)
 
 
@@ -224,6 +225,9 @@ async def apart(nodes, locks):
 
 
 def report(nodes, locks, total, rebuilt, resumed, gaps):
+    if JSON in sys.argv:
+        print(json.dumps({"seconds": total, "longest_stretch": max(gaps.values())}))
+        return
     print(
         f"{locks} locks, {nodes} nodes: {total:.3f} s from SUSPEND to the last RESUME; "
         f"CPU of a node: rebuild {max(rebuilt.values()):.3f} s, resume {max(resumed.values()):.3f} s, "
@@ -236,6 +240,7 @@ def main():
     parser.add_argument("--locks", type=int, default=100_000)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--together", action="store_true")
+    parser.add_argument(JSON, action="store_true", help="one JSON document: what scripts/bench reads")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     gc.set_threshold(*GC_THRESHOLDS)
