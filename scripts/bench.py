@@ -148,7 +148,7 @@ class Bench:
 
     def hand_over(self, side: Side, name: str, bare: float) -> None:
         """One page written on the first node and read on the second, beside what the store itself takes to be sure."""
-        row = self._row("hand-over of a 4 KiB file", "page", "four syncs: data, journal, in place, revoke")
+        row = self._row("hand-over of a 4 KiB file", "page", "three syncs: journal, in place, revoke; and CPU")
         store = self._row("durable 4 KiB write, bare", "write", "the disk, and who else uses it")
         row.rounds = store.rounds = False
         count = self.sizes.hand_overs

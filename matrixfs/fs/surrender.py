@@ -3,7 +3,7 @@
 ==== ============================= ======================================================================
 step when                          what
 ==== ============================= ======================================================================
-1    from EX                       write buffered file data
+1    from EX                       write buffered file data; what only goes over old blocks beside step 2
 2    from EX, something changed    commit the journal, then write the inode's blocks in place, then revoke (J3)
 3    below PR                      if the file is open here, let its OPEN lock stand for that (``opens``)
 4    below PR                      drop what the kernel caches: names, attributes, pages
@@ -40,11 +40,9 @@ class InodeCallouts:
         inode: Inode | None = lock.subject
         if lock.mode == EX and lock.blocks:
             if inode is not None and inode.dirty is not None:
-                await self._volume.write_back.flush_or_note(inode)
-            journal = self._volume.journal
-            if any(journal.holds(block) for block in lock.blocks.values()):
-                await journal.commit()
-            await journal.release(lock.blocks)
+                await self._volume.write_back.flush_beside(inode, lambda: self._bring_home(lock))
+            else:
+                await self._bring_home(lock)
             self._volume.locks.trace.note("in place", lock.resource, mode)
         if mode < PR:
             await self._volume.opens.register(lock.number)
@@ -53,6 +51,12 @@ class InodeCallouts:
                 self._volume.locks.trace.note("purged", lock.resource, mode)
             lock.subject = None
             lock.blocks.clear()
+
+    async def _bring_home(self, lock: Lock) -> None:
+        journal = self._volume.journal
+        if any(journal.holds(block) for block in lock.blocks.values()):
+            await journal.commit()
+        await journal.release(lock.blocks)
 
     async def _purge_kernel(self, inode: Inode) -> None:
         if stat.S_ISDIR(inode.mode):

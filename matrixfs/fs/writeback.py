@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import extents, tree
@@ -135,6 +136,42 @@ class WriteBack:
             self.errors[inode.ino] = error.errno or errno.EIO
             self.drop(inode)
             inode.size = inode.size_on_disk if not inode.inline else len(inode.root)  # type: ignore[arg-type]
+
+    async def flush_beside(self, inode: Inode, metadata: Callable[[], Awaitable[object]]) -> None:
+        """Flush where nobody can be told, and await ``metadata``, which makes the inode's blocks durable.
+
+        The one while the other, if the data goes over blocks that the file has already and its size stays.  No
+        transaction makes such data reachable, so J4 asks for no order (docs/decisions/0014): after a crash each sector
+        is the old one or the new one, as it is when the power goes before the flush.
+
+        Raises:
+            DeviceError, Fenced, CorruptionError: the mount withdraws.
+        """
+        overwritten = await self._overwritten(inode)
+        if not overwritten:
+            if inode.dirty is not None:
+                await self.flush_or_note(inode)
+            await metadata()
+            return
+
+        async def data() -> None:
+            for extent in overwritten:
+                await self._write(inode, extent, mapped=True, durable=True)
+
+        await for_each((data, metadata), lambda part: part(), workers=2)
+        self.drop(inode)
+
+    async def _overwritten(self, inode: Inode) -> list[Extent]:
+        """The blocks of a small change that leaves the file's extents and size as they are; else none."""
+        dirty = inode.dirty
+        if dirty is None or inode.inline or inode.size != inode.size_on_disk:
+            return []
+        if dirty.blocks_bound() > DURABLE_BLOCKS_MAX:
+            return []
+        found: list[Extent] = []
+        for first, count in list(dirty.block_runs(RUN_BLOCKS)):
+            found += await extents.pieces(self._volume, inode, first, count)
+        return found if all(extent.physical for extent in found) else []
 
     async def flush(self, inode: Inode) -> None:
         """Write all buffered data of an inode that nobody else can change now.
