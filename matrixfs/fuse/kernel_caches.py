@@ -137,6 +137,7 @@ class KernelCaches:
     def forgotten(self, ino: int) -> None:
         """The kernel dropped the inode, so nothing of it is cached."""
         self._directories.pop(ino, None)
+        self._page_jobs.pop(ino, None)
         waited = self._forgotten.pop(ino, None)
         if waited is not None:
             waited.set()
@@ -177,9 +178,12 @@ class KernelCaches:
             node.pages = True
 
     def drop_pages_later(self, ino: int) -> None:
-        """Have pages dropped when the request that the kernel waits for has been answered."""
+        """Have pages dropped when the request that the kernel waits for has been answered.
+
+        And before any read(2) after it, if that answer's attributes are not valid: the kernel then asks (``dropped``).
+        """
         if self._notifier is not None:
-            self._submit_drop(self._notifier, ino)
+            self._page_jobs[ino] = self._submit_drop(self._notifier, ino)
 
     async def purge_inode(self, ino: int) -> None:
         """Make the inode's attributes and pages unreachable (K1, K2, K5).  Never raises for the kernel's sake."""

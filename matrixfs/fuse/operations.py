@@ -245,7 +245,14 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._fill(self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes)))
+        inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
+        reply = self._fill(inode)
+        node = self._nodes.get(ino)
+        if node is not None and node.pages and node.data_version != inode.data_version:
+            # The kernel takes over this mtime without dropping pages of older data, and would trust them from then on.
+            reply.attr_timeout = 0.0
+            self._caches.drop_pages_later(ino)
+        return reply
 
     @upcall(0)
     async def readlink(self, ino: int, ctx: Any) -> bytes:

@@ -169,6 +169,27 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
 
 
+@pytest.mark.parametrize("known", [0, 1], ids=["of older data", "of this data"])
+async def test_pages_are_not_trusted_for_the_mtime_that_a_setattr_tells(known: int) -> None:
+    """The kernel takes over that mtime without dropping pages, so comparing it later says nothing of them."""
+
+    async def changed(*_arguments: Any) -> Any:
+        made = inode(100)
+        made.data_version = 1
+        return made
+
+    world = Kernelless(setattr=changed)
+    node = world.caches.nodes.looked_up(100, 1)
+    node.pages, node.data_version = True, known
+    dropped: list[int] = []
+    world.caches.drop_pages_later = dropped.append  # type: ignore[method-assign]
+    fields = SimpleNamespace(
+        update_mode=True, update_uid=False, update_gid=False, update_size=False, update_atime=False, update_mtime=False
+    )
+    reply = await world.operations.setattr(100, pyfuse3.EntryAttributes(), fields, None, CALLER)
+    assert (dropped, reply.attr_timeout == 0) == (([], False) if known else ([100], True))
+
+
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:
     world = Kernelless()
     for call in (world.operations.read(7, 0, 10), world.operations.release(7), world.operations.readdir(7, 0, None)):
