@@ -14,8 +14,10 @@ Called by the filesystem's demote callouts.  Invariants:
         in it fails until somebody has walked there again (the epoch does the same on the next walk, so it is the second
         choice).  Marking doesn't wait for a revalidation under way, whose reply would bring the name back: so it is
         done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then.
-    K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then at most ``PAGES_BOUND``
-        later than without, and until then only mappings and splices can see them (read(2) asks for the mtime first).
+    K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then it returns at most
+        ``PAGES_BOUND`` later than without, and until the drop is over only mappings and splices can see old pages.
+        read(2) asks for the attributes first, and that answer waits for the drop (``dropped``): the changed mtime
+        alone is no safeguard, for the kernel ignores attributes asked for before an invalidation or a local write.
     K6  Where the kernel opens files without asking (coherence.md 6), ``shed`` returns when it has forgotten the inode,
         or when somebody may have the file open: in use, not yet taken in, or a kernel that can't be told to forget.
 """
@@ -41,6 +43,7 @@ FOREVER = 10 * 365 * 86400.0  # seconds: until invalidated
 SHORT = 0.1  # seconds a name is trusted by kernels without the epoch: a purge waits this out
 SHORT_SLACK = 0.05  # seconds more: the kernel counts in ticks, and from when it has taken the reply in
 PAGES_BOUND = 0.05  # seconds a purge waits for pages while something local is pending
+DROPPED_BOUND = 2.0  # seconds an answer waits for pages that a purge left behind
 NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
@@ -51,6 +54,7 @@ _COUNTERS = (
     "inodes",
     "pages",
     "pages_left_behind",
+    "drops_awaited",
     "names",
     "names_dropped",
     "epochs",
@@ -229,6 +233,24 @@ class KernelCaches:
                 return
         if self._page_jobs.get(ino) is job:
             del self._page_jobs[ino]
+
+    def dropping(self, ino: int) -> bool:
+        """Whether old pages may still be there, left behind by a purge (K5)."""
+        job = self._page_jobs.get(ino)
+        if job is not None and job.done:
+            del self._page_jobs[ino]
+            return False
+        return job is not None
+
+    async def dropped(self, ino: int) -> None:
+        """Wait for the drop that a purge left behind; what blocks it is answered without us (K5)."""
+        job = self._page_jobs.get(ino)
+        if job is None:
+            return
+        self._counters["drops_awaited"] += 1
+        if not await job.wait(DROPPED_BOUND) and self._page_jobs.get(ino) is job:
+            del self._page_jobs[ino]
+            log.warning("inode %d: its pages are not dropped after %g s", ino, DROPPED_BOUND)
 
     def _submit_drop(self, notifier: Notifier, ino: int) -> Job:
         node_id = self.nodes.node_id(ino)

@@ -232,7 +232,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(0)
     async def getattr(self, ino: int, ctx: Any) -> Any:
         """Attributes, valid until invalidated."""
-        return self._fill(self._checked_inode(ino, await self._attributes.getattr(self._volume, ino)))
+        inode = await self._attributes.getattr(self._volume, ino)
+        while self._caches.dropping(ino):  # a read(2) asks us, and takes its pages as good once it has the answer
+            await self._caches.dropped(ino)
+            inode = await self._attributes.getattr(self._volume, ino)
+        return self._fill(self._checked_inode(ino, inode))
 
     @upcall(0)
     async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:

@@ -31,6 +31,11 @@ class Job:
         self.started = False
         self.cancelled = False
 
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._done.is_set()
+
     async def wait(self, seconds: float) -> bool:
         """Wait for its end, at most ``seconds``; whether it has ended."""
         with trio.move_on_after(seconds):

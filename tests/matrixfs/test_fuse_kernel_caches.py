@@ -135,6 +135,43 @@ async def test_a_blocked_page_drop_does_not_hold_the_purge_while_something_local
     assert world.caches.counters()["pages_left_behind"] == 1
 
 
+async def test_answers_wait_for_pages_that_were_left_behind(world: World) -> None:
+    """K5: once read(2) has the attributes it asked for, it takes the pages as good."""
+    world.caches.nodes.looked_up(100, 1).pages = True
+    world.caches.pending.enter(100)
+    world.kernel.free.clear()
+    await world.caches.purge_inode(100)
+    assert world.caches.dropping(100)
+    assert not world.caches.dropping(101)
+    seen: list[bool] = []
+
+    async def answer() -> None:
+        await world.caches.dropped(100)
+        seen.append(("pages", 100) in world.kernel.told)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not seen
+        world.kernel.free.set()
+    assert seen == [True]
+    assert not world.caches.dropping(100)
+    await world.caches.dropped(100)  # nothing left to wait for
+    assert world.caches.counters()["drops_awaited"] == 1
+
+
+async def test_answers_do_not_wait_for_ever_for_pages(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.caches.nodes.looked_up(100, 1).pages = True
+    world.caches.pending.enter(100)
+    world.kernel.free.clear()
+    await world.caches.purge_inode(100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matrixfs.fuse.kernel_caches.DROPPED_BOUND", 0.0)
+        await world.caches.dropped(100)
+    assert not world.caches.dropping(100)
+    assert "not dropped" in caplog.text
+
+
 async def test_a_page_drop_is_waited_for_when_nothing_is_pending(world: World) -> None:
     world.caches.nodes.looked_up(100, 1).pages = True
     world.kernel.free.clear()
