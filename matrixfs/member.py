@@ -19,7 +19,7 @@ from matrixfs.fs.volume import Volume
 from matrixfs.locks import lockspace
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.file_locks import FileLocks
-from matrixfs.locks.resources import ATTEMPT, Resource
+from matrixfs.locks.resources import ATTEMPT, DOMAIN_NAMES, Resource
 from matrixfs.locks.trace import Trace
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.pauses import Pause, never
@@ -246,11 +246,12 @@ class Member:
 
     def counters(self) -> dict[str, object]:
         """What ``matrixctl status`` shows of this mount."""
+        domains = self.manager.domains()
         found: dict[str, object] = {
             "locks": self.locks.statistics(),
             "waits": self.locks.waits(),
-            "types": self.trace.heat.types(),
             "dlm": self.manager.statistics(),
+            "domains": {name: domains[d] for d, name in DOMAIN_NAMES.items() if d in domains},
             "replays": list(self.replays),
         }
         if self._volume is not None:

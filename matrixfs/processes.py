@@ -17,6 +17,12 @@ def name_of(pid: int) -> str:
     return _read(f"/proc/{pid}/comm").strip()
 
 
+def child_of(pid: int) -> int:
+    """The oldest child of a process without threads, 0 when it has none (or the kernel does not tell)."""
+    children = _read(f"/proc/{pid}/task/{pid}/children").split()
+    return int(children[0]) if children else 0
+
+
 def users_of(ino: int, device: str) -> list[dict[str, Any]]:
     """Processes with an open descriptor on the inode: pid, command, state, doing.  Blocks: call it in a thread.
 

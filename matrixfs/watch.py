@@ -103,33 +103,19 @@ class Watch:
         wanted = {(str(kind), number) for kind, number in _pairs(take(arguments, "objects", list))}
         rows = self._named.rows(wanted or None)[:ROWS_MAX]
         for row in rows:
-            row["command"] = processes.name_of(row["pid"]) if row["pid"] else ""
-            if row["kind"] != "NAMED":
+            if row["kind"] == "NAMED":  # matrixctl asked for it, the command that it runs is what people look for
+                row["pid"] = processes.child_of(row["pid"]) or row["pid"]
+            else:
                 row |= self.name(Resource(INODE, row["object"]))
+            row["command"] = processes.name_of(row["pid"]) if row["pid"] else ""
         return rows
 
     def top(self, arguments: Message) -> Message:
-        """The hottest locks with their counters, which only grow, and who waits now; and the links.
-
-        Raises BadMessage.
-        """
-        hot = self._member.trace.heat.hottest(min(ROWS_MAX, take_natural(arguments, "count")))
-        locks = self._member.locks
+        """The hottest locks (``matrixfs.locks.hottest``), and the links.  Raises BadMessage."""
+        hot = self._member.locks.hottest(min(ROWS_MAX, take_natural(arguments, "count")))
         return {
             "node": self._node,
-            "seconds": self._member.clock.monotonic(),
-            "hot": [
-                {
-                    "domain": resource.domain,
-                    "object": resource.object,
-                    "handovers": each.handovers,
-                    "waits": each.waits,
-                    "wait_seconds": each.wait_seconds,
-                    "waiters": len(lock.waiters) if (lock := locks.find(resource)) is not None else 0,
-                }
-                | self.name(resource)
-                for resource, each in hot
-            ],
+            "hot": [row | self.name(Resource(row["domain"], row["object"])) for row in hot],
             "links": self._links(),
         }
 

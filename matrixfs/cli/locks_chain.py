@@ -1,7 +1,8 @@
 """What several mounts know of a lock, put together: resource, master, holders, waiters (pure; R14).
 
-Each mount knows its own side (what it holds, does, waits for, since when), a master the queue.  Rows come from
-``matrixfs.locks.view``; other nodes made them, so nothing in them is believed to be there (``_get``).
+Each mount knows its own side (what it holds, does, waits for, since when), a master the queue, and since when it has
+seen each wait and asked each holder.  Rows come from ``matrixfs.locks.view``; other nodes made them, so nothing in them
+is believed to be there (``_get``).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ class Side:
     mode: str
     pid: int = 0  # of its mount process; 0: not known
     doing: str = ""
-    seconds: float | None = None  # waiters: how long the oldest waits; None: its mount has not said
+    seconds: float | None = None  # waiters: how long the oldest waits, by its mount, or else the master; None: no word
     count: int = 0  # waiters: operations
     users: list[dict[str, Any]] = field(default_factory=list)  # processes that have the file open
+    asked: float | None = None  # holders: how long ago the master asked for it, and has got nothing yet
 
 
 @dataclass(slots=True)
@@ -131,17 +133,23 @@ def _own_side(lock: Contention, mount: MountValue, row: dict[str, Any]) -> None:
 
 
 def _masters_side(lock: Contention, row: dict[str, Any]) -> None:
-    for node, mode in _pairs(row, "granted"):
+    for node, mode, _ in _parts(row, "granted"):
         lock.holders.setdefault(node, Side(node, mode))
-    for node, mode in _pairs(row, "queue"):
-        lock.waiters.setdefault(node, Side(node, mode))
-    lock.ghosts = [list(pair) for pair in _pairs(row, "ghosts")]
+    for node, mode, seconds in _parts(row, "queue"):
+        side = lock.waiters.setdefault(node, Side(node, mode))
+        if side.seconds is None:
+            side.seconds = seconds
+    for node, _, seconds in _parts(row, "revokes"):
+        if node in lock.holders:
+            lock.holders[node].asked = seconds
+    lock.ghosts = [[node, mode] for node, mode, _ in _parts(row, "ghosts")]
 
 
-def _pairs(row: dict[str, Any], key: str) -> list[tuple[int, str]]:
-    pairs = _get(row, key, list)
-    pairs = [each for each in pairs if isinstance(each, list) and len(each) == 2]
-    return [(each[0], str(each[1])) for each in pairs if isinstance(each[0], int)]
+def _parts(row: dict[str, Any], key: str) -> list[tuple[int, str, float | None]]:
+    """Node, mode, and the seconds if they were told."""
+    told = [each for each in _get(row, key, list) if isinstance(each, list) and len(each) in (2, 3)]
+    told = [[*each, None][:3] for each in told if isinstance(each[0], int)]
+    return [(node, str(mode), seconds if isinstance(seconds, float) else None) for node, mode, seconds in told]
 
 
 def _maps(row: Any, key: str) -> list[dict[str, Any]]:

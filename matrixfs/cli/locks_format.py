@@ -53,7 +53,8 @@ def _chain(lock: Contention, name: Callable[[int], str]) -> list[str]:
     lines.append(f"  master  {name(lock.master)}{told}")
     for side in lock.holders.values():
         doing = printable(side.doing) or "its mount did not answer"
-        lines.append(f"  held    {side.mode} by {name(side.node)}{_mount(side)}: {doing}")
+        asked = f", asked {side.asked:.1f} s ago" if side.asked is not None else ""
+        lines.append(f"  held    {side.mode} by {name(side.node)}{_mount(side)}{asked}: {doing}")
         lines += [f"            open in {_process(user)}" for user in side.users]
     for node, mode in lock.ghosts:
         lines.append(f"  held    {mode} by {name(node)}, which died: free when its journal is replayed")
@@ -64,7 +65,7 @@ def _chain(lock: Contention, name: Callable[[int], str]) -> list[str]:
 
 def _wait(side: Side) -> str:
     if side.seconds is None:
-        return ", for how long its mount did not say"
+        return ", for how long nobody said"
     more = f", {side.count} operations" if side.count > 1 else ""
     return f", for {side.seconds:.1f} s{more}"
 

@@ -17,7 +17,6 @@ from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, pr
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
-    from matrixfs.cli.top_rates import Row
 
 COUNT: Final = 100  # locks asked of each mount
 _CLEAR: Final = "\x1b[H\x1b[2J"
@@ -25,41 +24,38 @@ _CLEAR: Final = "\x1b[H\x1b[2J"
 
 @click.command(cls=MatrixCommand)
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
-@click.option("--once", is_flag=True, help="One interval, then end: for scripts.")
+@click.option("--once", is_flag=True, help="One look, then end: for scripts.")
 @json_option
 @own_state_option
 @click.pass_context
 def top(context: click.Context, interval: float, once: bool, as_json: bool, state: str) -> None:
     """The hottest locks of all nodes, as paths: hand-overs, waits and who, over and over; and the links.
 
-    With --json: one interval, as with --once.
+    Rates are of the last ten seconds or so, the latest weigh most.  With --json: one look, as with --once.
     """
     from matrixfs.cli.asking import ask_mounts
-    from matrixfs.cli.top_rates import format_top, links, rates
+    from matrixfs.cli.top_format import format_top, hottest, links
 
-    old = ask_mounts(state, "top", {"count": COUNT})
     while True:
+        answers = ask_mounts(state, "top", {"count": COUNT})
+        if as_json:
+            click.echo(_to_json(answers))
+        else:
+            size = shutil.get_terminal_size((120, 40))
+            lines = format_top(hottest(answers), links(answers), size.lines - 2 if not once else 1000)
+            lines = [line[: size.columns] for line in lines] if not once else lines
+            click.echo((_CLEAR if not once else "") + "\n".join([*lines, *map(printable, answers.silent)]))
+        if once or as_json:
+            context.exit(3 if answers.silent else 0)
         try:
             time.sleep(interval)
         except KeyboardInterrupt:
             return
-        new = ask_mounts(state, "top", {"count": COUNT})
-        rows = rates(old, new)
-        if as_json:
-            click.echo(_to_json(rows, new))
-        else:
-            size = shutil.get_terminal_size((120, 40))
-            lines = format_top(rows, links(new), size.lines - 2 if not once else 1000)
-            lines = [line[: size.columns] for line in lines] if not once else lines
-            click.echo((_CLEAR if not once else "") + "\n".join([*lines, *map(printable, new.silent)]))
-        if once or as_json:
-            context.exit(3 if new.silent else 0)
-        old = new
 
 
-def _to_json(rows: list[Row], answers: Answers) -> str:
-    from matrixfs.cli.top_rates import links
+def _to_json(answers: Answers) -> str:
+    from matrixfs.cli.top_format import hottest, links
 
-    found = [asdict(row) | {"mean_ms": row.mean_ms} for row in rows]
+    found = [asdict(row) | {"mean_ms": row.mean_ms} for row in hottest(answers)]
     value = {"locks": found, "links": [asdict(link) for link in links(answers)], "silent": answers.silent}
     return json.dumps(value, indent=2)

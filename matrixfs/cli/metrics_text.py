@@ -45,13 +45,21 @@ def _prepare(status: dict[str, Any]) -> dict[str, Any]:
     newest = {recovery["fs"]: recovery for recovery in status.get("recoveries", [])}
     found = dict(status)
     found["node_states"] = states
-    found["recovery"] = {fs: dict(recovery["phases"]) for fs, recovery in newest.items()}
+    found["recovery"] = {fs: _sums(recovery["phases"]) for fs, recovery in newest.items()}
     found["recovery_end"] = {fs: recovery["wall_ns"] for fs, recovery in newest.items()}
     found["mounts"] = [
         (mount["filesystem"], _prepare_mount(mount["counters"], names))
         for mount in status.get("local_mounts", [])
         if isinstance(mount.get("counters"), dict)
     ]
+    return found
+
+
+def _sums(phases: list[tuple[str, float]]) -> dict[str, float]:
+    """By phase: one that failed is gone through again."""
+    found: dict[str, float] = {}
+    for phase, seconds in phases:
+        found[phase] = found.get(phase, 0.0) + seconds
     return found
 
 
@@ -102,14 +110,11 @@ def _lines(metric: Metric, values: tuple[str, ...], value: Any) -> list[str]:
 
 
 def _histogram(name: str, labels: list[str], value: Any) -> list[str]:
-    bounds, buckets = value["bounds"], value["buckets"]
-    lines, count = [], 0
-    for bound, bucket in zip([*map(_number, bounds), "+Inf"], buckets, strict=True):
-        count += bucket
-        bounded = ",".join([*labels, f'le="{bound}"'])
-        lines.append(f"{name}_bucket{{{bounded}}} {count}")
+    """``value``: by bound, what was counted below it (``matrixfs.locks.counters.Histogram``), and its ``sum``."""
+    buckets = {bound: count for bound, count in value.items() if bound != "sum"}
     joined = ",".join(labels)
-    return [*lines, f"{name}_sum{{{joined}}} {_number(value['sum'])}", f"{name}_count{{{joined}}} {count}"]
+    lines = [f'{name}_bucket{{{joined},le="{bound}"}} {count}' for bound, count in buckets.items()]
+    return [*lines, f"{name}_sum{{{joined}}} {_number(value['sum'])}", f"{name}_count{{{joined}}} {buckets['+Inf']}"]
 
 
 def _number(value: float) -> str:

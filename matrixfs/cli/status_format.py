@@ -34,7 +34,7 @@ def format_status(status: Mapping[str, Any], zone: tzinfo | None = None) -> str:
     """The whole text, with a newline at the end.
 
     Args:
-        status: what matrixd answered: ``membership.status.Status`` plus ``local_mounts``.
+        status: what matrixd answered: ``membership.status.Status`` plus ``local_mounts`` and ``remote_mounts``.
         zone: time zone of the times shown, by default the machine's.
     """
     clean: Fields = _clean(status)
@@ -116,17 +116,18 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
         f"journal {dead['journal']} is not replayed yet"
         for dead in fs["dead"]
     ]
-    silent = {mount["pid"] for mount in status.get("local_mounts", []) if mount["counters"] is None}
+    known = {(status["node"], mount["filesystem"]): mount for mount in status.get("local_mounts", [])}
+    known |= {(mount["node"], mount["filesystem"]): mount for mount in status.get("remote_mounts", [])}
     rows: list[Sequence[object]] = [("NODE", "JOURNAL", "LOCK ADDRESS", "PID", "MOUNTED ON")]
     for mount in fs["mounts"]:
-        here = mount["pid"] > 0
-        place = mount["mountpoint"] + (" (does not answer)" if mount["pid"] in silent else "")
+        process = known.get((mount["node"], fs["name"]), {"pid": mount["pid"], "counters": {}})
+        place = mount["mountpoint"] + (" (does not answer)" if process["counters"] is None else "")
         rows.append(
             (
                 _name(mount["node"], names),
                 mount["journal"] if mount["journal"] >= 0 else "none yet",
                 _address(mount["host"], mount["port"]),
-                mount["pid"] if here else "-",
+                process["pid"] or "-",
                 place or "-",
             )
         )
@@ -158,11 +159,11 @@ def _recoveries(status: Fields, names: Mapping[int, str], zone: tzinfo | None) -
     lines = []
     for recovery in reversed(status["recoveries"][-_RECOVERIES_SHOWN:]):
         phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in recovery["phases"])
-        total = sum(seconds for _, seconds in recovery["phases"])
         cause = f"after the death of {_names(recovery['dead'], names)}" if recovery["dead"] else "members changed"
         lines.append(
             f"  {local_time(recovery['wall_ns'], zone)}  {filesystems.get(recovery['fs'], recovery['fs'])}, "
-            f"attempt {_attempt(recovery['attempt'])}, {cause}: {total:.3f} s ({phases})"
+            f"attempt {_attempt(recovery['attempt'])}, {cause}: {recovery['seconds']:.3f} s ({phases})"
+            + (f"; ISOLATED: {recovery['error']}" if recovery["error"] else "")
         )
     return ["Recoveries, newest first (seconds)", *lines] if lines else []
 

@@ -210,6 +210,7 @@ class LockCache:
         if turn is not None and lock.callouts.upgrades:
             mode = turn.ask(mode)
         lock.requested = mode
+        lock.requested_at = self._clock.monotonic()
         self._locks[lock.resource] = lock
         counters = self._counters.of(lock.resource)
         counters.requests += 1
@@ -235,11 +236,13 @@ class LockCache:
 
     def _take(self, lock: Lock, grant: Grant) -> None:
         self.trace.note("granted", lock.resource, grant.mode)
-        self._counters.of(lock.resource).uses += lock.uses
+        counters = self._counters.of(lock.resource)
+        counters.uses += lock.uses
         lock.mode = grant.mode
         lock.requested = NL
         self._asked -= 1
         lock.granted_at = lock.used_at = self._clock.monotonic()
+        counters.granting.note(lock.granted_at - lock.requested_at)
         lock.uses = lock.uses_seen = 0
         lock.wrote = False
         if not lock.revoking:
@@ -374,8 +377,10 @@ class LockCache:
         if not wanted:
             return
         batch = Batch(len(wanted))
+        now = self._clock.monotonic()
         for lock in wanted:
             lock.requested = mode
+            lock.requested_at = now
             lock.batch = batch
             self._locks[lock.resource] = lock
             self._counters.of(lock.resource).requests += 1
@@ -471,6 +476,7 @@ class LockCache:
             "types": self._counters.dump(self._locks.values()),
         }
 
-    def hottest(self, count: int) -> list[dict[str, object]]:
-        """The most contended resources of the last seconds, see ``hottest``."""
-        return self._hottest.dump(count, self._clock.monotonic())
+    def hottest(self, count: int) -> list[dict[str, Any]]:
+        """What somebody waits for, and the most contended resources of the last seconds, see ``hottest``."""
+        waiters = {resource: len(lock.waiters) for resource, lock in self._locks.items() if lock.waiters}
+        return self._hottest.dump(count, self._clock.monotonic(), waiters)

@@ -14,7 +14,9 @@ from dlm.names import Resource
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.resources import DOMAIN_NAMES
 
-BOUNDS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds; a last bucket has no bound
+BOUNDS = (  # seconds; a last bucket has no bound
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
 _COUNTED = (
     "requests",  # sent to the lock manager,
     "granted_at_once",  # and granted by this node's own share of it, with no message
@@ -59,12 +61,13 @@ class Histogram:
 class TypeCounters:
     """Of one kind of lock; plain integers that the cache counts up."""
 
-    __slots__ = (*_COUNTED, "releasing", "uses", "waiting")
+    __slots__ = (*_COUNTED, "granting", "releasing", "uses", "waiting")
 
     def __init__(self) -> None:
         for name in _COUNTED:
             setattr(self, name, 0)
         self.uses = 0  # local holds, of locks whose count began anew since
+        self.granting = Histogram()  # from a request to the lock manager until its grant
         self.waiting = Histogram()  # of local users
         self.releasing = Histogram()  # from a peer's revoke until the lock manager was told
 
@@ -96,6 +99,7 @@ class TypeCounters:
             "blocks": blocks,
             "hits": uses - self.waits,
             **{name: getattr(self, name) for name in _COUNTED},
+            "granting": self.granting.dump(),
             "waiting": self.waiting.dump(),
             "releasing": self.releasing.dump(),
         }

@@ -8,11 +8,13 @@ stays however many other resources pass by once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dlm.names import Resource
-from matrixfs.locks.resources import describe
 
-FADE = 10.0  # seconds
+FADE = 5.0  # seconds
+SHOWN_MIN = 0.05  # hand-overs and waits that are left; less has cooled down
 ENTRIES_MAX = 1024
 WAIT_MIN = 0.001  # seconds; shorter waits are a message's way to the master, not another node's use
 
@@ -62,19 +64,31 @@ class Hottest:
         heat.fade(now)
         return heat
 
-    def dump(self, count: int, now: float) -> list[dict[str, object]]:
-        """The hottest, at most ``count``: those that most time is spent waiting for, then those handed over most.
+    def dump(self, count: int, now: float, waiters: Mapping[Resource, int]) -> list[dict[str, Any]]:
+        """The hottest, at most ``count``: what is waited for now, then most waited for, then most handed over.
 
-        Per second: ``hand_overs``, ``waits``, and ``waiting``, which is how many waited at a time on average.
+        Args:
+            count: how many.
+            now: monotonic seconds.
+            waiters: who waits now; this table knows only of waits that ended.
+
+        Returns:
+            Maps with domain, object, ``waiters`` (now) and per second: ``hand_overs``, ``waits``, and ``waiting``,
+            which is how many waited at a time on average.
         """
         for heat in self._heat.values():
             heat.fade(now)
-        ranked = sorted(self._heat.items(), key=lambda item: (item[1].seconds, item[1].hand_overs), reverse=True)
+        warm = {resource: heat for resource, heat in self._heat.items() if heat.hand_overs + heat.waits >= SHOWN_MIN}
+        for resource in waiters:
+            warm.setdefault(resource, _Heat(now))
+        ranked = sorted(
+            warm.items(), key=lambda item: (item[0] in waiters, item[1].seconds, item[1].hand_overs), reverse=True
+        )
         return [
             {
-                "resource": describe(resource),
                 "domain": resource[0],
                 "object": resource[1],
+                "waiters": waiters.get(resource, 0),
                 "hand_overs": round(heat.hand_overs / FADE, 3),
                 "waits": round(heat.waits / FADE, 3),
                 "waiting": round(heat.seconds / FADE, 4),

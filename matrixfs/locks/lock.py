@@ -85,6 +85,7 @@ class Lock:
         "mode",
         "readers",
         "requested",
+        "requested_at",
         "resource",
         "revoke_to",
         "revoked_at",
@@ -106,6 +107,7 @@ class Lock:
         self.callouts = callouts
         self.mode = NL  # granted by the DLM
         self.requested = NL  # asked of the DLM and not answered,
+        self.requested_at = 0.0  # monotonic seconds,
         self.batch: Batch | None = None  # but only tried, with others: perhaps nobody wants it
         self.readers = 0  # shared local holds in PR
         self.writers = 0  # shared local holds in EX

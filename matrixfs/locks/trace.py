@@ -1,7 +1,6 @@
 """The last few thousand things that happened to this mount's locks, kept in memory and looked at after trouble.
 
-- T1. Noting costs no message, no file and no formatting: one tuple into a ring of fixed size, and the counters of
-  ``heat``; so it is always on.
+- T1. Noting costs no message, no file and no formatting: one tuple into a ring of fixed size; so it is always on.
 - T2. What is in the ring is in the order it happened on this node.  Wall times are added when it is dumped, and are
   only as right as the node's clock was then: they put nodes side by side, they decide nothing.
 
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 from dlm.modes import NAMES
 from dlm.names import Resource
-from matrixfs.locks.heat import Heat
 from matrixfs.locks.resources import describe
 from membership.seams import Clock
 
@@ -37,7 +35,7 @@ class Trace:
         size: how many are kept.
     """
 
-    __slots__ = ("_clock", "_next", "_ring", "heat", "total")
+    __slots__ = ("_clock", "_next", "_ring", "total")
 
     def __init__(self, clock: Clock, size: int = SIZE) -> None:
         assert size > 0
@@ -45,7 +43,6 @@ class Trace:
         self._ring: list[_Event | None] = [None] * size
         self._next = 0
         self.total = 0  # events ever noted
-        self.heat = Heat()  # what they add up to
 
     def note(self, event: str, resource: Resource, mode: int = 0, peer: int = -1) -> None:
         """Note that something happened.
@@ -56,9 +53,8 @@ class Trace:
             mode: the lock mode it is about, as a number of ``dlm.modes``.
             peer: the node at the other end, -1 when there is none or it is not known here.
         """
-        ring, at, now = self._ring, self._next, self._clock.monotonic()
-        ring[at] = _Event(now, event, resource, mode, peer)
-        self.heat.note(now, event, resource)
+        ring, at = self._ring, self._next
+        ring[at] = _Event(self._clock.monotonic(), event, resource, mode, peer)
         at += 1
         self._next = at if at < len(ring) else 0
         self.total += 1

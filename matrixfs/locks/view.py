@@ -12,6 +12,7 @@ from dlm.modes import NAMES
 from dlm.names import Resource
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
+from matrixfs.locks.resources import OPEN
 
 WAITERS_MAX = 50  # shown of one lock; the oldest
 
@@ -45,7 +46,7 @@ def rows(cache: LockCache, manager: Manager, resources: Iterable[Resource], now:
 
     Returns:
         Maps with domain, object, master; held, doing, waiters ([mode, seconds] each) and waiting (how many) of this
-        mount; granted and queue ([node, mode] each) and ghosts ([node, mode] each) when it is the master.
+        mount; when it is the master, granted and ghosts ([node, mode] each), queue and revokes ([node, mode, seconds]).
     """
     return [_row(cache.find(resource), resource, dump, now) for resource, dump in _dumps(manager, resources)]
 
@@ -66,7 +67,8 @@ def _row(lock: Lock | None, resource: Resource, dump: dict[str, Any], now: float
         row["held"], row["doing"] = dump["held"], "being given back"
     if "granted" in dump:
         row["granted"] = [[node, mode] for node, mode in dump["granted"].items()]
-        row["queue"] = [each[:2] for each in dump["waiting"]]
+        row["queue"] = [each[:3] for each in dump["waiting"]]
+        row["revokes"] = dump["revokes"]
         row["ghosts"] = [[node, mode] for node, _, mode in dump["ghosts"]]
     return row
 
@@ -80,7 +82,7 @@ def doing(lock: Lock) -> str:
     if lock.revoking:
         return f"{operations}, then it is given to a peer"
     if users:
-        return operations
+        return "open here" if lock.resource[0] == OPEN else operations
     if lock.revoke_to is not None:
-        return "in use a moment ago: its turn ends within milliseconds"
+        return "in use a moment ago: its turn is not over"
     return "cached, not in use" if lock.mode else "nothing"

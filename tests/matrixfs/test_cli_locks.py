@@ -31,7 +31,8 @@ MASTER = {
     "node": 2,
     "resources": [
         FILE | {"held": "NL", "doing": "nothing", "waiting": 2, "waiters": [["PR", 1.25], ["EX", 0.5]]}
-        | {"granted": [[1, "EX"]], "queue": [[2, "EX"], [3, "PR"]], "ghosts": []}
+        | {"granted": [[1, "EX"]], "queue": [[2, "EX", 1.3], [3, "PR", 0.75]], "ghosts": []}
+        | {"revokes": [[1, "NL", 0.4]]}
     ],
 }  # fmt: skip
 
@@ -52,9 +53,9 @@ SILENT = {"node": 3, "name": "n3", "mounts": None}
 CHAIN = """\
 /mnt/2/dir/f   (domain 2, number 77)
   waits   n2 to change it (EX), for 1.2 s, 2 operations, mount process 200
-  waits   n3 to read it (PR), for how long its mount did not say
+  waits   n3 to read it (PR), for 0.8 s
   master  n2
-  held    EX by n1, mount process 100: flushing and purging for a peer
+  held    EX by n1, mount process 100, asked 0.4 s ago: flushing and purging for a peer
             open in process 4242 (rs?ync), sleeping in poll
 """
 
@@ -108,10 +109,11 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     assert (nonsense.exit_code, nonsense.stderr.count("\n")) == (3, 1)
 
 
+KEYS = [*FILE, *HOLDER["resources"][0], "queue", "granted", "ghosts", "revokes", "users"]
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5) | st.floats(),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from([*FILE, *HOLDER["resources"][0], "queue", "granted", "ghosts", "users"]), inner),
+    | st.dictionaries(st.sampled_from(KEYS), inner),
     max_leaves=12,
 )
 

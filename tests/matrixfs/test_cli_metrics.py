@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,24 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlm.counts import Counts
+from matrixfs.blockstore.device.api import Counters as DeviceCounters
 from matrixfs.cli import metrics_http
 from matrixfs.cli.asking import Answers, MountValue
 from matrixfs.cli.matrixctl_trace import events
 from matrixfs.cli.metrics_table import COUNTER, GAUGE, HISTOGRAM, METRICS
 from matrixfs.cli.metrics_text import metrics_text
-from matrixfs.cli.top_rates import format_top, links, rates
-from matrixfs.locks.heat import BOUNDS, HOT_MAX, Heat
+from matrixfs.cli.top_format import format_top, hottest, links
+from matrixfs.locks.counters import Counters
 from matrixfs.locks.resources import INODE, Resource
+from membership.transport.connection import Traffic
+from membership.transport.links import LinkStatus
 from tests.matrixfs.test_cli_locks import mount, result
 from tests.matrixfs.test_cli_matrixctl import matrixd_that_answers, run
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\\\|\\"|\\n)*)"'
+NAMES = {metric.name for metric in METRICS}
 SAMPLE = re.compile(rf"({NAME})(?:\{{((?:{LABEL})(?:,{LABEL})*)?\}})? (\S+)")
 
 
@@ -75,14 +81,34 @@ def _check_histogram(found: dict[str, list[tuple[dict[str, str], float]]], name:
         assert [b for b, _ in found[f"{name}_sum"]].count(labels) == 1
 
 
-def heat() -> Heat:
-    heat = Heat()
-    for number in range(3):
-        heat.note(1.0, "request", Resource(INODE, number))
-        heat.note(1.0 + 0.003 * number, "granted", Resource(INODE, number))
-        heat.note(2.0, "revoke", Resource(INODE, number))
-        heat.note(2.0, "demoted", Resource(INODE, number))
-    return heat
+def numbers(plain: object, one: float = 1.0) -> Any:
+    """Plain data with every number in it replaced: what is shown then was counted, not zero by default."""
+    if isinstance(plain, dict):
+        return {key: numbers(value, one) for key, value in plain.items()}
+    return one if isinstance(plain, (int, float)) and not isinstance(plain, bool) else plain
+
+
+def counters() -> dict[str, Any]:
+    """What a mount counts, made by the classes that count it, so that no name here is invented."""
+    types = Counters()
+    of = types.of(Resource(INODE, 1))
+    for histogram in (of.granting, of.waiting, of.releasing):
+        histogram.note(0.004)
+        histogram.note(99.0)
+    of.requests, of.hand_overs_given = 3, 2
+    link = LinkStatus(2, 9, "up", 5.0, 1, 64, 0.25, 120.0, 900.0, 3, 4, Traffic(messages_sent=7, messages_received=6))
+    counted = ("locks", "unlocks", "tests", "blocked", "deadlocks", "refused_again", "ranges", "waits")
+    return {
+        "locks": {"types": types.dump(())}, "waits": [{"seconds": 1.5}],
+        "domains": {"inode": numbers(Counts().as_dict())},
+        "dlm": {f"owned_{name}": 1 for name in counted}
+        | {"sent_Request": 4, "received_Grant": 4, "round_trips": 4, "locks": 5, "resources": 6, "bad_messages": 1}
+        | {"rebuild_done_ms": 1500},
+        "peers": [asdict(link)], "links": {"bytes_sent": 1, "bytes_received": 1, "reconnects": 1},
+        "fuse": {"calls": {"read": 9}, "failures": 1, "open_handles": 1, "caches": {"epochs": 1}},
+        "store": numbers(DeviceCounters().as_dict()) | {"engine": "io_uring"}, "gate": {"refused": 1},
+        "journal": {"commits": 2}, "buffered_bytes": 7,
+    }  # fmt: skip
 
 
 STATUS: dict[str, Any] = {
@@ -90,16 +116,12 @@ STATUS: dict[str, Any] = {
     "nodes": [{"id": 1, "name": "n1", "state": "member"}, {"id": 2, "name": "n2", "state": "member"}],
     "recoveries": [
         {"fs": "web", "wall_ns": 5, "phases": [["suspend", 1.0]]},
-        {"fs": "web", "wall_ns": 2_000_000_000, "phases": [["suspend", 0.5], ["rebuild", 0.25]]},
+        {"fs": "web", "wall_ns": 2_000_000_000, "phases": [["suspend", 0.25], ["rebuild", 0.25], ["suspend", 0.5]]},
     ],
     "local_mounts": [
-        {"filesystem": "web", "counters": {
-            "types": heat().types(), "locks": {"cached": 5}, "waits": [{"seconds": 1.5}], "dlm": {"sent_Request": 4},
-            "peers": [{"node": 2, "phase": "up", "queued": 1, "round_trip_us": 120.0}], "fuse": {"calls": {"read": 9}},
-            "store": {"reads": 4, "engine": "io_uring"}, "journal": {"commits": 2}, "buffered_bytes": float("nan"),
-        }},
+        {"filesystem": "web", "counters": counters()},
         {"filesystem": "silent", "counters": None},
-        {"filesystem": "broken", "counters": {"error": "x"}},
+        {"filesystem": "broken", "counters": {"error": "x", "buffered_bytes": float("nan")}},
     ],
 }  # fmt: skip
 
@@ -107,18 +129,33 @@ STATUS: dict[str, Any] = {
 def test_the_text_is_what_prometheus_reads() -> None:
     found = parse(metrics_text(STATUS))
     here = {"node": 'n\\"1\\\\\\n', "filesystem": "web"}
-    assert found["matrixfs_lock_requests_total"] == [({**here, "type": "inode"}, 3.0)]
-    assert found["matrixfs_lock_handovers_total"] == [({**here, "type": "inode"}, 3.0)]
-    assert found["matrixfs_lock_grant_seconds_sum"] == [({**here, "type": "inode"}, pytest.approx(0.009))]
+
+    def inode(name: str) -> list[float]:
+        return [value for labels, value in found[name] if labels == {**here, "type": "inode"}]
+
+    assert inode("matrixfs_lock_requests_total") == [3.0]
+    assert inode("matrixfs_lock_handovers_total") == [2.0]
+    assert inode("matrixfs_lock_grant_seconds_count") == [2.0]
+    assert inode("matrixfs_lock_release_seconds_sum") == [pytest.approx(99.004)]
     assert found["matrixfs_lock_wait_oldest_seconds"] == [(here, 1.5)]
     assert found["matrixfs_dlm_messages_sent_total"] == [({**here, "type": "Request"}, 4.0)]
+    assert found["matrixfs_dlm_rebuild_seconds"] == [(here, 1.5)]
+    assert found["matrixfs_file_locks_refused_total"] == [({**here, "reason": "again"}, 1.0)]
     assert found["matrixfs_fuse_calls_total"] == [({**here, "operation": "read"}, 9.0)]
     assert found["matrixfs_link_up"] == [({**here, "peer": "n2"}, 1.0)]
-    assert found["matrixfs_link_round_trip_seconds"] == [({**here, "peer": "n2"}, pytest.approx(0.00012))]
+    assert found["matrixfs_link_round_trip_max_seconds"] == [({**here, "peer": "n2"}, pytest.approx(0.0009))]
+    assert found["matrixfs_link_messages_sent_total"] == [({**here, "peer": "n2"}, 7.0)]
     assert found["matrixfs_nodes"] == [({"node": here["node"], "state": "member"}, 2.0)]
-    assert [v for _, v in found["matrixfs_recovery_phase_seconds"]] == [0.25, 0.5]
+    assert [v for _, v in found["matrixfs_recovery_phase_seconds"]] == [0.25, 0.75], "a phase gone through twice"
     assert found["matrixfs_recovery_end_timestamp_seconds"] == [(here, 2.0)]
-    assert "matrixfs_buffered_bytes" not in found, "no number"
+    assert found["matrixfs_buffered_bytes"] == [(here, 7.0)], "and none that is no number"
+
+
+def test_every_metric_of_the_table_is_told() -> None:
+    """A path in the table that nothing answers to is a metric that is silently missing."""
+    found = parse(metrics_text(STATUS))
+    told = {re.sub("_(bucket|sum|count)$", "", name) if name not in NAMES else name for name in found}
+    assert told == NAMES
 
 
 def test_the_table_is_in_order() -> None:
@@ -191,52 +228,43 @@ async def test_http_on_a_port_that_is_taken(tmp_path: Path) -> None:
             await metrics_http.serve_metrics("127.0.0.1", taken.getsockname()[1], str(tmp_path))
 
 
-# --- heat, top, trace ---------------------------------------------------------------------------------------------
+# --- top, trace ---------------------------------------------------------------------------------------------------
 
 
-def test_heat_counts() -> None:
-    one = heat()
-    inode = one.types()["inode"]
-    assert (inode["request"], inode["granted"], inode["revoke"], inode["demoted"]) == (3, 3, 3, 3)
-    assert inode["times"]["buckets"][0] == 1  # 0 s; 3 and 6 ms are in the buckets up to 5 and 10 ms
-    assert [inode["times"]["buckets"][BOUNDS.index(bound)] for bound in (0.005, 0.01)] == [1, 1]
-    (resource, hot), *_ = one.hottest(1)
-    assert (resource.object, hot.handovers, hot.waits) == (2, 1, 1)
-    for number in range(2 * HOT_MAX):
-        one.note(3.0, "demoted", Resource(INODE, number))
-    assert len(one.hottest(10**6)) == HOT_MAX
-    one.note(4.0, "granted", Resource(INODE, 9))  # that was never asked for: a prefetch
-    assert one.types()["inode"]["times"]["buckets"][0] == 2
+def look(node: int, hand_overs: float, *, waits: float = 0.0, waiters: int = 0) -> dict[str, Any]:
+    hot = {"domain": 2, "object": 7, "hand_overs": hand_overs, "waits": waits, "waiting": waits * 0.004}
+    hot |= {"waiters": waiters, "path": b"/f", "sure": True, "text": "inode 7"}
+    link = {"node": 3 - node, "phase": "up", "queued": 3, "round_trip_us": 99.5}
+    return {"node": node, "hot": [hot], "links": [link]}
 
 
-def look(seconds: float, handovers: int, *, waiters: int = 0, waits: int = 0, path: bytes = b"/f") -> Answers:
-    hot = {"domain": 2, "object": 7, "handovers": handovers, "waits": waits, "wait_seconds": waits * 0.004}
-    hot |= {"waiters": waiters, "path": path, "sure": True, "text": "inode 7"}
-    link = {"node": 2, "phase": "up", "queued": 3, "round_trip_us": 99.5}
-    value = {"seconds": seconds, "hot": [hot], "links": [link]}
-    return Answers(1, {1: "n1", 2: "n2"}, [MountValue(1, "n1", "web", "/mnt", 5, value)])
+def both(*looks: dict[str, Any]) -> Answers:
+    mounts = [MountValue(each["node"], f"n{each['node']}", "web", "/mnt", 5, each) for each in looks]
+    return Answers(1, {1: "n1", 2: "n2"}, mounts)
 
 
-def test_two_looks_are_rates() -> None:
-    (row,) = rates(look(10.0, 100), look(12.0, 150, waits=10, waiters=3))
-    assert (row.name, row.handovers, row.waits, row.waiters, row.nodes) == ("/mnt/f", 25.0, 5.0, 3, ["n1"])
+def test_what_the_mounts_tell_is_added_up() -> None:
+    answers = both(look(1, 20.0), look(2, 5.0, waits=5.0, waiters=3))
+    (row,) = hottest(answers)
+    assert (row.name, row.hand_overs, row.waits, row.waiters, row.nodes) == ("/mnt/f", 25.0, 5.0, 3, ["n1", "n2"])
     assert row.mean_ms == pytest.approx(4.0)
-    assert rates(look(10.0, 100), look(12.0, 100)) == []
-    assert rates(look(10.0, 100), look(12.0, 7))[0].handovers == 3.5, "forgotten in between: from zero"
-    lines = format_top([row], links(look(1.0, 1)), 40)
+    lines = format_top([row], links(answers), 40)
     assert "25.0" in lines[1]
     assert "/mnt/f" in lines[1]
     assert any("n1 -> n2" in line and "100 us" in line for line in lines)
-    assert len(format_top([row] * 100, links(look(1.0, 1)), 20)) <= 20
+    assert len(format_top([row] * 100, links(answers), 20)) <= 20
+    assert format_top(hottest(both()), [], 20)[0] == "  No lock was handed over or waited for."
 
 
 def test_top_once(tmp_path: Path) -> None:
-    values = [look(1.0, 1).mounts[0].value, look(2.0, 11).mounts[0].value]
-    with matrixd_that_answers(tmp_path, *(result(mount(2, 5, value)) for value in values)):
-        done = run("top", "--once", "--interval", "0.1", "--json", "--state", tmp_path)
+    with matrixd_that_answers(tmp_path, *2 * [result(mount(2, 5, look(2, 10.0)))]):
+        done = run("top", "--json", "--state", tmp_path)
+        shown = run("top", "--once", "--state", tmp_path)
     found = json.loads(done.stdout)
-    assert (found["locks"][0]["name"], found["locks"][0]["handovers"]) == ("/mnt/2/f", 10.0)
+    assert (found["locks"][0]["name"], found["locks"][0]["hand_overs"]) == ("/mnt/2/f", 10.0)
     assert found["links"][0]["round_trip_us"] == 99.5
+    assert "/mnt/2/f" in shown.stdout
+    assert "\x1b" not in shown.stdout
 
 
 def note(wall_ns: object, event: str, **more: object) -> dict[str, object]:
@@ -267,8 +295,8 @@ JUNK = st.recursive(
 )
 
 
-@given(old=JUNK, new=JUNK)
-def test_hostile_answers_break_neither_top_nor_trace(old: Any, new: Any) -> None:
-    one, other = (Answers(1, {1: "n1"}, [MountValue(1, "n1", "web", "/m", 5, value)]) for value in (old, new))
-    assert all(line.isprintable() for line in format_top(rates(one, other), links(other), 30))
-    events(other)
+@given(value=JUNK)
+def test_hostile_answers_break_neither_top_nor_trace(value: Any) -> None:
+    answers = Answers(1, {1: "n1"}, [MountValue(1, "n1", "web", "/m", 5, value)])
+    assert all(line.isprintable() for line in format_top(hottest(answers), links(answers), 30))
+    events(answers)

@@ -40,16 +40,16 @@ STATUS = {
                 {"node": 1, "incarnation": 5, "host": "10.0.0.1", "port": 40001, "journal": 0, "pid": 4711,
                  "mountpoint": "/srv/www"},
                 {"node": 2, "incarnation": 6, "host": "10.0.0.2", "port": 40002, "journal": -1, "pid": 0,
-                 "mountpoint": ""},
+                 "mountpoint": "/srv/www"},
             ],
             "dead": [{"node": 3, "incarnation": 255, "journal": 2}],
         }
     ],
     "recoveries": [
         {"fs": FS, "attempt": 11 << 32 | 1, "wall_ns": 1_795_000_000_000_000_000, "members": [1, 2, 3], "dead": [],
-         "phases": [("suspend", 0.002), ("rebuild", 0.0104), ("resume", 0.001)]},
+         "phases": [("suspend", 0.002), ("rebuild", 0.0104), ("resume", 0.001)], "seconds": 0.0134, "error": ""},
         {"fs": FS, "attempt": 12 << 32 | 3, "wall_ns": 1_795_000_100_999_000_000, "members": [1, 2], "dead": [3],
-         "phases": [("suspend", 0.002), ("replay", 0.5)]},
+         "phases": [("suspend", 0.002), ("replay", 0.5)], "seconds": 0.502, "error": "journal 2: bad checksum"},
     ],
     "fences": [
         {"wall_ns": 1_795_000_100_000_000_000, "node": 3, "name": "n3", "incarnation": 9, "driver": "process",
@@ -57,6 +57,7 @@ STATUS = {
     ],
     "events": [],
     "local_mounts": [{"filesystem": "web", "mountpoint": "/srv/www", "pid": 4711, "ending": False, "counters": {}}],
+    "remote_mounts": [{"node": 2, "filesystem": "web", "mountpoint": "/srv/www", "pid": 815, "counters": None}],
 }  # fmt: skip
 
 GOLDEN = """\
@@ -81,10 +82,10 @@ Filesystem web (77aa0000-0000-4000-8000-000000000002)   8 journals
   n3 died (incarnation 0xff): journal 2 is not replayed yet
   NODE   JOURNAL  LOCK ADDRESS     PID  MOUNTED ON
   n1           0  10.0.0.1:40001  4711  /srv/www
-  n2    none yet  10.0.0.2:40002     -  -
+  n2    none yet  10.0.0.2:40002   815  /srv/www (does not answer)
 
 Recoveries, newest first (seconds)
-  2026-11-18 11:08:20  web, attempt 12.3, after the death of n3: 0.502 s (suspend 0.002, replay 0.500)
+  2026-11-18 11:08:20  web, attempt 12.3, after the death of n3: 0.502 s (suspend 0.002, replay 0.500); ISOLATED: journal 2: bad checksum
   2026-11-18 11:06:40  web, attempt 11.1, members changed: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
 
 Fencing, newest first

@@ -76,10 +76,10 @@ async def test_a_hand_over_is_counted_on_both_sides(bench: Bench, autojump_clock
     waiting, releasing = found["waiting"], found["releasing"]
     assert isinstance(waiting, dict)
     assert isinstance(releasing, dict)
-    assert (waiting["+Inf"], waiting["0.03"], waiting["0.1"]) == (2, 1, 2)
+    assert (waiting["+Inf"], waiting["0.02"], waiting["0.1"]) == (2, 1, 2)
     assert releasing["sum"] == pytest.approx(0.05, abs=1e-3)
     (hot,) = bench.cache.hottest(10)
-    assert (hot["resource"], hot["domain"], hot["object"]) == ("inode 100", 2, 100)
+    assert (hot["domain"], hot["object"], hot["waiters"]) == (2, 100, 0)
     assert hot["hand_overs"] == pytest.approx(1 / FADE, rel=0.01)
 
 
@@ -111,12 +111,20 @@ def test_what_most_time_is_spent_waiting_for_comes_first_and_fades() -> None:
         hottest.handed_over(Resource(2, 2), 100.0)
     hottest.waited(Resource(2, 3), 2.0, 100.0)
     hottest.waited(Resource(2, 4), WAIT_MIN / 2, 100.0)
-    assert [each["object"] for each in hottest.dump(9, 100.0)] == [3, 1, 2]
-    assert [each["object"] for each in hottest.dump(2, 100.0)] == [3, 1]
-    (first, *_) = hottest.dump(1, 100.0 + FADE)
+    assert [each["object"] for each in hottest.dump(9, 100.0, {})] == [3, 1, 2]
+    assert [each["object"] for each in hottest.dump(2, 100.0, {})] == [3, 1]
+    (first, *_) = hottest.dump(1, 100.0 + FADE, {})
     assert first["waiting"] == pytest.approx(2.0 / FADE / 2.718, rel=0.01)
     hottest.waited(Resource(2, 1), 0.6, 100.0 + 2 * FADE)
-    assert [each["object"] for each in hottest.dump(1, 100.0 + 2 * FADE)] == [1]
+    assert [each["object"] for each in hottest.dump(1, 100.0 + 2 * FADE, {})] == [1]
+
+
+def test_what_is_waited_for_now_comes_first_and_what_cooled_down_is_left_out() -> None:
+    hottest = Hottest()
+    hottest.waited(Resource(2, 1), 9.0, 100.0)
+    stuck = {Resource(2, 7): 3}  # no wait for it has ended
+    assert [(each["object"], each["waiters"]) for each in hottest.dump(9, 100.0, stuck)] == [(7, 3), (1, 0)]
+    assert hottest.dump(9, 100.0 + 4 * FADE, {}) == []
 
 
 def test_a_walk_over_many_resources_does_not_drive_out_what_is_hot() -> None:
@@ -126,4 +134,4 @@ def test_a_walk_over_many_resources_does_not_drive_out_what_is_hot() -> None:
         if number % 100 == 0:
             hottest.waited(Resource(2, 1), 0.01, number / 1000)
     assert len(hottest) == ENTRIES_MAX
-    assert hottest.dump(1, 11.0)[0]["object"] == 1
+    assert hottest.dump(1, 11.0, {})[0]["object"] == 1

@@ -1,7 +1,6 @@
-"""``matrixctl top``: two looks at the counters of all mounts become rates (pure).
+"""``matrixctl top``: what all mounts say is hot, put together and laid out (pure).
 
-The counters only grow, so a rate is a difference over the seconds that the mount's own clock counted between the
-looks.  A lock that the mount had forgotten in between starts from zero.
+Each mount tells rates of its own (``matrixfs.locks.hottest``); other nodes made them, so whatever is no number is 0.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.cli.common import printable, table
-from matrixfs.cli.locks_chain import Key, Names
+from matrixfs.cli.locks_chain import Key, Names, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matrixfs.cli.asking import Answers
-
-_COUNTERS = ("handovers", "waits", "wait_seconds")
 
 
 @dataclass(slots=True)
@@ -25,16 +22,16 @@ class Row:
     """One lock in all nodes."""
 
     name: str
-    handovers: float = 0.0  # a second
+    hand_overs: float = 0.0  # a second
     waits: float = 0.0  # a second
-    wait_seconds: float = 0.0  # of waiting, a second
+    waiting: float = 0.0  # at a time, on average
     waiters: int = 0  # operations, now
     nodes: list[str] = field(default_factory=list)  # that handed it over or waited
 
     @property
     def mean_ms(self) -> float:
         """Milliseconds of a wait."""
-        return 1000 * self.wait_seconds / self.waits if self.waits else 0.0
+        return 1000 * self.waiting / self.waits if self.waits else 0.0
 
 
 @dataclass(slots=True)
@@ -48,31 +45,21 @@ class Link:
     queued: int
 
 
-def rates(old: Answers, new: Answers) -> list[Row]:
-    """The locks that were handed over or waited for between two looks, hottest first."""
-    before = {
-        (mount.node, mount.filesystem): (_number(mount.value, "seconds"), _hot(mount.value)) for mount in old.mounts
-    }
+def hottest(answers: Answers) -> list[Row]:
+    """The locks that were handed over or waited for in the last seconds, hottest first."""
     found: dict[Key, Row] = {}
-    names = Names(new)
-    for mount in new.mounts:
-        names.learn(mount.filesystem, _hot(mount.value).values())
-    for mount in new.mounts:
-        since, counted = before.get((mount.node, mount.filesystem), (0.0, {}))
-        seconds = max(_number(mount.value, "seconds") - since, 1e-3)
-        for (domain, number), hot in _hot(mount.value).items():
-            last = counted.get((domain, number), {})
-            grown = [_growth(last, hot, name) / seconds for name in _COUNTERS]
-            waiters = int(_number(hot, "waiters"))
-            if not waiters and not any(grown):
-                continue
-            row = found.setdefault((mount.filesystem, domain, number), Row(names.name(mount.filesystem, hot)))
-            row.handovers += grown[0]
-            row.waits += grown[1]
-            row.wait_seconds += grown[2]
-            row.waiters += waiters
-            row.nodes.append(new.name(mount.node))
-    return sorted(found.values(), key=lambda row: (-row.handovers, -row.wait_seconds, row.name))
+    names = Names(answers)
+    for mount in answers.mounts:
+        names.learn(mount.filesystem, _hot(mount.value))
+    for mount in answers.mounts:
+        for hot in _hot(mount.value):
+            row = found.setdefault(key_of(mount.filesystem, hot), Row(names.name(mount.filesystem, hot)))
+            row.hand_overs += _number(hot, "hand_overs")
+            row.waits += _number(hot, "waits")
+            row.waiting += _number(hot, "waiting")
+            row.waiters += int(_number(hot, "waiters"))
+            row.nodes.append(answers.name(mount.node))
+    return sorted(found.values(), key=lambda row: (-row.hand_overs, -row.waiting, -row.waiters, row.name))
 
 
 def links(answers: Answers) -> list[Link]:
@@ -90,11 +77,11 @@ def links(answers: Answers) -> list[Link]:
 
 def format_top(rows: Sequence[Row], found: Sequence[Link], lines_max: int) -> list[str]:
     """One screen of at most ``lines_max`` lines."""
-    cells: list[Sequence[object]] = [("HANDOVERS/S", "WAITS/S", "MEAN WAIT", "WAITERS", "NODES", "LOCK")]
+    cells: list[Sequence[object]] = [("HAND-OVERS/S", "WAITS/S", "MEAN WAIT", "WAITERS", "NODES", "LOCK")]
     room = max(1, lines_max - len(found) - 4)
     for row in rows[:room]:
         mean = f"{row.mean_ms:.1f} ms" if row.waits else "-"
-        rate = (f"{row.handovers:.1f}", f"{row.waits:.1f}", mean, row.waiters)
+        rate = (f"{row.hand_overs:.1f}", f"{row.waits:.1f}", mean, row.waiters)
         cells.append((*rate, " ".join(map(printable, row.nodes)), printable(row.name)))
     lines = table(cells, right={0, 1, 2, 3}) if rows else ["  No lock was handed over or waited for."]
     link_cells: list[Sequence[object]] = [("LINK", "STATE", "ROUND TRIP", "QUEUED")]
@@ -104,18 +91,9 @@ def format_top(rows: Sequence[Row], found: Sequence[Link], lines_max: int) -> li
     return [*lines, "", *(table(link_cells, right={2, 3}) if found else [])][:lines_max]
 
 
-def _hot(value: Any) -> dict[tuple[int, int], dict[str, Any]]:
+def _hot(value: Any) -> list[dict[str, Any]]:
     rows = value.get("hot") if isinstance(value, dict) else None
-    return {
-        (int(_number(row, "domain")), int(_number(row, "object"))): row
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict)
-    }
-
-
-def _growth(old: dict[str, Any], new: dict[str, Any], name: str) -> float:
-    grown = _number(new, name) - _number(old, name)
-    return grown if grown >= 0 else _number(new, name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _number(fields: Any, name: str) -> float:
