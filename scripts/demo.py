@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import itertools
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.mount.lab import Lab, LabError, LabNode, walk_tree
+from tests.mount.lab import Lab, LabError, LabNode, wait_until, walk_tree
 
 FILES_MIN = 5_000
 BYTES_MAX = 400 << 20
@@ -39,6 +41,7 @@ class Demo:
         self.one, self.two, self.three = lab.nodes
         self.summary: list[tuple[str, str]] = []
         self._began = time.monotonic()
+        self._lockers: list[int] = []  # processes beside us that hold a lock, or wait for it
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
@@ -144,6 +147,40 @@ class Demo:
                 raise Failure(f"{node.name} sees {len(names)} names of {3 * NAMES}")
         self.note("written by all at once", f"{3 * APPENDS} lines and {3 * NAMES} names, none lost ({took:.1f} s)")
 
+    def lock(self) -> None:
+        """A flock held on node 1 is refused on node 2, where somebody then waits for it."""
+        path = self.one.mountpoint / "lock"
+        path.touch()
+        held = self.lab.directory / "held"
+        self._lockers.append(self._child(hold_lock, path, held))
+        wait_until(held.exists, "n1 has the flock")
+        with open(self.two.mountpoint / "lock", "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                raise Failure("n2 got a flock that n1 holds")
+        self._lockers.append(self._child(wait_for_lock, self.two.mountpoint / "lock", self.lab.directory / "got"))
+        wait_until(lambda: any("waits" in line for line in self._locks_shown()), "the wait shows")
+        self.note("flock held on n1", "refused on n2, where another process waits for it")
+        self.say("matrixctl locks on n3 says:")
+        for line in self._locks_shown():
+            print(f"             {line}")
+
+    def _locks_shown(self) -> list[str]:
+        shown = self.lab.run("matrixctl", "locks", "--state", self.three.state)
+        return shown.stdout.splitlines()
+
+    def _tell_lock(self, killed: float) -> None:
+        """The flock that the dead node held went to whoever waited for it."""
+        holder, waiter = self._lockers
+        self._reap([waiter])
+        os.kill(holder, signal.SIGKILL)  # with its node's mount gone it has nothing any more
+        self._reap([holder], expect_failure=True)
+        took = float((self.lab.directory / "got").read_text()) - killed
+        self.note("flock freed by the death", f"n2 has it {took * 1000:.0f} ms after the kill")
+
     def kill_one(self) -> None:
         """SIGKILL of node 1 while it writes; the survivors must go on, with all that was fsynced."""
         acknowledged = self.lab.directory / "acknowledged"
@@ -169,6 +206,7 @@ class Demo:
             self.note(f"{node.name} went on", f"{done} operations, the longest took {float(longest) * 1000:.0f} ms")
         waited = f"n2 gets at their directory {float(first) * 1000:.0f} ms after the kill"
         self.note("what n1 was writing", f"{waited}, and has read all {files} files after {float(every) * 1000:.0f} ms")
+        self._tell_lock(killed)
         self._tell_recovery()
         self._check_synced(acknowledged)
 
@@ -255,6 +293,23 @@ def write_and_sync(node: LabNode, acknowledged: Path, worker: int) -> None:
         os.write(log, f"{name} {len(data)} {hashlib.sha256(data).hexdigest()}\n".encode())
 
 
+def hold_lock(path: Path, held: Path) -> None:
+    """Take a flock and keep it, for as long as the demo lasts."""
+    parent = os.getppid()
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held.touch()
+        while os.getppid() == parent:
+            time.sleep(0.1)
+
+
+def wait_for_lock(path: Path, got: Path) -> None:
+    """Wait for a flock; note when it came."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        got.write_text(str(time.monotonic()))
+
+
 def work_until(node: LabNode, stop: float, result: Path) -> None:
     """Create, write, read and remove files of one's own; note how long the longest operation took."""
     longest = 0.0
@@ -326,6 +381,7 @@ def main() -> int:
         if options.keep:
             explain_keep(lab)
             return 0
+        demo.lock()
         demo.kill_one()
         demo.bring_down()
     except (Failure, LabError, subprocess.SubprocessError, OSError) as error:
