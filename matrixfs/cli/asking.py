@@ -112,7 +112,9 @@ def find_file(state: str, path: str) -> Target:
             rest = take(mount.value, "rest", bytes)
             return Target(mount.filesystem, mountpoint, take_natural(mount.value, "object"), os.fsdecode(rest))
     reasons = [line.partition("): ")[2] for line in answers.silent if f", {mountpoint} (" in line]
-    raise OperatorError(reasons[0]) if reasons else PeerError(f"the mount process of {mountpoint} does not answer")
+    if reasons:  # a path in it begins at the root of the tree
+        raise OperatorError(mountpoint + reasons[0] if reasons[0].startswith("/") else reasons[0])
+    raise PeerError(f"the mount process of {mountpoint} does not answer")
 
 
 def split_path(path: str, mountpoints: set[str]) -> tuple[str, str]:

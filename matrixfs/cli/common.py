@@ -1,6 +1,6 @@
 """What the commands share: errors as one line with an exit code, the state directory, times for people.
 
-Invariant: a MatrixError leaves a command as ``PROGRAM: LINE`` on stderr with its own exit code; our own
+Invariant: a MatrixError or wrong usage leaves a command as ``PROGRAM: LINE`` on stderr with its own exit code; our own
 bugs keep their traceback, which is what their reader needs.
 
 Source: issue 2 "Bad input"; ecosystem 6 (click, starts in less than 100 ms); style 3.16.
@@ -8,6 +8,7 @@ Source: issue 2 "Bad input"; ecosystem 6 (click, starts in less than 100 ms); st
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -27,6 +28,18 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 class MatrixCommand(click.Command):
     """A command that fails in one line."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the command line; wrong usage ends it with one line, instead of click's four."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else str(info_name)
+            text = error.format_message().rstrip(".")
+            click.echo(f"{path.split()[0]}: {printable(text)}: see {path} --help", err=True)
+            raise click.exceptions.Exit(error.exit_code) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; a MatrixError, also one that a trio nursery wrapped, ends it with one line and its exit code."""
         try:
@@ -35,6 +48,17 @@ class MatrixCommand(click.Command):
             _exit(ctx, error)
         except BaseExceptionGroup as group:
             _exit(ctx, worst_of(group))
+
+
+class Seconds(click.FloatRange):
+    """Seconds within bounds; NaN is no number of seconds, though click finds nothing wrong with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As ``click.ParamType``."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return found
 
 
 def _exit(ctx: click.Context, error: MatrixError) -> NoReturn:

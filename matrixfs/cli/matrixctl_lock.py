@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, Seconds, own_state_option, printable
 from matrixfs.lock_names import BUSY
 from membership.errors import MatrixError, OperatorError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LOST: Final = 125
 NOT_RUNNABLE, NOT_FOUND = 126, 127
+WAIT_MAX: Final = 1e7  # seconds
 GRACE_SECONDS: Final = 10.0  # between SIGTERM and SIGKILL
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -43,7 +44,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 @click.command(cls=MatrixCommand, context_settings={"allow_interspersed_args": False})
 @click.option("--shared", is_flag=True, help="Others may hold it shared too.  [default: alone]")
-@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="Give up after that.  [default: never]")
+@click.option("--wait", type=Seconds(0, WAIT_MAX), metavar="SECONDS", help="Give up after that.  [default: never]")
 @click.option("--try", "try_", is_flag=True, help="Don't wait: the same as --wait 0.")
 @click.option("--fs", "filesystem", default="", metavar="NAME", help="Filesystem that keeps the lock, of several.")
 @own_state_option

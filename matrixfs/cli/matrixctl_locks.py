@@ -66,7 +66,10 @@ def _look(state: str, target: str | None) -> _Found:
     from matrixfs.cli.file_locks_format import combine_files
     from matrixfs.cli.locks_chain import combine
     from matrixfs.lock_names import object_of
+    from membership.errors import OperatorError
 
+    if target == "":
+        raise OperatorError("neither a path nor a lock's name: leave it out to see every lock that somebody waits for")
     if target is not None and "/" not in target:
         answers = ask_mounts(state, "files", {"objects": [["NAMED", object_of(os.fsencode(target))]]})
         return _Found(answers, [], combine_files(answers))

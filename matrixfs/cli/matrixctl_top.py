@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, Seconds, json_option, own_state_option, printable
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
@@ -23,7 +23,7 @@ _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
 @click.command(cls=MatrixCommand)
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=Seconds(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="One look, then end: for scripts.")
 @json_option
 @own_state_option

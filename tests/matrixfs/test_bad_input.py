@@ -387,3 +387,73 @@ def test_matrixctl_meets_junk_on_the_socket(work: Path, junk: bytes) -> None:
         out, error = process.communicate(timeout=COMMAND_SECONDS_MAX)
     done = subprocess.CompletedProcess([], process.returncode, out, error)
     assert_refused(done, "matrixctl", PEER, "")
+
+
+WRONG_WORDS = [
+    (["lock", "job"], "Missing argument 'COMMAND...': see matrixctl lock --help"),
+    (["lock", "job", "--"], "no command after --"),
+    (["lock", "--try", "--wait", "3", "job", "--", "true"], "--try and --wait exclude each other"),
+    (["lock", "--wait", "-1", "job", "--", "true"], "-1.0 is not in the range"),
+    (["lock", "--wait", "nan", "job", "--", "true"], "'nan' is no number"),
+    (["lock", "--wait", "inf", "job", "--", "true"], "inf is not in the range"),
+    (["lock", "--strange", "job", "--", "true"], "No such option"),
+    (["lock", "job", "--", "true"], "no filesystem is mounted on this node"),
+    (["lock", "--fs", "other", "job", "--", "true"], "other is not mounted on this node"),
+    (["locks", ""], "neither a path nor a lock's name"),
+    (["locks", "/absent/of/this/tree"], "is in no tree that is mounted on this node"),
+    (["locks", "a", "b"], "unexpected extra argument"),
+    (["locks", "--strange"], "No such option"),
+    (["top", "--interval", "0"], "0.0 is not in the range"),
+    (["top", "--interval", "nan"], "'nan' is no number"),
+    (["trace", "--count", "0"], "0 is not in the range"),
+    (["trace", "--node", "nobody\x1b[2J"], "no member of the cluster is called"),
+    (["metrics", "x"], "unexpected extra argument"),
+]
+
+
+@pytest.mark.seed("004-33", "002-26")
+@pytest.mark.parametrize(("words", "says"), WRONG_WORDS, ids=str)
+def test_matrixctl_with_wrong_words(node: Node, words: list[str], says: str) -> None:
+    done = run("matrixctl", words[0], "--state", node.state, *words[1:])
+    assert_refused(done, "matrixctl", OPERATOR, says)
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "words", [["locks"], ["locks", "/x"], ["locks", "x"], ["top", "--once"], ["trace"], ["metrics"], ["lock", "x", "y"]]
+)
+def test_matrixctl_asks_nobody(work: Path, words: list[str]) -> None:
+    assert_refused(run("matrixctl", "--state", work / "none", *words), "matrixctl", OPERATOR, "not running here")
+
+
+@pytest.mark.seed("004-33")
+def test_application_locks_on_a_mount(node: Node) -> None:
+    assert node.mount().returncode == 0
+    try:
+        lock = ["matrixctl", "lock", "--state", node.state]
+        for name in ("", "n" * 1025):
+            assert_refused(run(*lock, name, "--", "true"), "matrixctl", OPERATOR, "a lock's name has 1 to 1024 bytes")
+        assert_refused(run(*lock, "job", "--", "/no/such/program"), "matrixctl", 127, "No such file or directory")
+        assert_refused(run(*lock, "job", "--", "/etc/passwd"), "matrixctl", 126, "Permission denied")
+        done = run(*lock, "\udcff\n/ä ", "--", "sh", "-c", "exit 9")
+        assert (done.returncode, done.stderr) == (9, ""), "any bytes are a name"
+        absent = run("matrixctl", "locks", "--state", node.state, node.mountpoint / "absent")
+        assert_refused(absent, "matrixctl", OPERATOR, f"{node.mountpoint}/absent: no such file or directory")
+    finally:
+        assert run("umount.matrixfs", node.mountpoint).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("nonsense", "is no IP address with an optional port"), ("9.9.9.9:1", "Cannot assign requested address"),
+        ("127.0.0.1:99999", "over 65535"),
+    ],
+)  # fmt: skip
+def test_metrics_at_a_wrong_address(work: Path, formatted: Path, address: str, says: str) -> None:
+    store = make_store(work, formatted, unchanged)
+    words = ["--store", store, "--address", "127.1.1.4", "--state", work / "metrics", "--metrics", address]
+    done = run("matrixd", *words)
+    assert done.returncode == OPERATOR
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -101,7 +101,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "matrixd.sock").unlink()
     with matrixd_that_answers(tmp_path, RESOLVED, result(absent)):
         missing = run("locks", "/mnt/2/x", "--state", tmp_path)
-    assert missing.stderr == "matrixctl: /x: no such file or directory in this tree\n"
+    assert missing.stderr == "matrixctl: /mnt/2/x: no such file or directory in this tree\n"
     assert missing.exit_code == 2
     (tmp_path / "matrixd.sock").unlink()
     with matrixd_that_answers(tmp_path, {"kind": "result", "value": 5}):
