@@ -225,3 +225,11 @@ def test_nothing_names_this_machine() -> None:
                 continue
             text = path.read_text(errors="replace")
             assert not [word for word in banned if word in text], path
+
+
+def test_decisions_are_numbered_in_order() -> None:
+    """Each has a number of its own, with none left out, and its heading says the same."""
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:5] for page in pages] == [f"{number:04}-" for number in range(len(pages))]
+    for page in pages:
+        assert page.read_text().startswith(f"# {page.name[:4]}: "), page.name

@@ -59,6 +59,8 @@ def hottest(answers: Answers) -> list[Row]:
             row.waiting += _number(hot, "waiting")
             row.waiters += int(_number(hot, "waiters"))
             row.nodes.append(answers.name(mount.node))
+    for row in found.values():
+        row.nodes.sort()
     return sorted(found.values(), key=lambda row: (-row.hand_overs, -row.waiting, -row.waiters, row.name))
 
 

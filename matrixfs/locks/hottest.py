@@ -14,7 +14,7 @@ from typing import Any
 from dlm.names import Resource
 
 FADE = 5.0  # seconds
-SHOWN_MIN = 0.05  # hand-overs and waits that are left; less has cooled down
+SHOWN_MIN = 0.25  # of hand-overs or waits left; less has cooled down
 ENTRIES_MAX = 1024
 WAIT_MIN = 0.001  # seconds; shorter waits are a message's way to the master, not another node's use
 
@@ -78,7 +78,7 @@ class Hottest:
         """
         for heat in self._heat.values():
             heat.fade(now)
-        warm = {resource: heat for resource, heat in self._heat.items() if heat.hand_overs + heat.waits >= SHOWN_MIN}
+        warm = {key: heat for key, heat in self._heat.items() if max(heat.hand_overs, heat.waits) >= SHOWN_MIN}
         for resource in waiters:
             warm.setdefault(resource, _Heat(now))
         ranked = sorted(
