@@ -3,6 +3,7 @@
     scripts/sim --seed 4711              one run, the same every time
     scripts/sim --count 500              seeds 0 to 499
     scripts/sim --seed 4711 --nodes 3 --operations 5000
+    scripts/sim --names --count 500     names alone, with deaths: the whole history must be linearizable
 
 Exit codes: 0 all runs held, 1 a checker found something, 2 wrong usage.
 """
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.sim.fs_scenario import OPERATIONS, Scenario  # noqa: E402 - found only now
+from tests.sim.names_scenario import NamesScenario  # noqa: E402
 
 SEEDS_FILE = ROOT / "tests" / "sim" / "seeds.txt"
 
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="how many seeds from there on (1)")
     parser.add_argument("--nodes", type=int, help="number of nodes (3 to 5, by the seed)")
     parser.add_argument("--operations", type=int, default=OPERATIONS, help=f"least operations of a run ({OPERATIONS})")
+    parser.add_argument("--names", action="store_true", help="names alone, the history checked for linearizability")
     parser.add_argument("--keep-going", action="store_true", help="don't stop at the first failure")
     parser.add_argument("--log", action="store_true", help="show what the nodes log")
     options = parser.parse_args()
@@ -56,7 +59,8 @@ def run(seed: int, options: argparse.Namespace) -> bool:
     """One run; whether everything held."""
     began = time.monotonic()
     try:
-        summary = Scenario(seed, options.nodes, options.operations).run()
+        scenario = NamesScenario if options.names else Scenario
+        summary = scenario(seed, options.nodes, options.operations).run()
     except Exception as error:  # a checker's finding, or the product's own assertion, in groups of trio's
         print(f"seed {seed}: FAILED")
         for leaf in leaves(error):

@@ -117,7 +117,7 @@ def explained(op: Op) -> bool:
 def _name_steps(ordered: Sequence[Op], excuses: Excuses) -> Iterator[Step]:
     for op in ordered:
         beside = op.kind == "rename" and _may_find_one_inode_twice(op, ordered)
-        for apply, changes, keys in _about_names(op):
+        for apply, changes, keys in about_names(op):
             wanted = _or_nothing(apply, op.args[0], op.args[1]) if beside and not excuses.strict else apply
             yield Step(op.start, op.end, wanted, changes, keys, op)
 
@@ -156,7 +156,7 @@ def _or_nothing(apply: Apply, old: int, new: int) -> Apply:
 _Said = tuple[Apply, bool, frozenset[Any]]
 
 
-def _about_names(op: Op) -> Iterator[_Said]:
+def about_names(op: Op) -> Iterator[_Said]:
     """What an operation says about names."""
     code = -op.result if op.failed else 0
     first = frozenset(op.args[:1])

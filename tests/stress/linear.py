@@ -44,6 +44,7 @@ class Step:
         keys: parts of the object it looks at; operations without a common part commute.
         label: for reports.
         crash: not an operation but an instant at which the state changes for all, say because a node died.
+        optional: it never returned, and had its effect by ``end`` or never.
     """
 
     start: float
@@ -53,6 +54,7 @@ class Step:
     keys: frozenset[Any] = frozenset()
     label: object = ""
     crash: bool = False
+    optional: bool = False
 
 
 @dataclass
@@ -94,6 +96,8 @@ class _Search:
         """Whether any configuration is left."""
         near = self._near(number)
         left: set[Configuration] = set()
+        if self.pending[number].optional:
+            left |= {(state, done) for state, done in self.configurations if number not in done}
         seen = set(self.configurations)
         stack = list(self.configurations)
         while stack:

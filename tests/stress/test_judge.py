@@ -197,6 +197,17 @@ def test_a_death_brings_back_only_what_was_not_safe() -> None:
     assert check([made, died, there, Step(8, 9, gone.apply, False, key)], names.initial(1, deaths=True)) is not None
 
 
+def test_who_dies_in_the_middle_has_done_it_or_not() -> None:
+    key = frozenset((0,))
+    made = Step(0, 4, names.made(0, A, 0), keys=key, optional=True)
+    there = Step(5, 6, names.saw(0, A, 1), changes=False, keys=key)
+    gone = Step(5, 6, names.saw(0, None, 1), changes=False, keys=key)
+    later = Step(7, 8, names.saw(0, A, 1), changes=False, keys=key)
+    assert check([made, there], names.initial(1)) is None
+    assert check([made, gone], names.initial(1)) is None
+    assert check([made, gone, later], names.initial(1)) is not None
+
+
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.stress.linear.CONFIGURATIONS_MAX", 100)
     steps = [Step(0, 100 + i, lambda state, i=i: state | {i}) for i in range(12)]
