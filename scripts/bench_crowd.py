@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from scripts.bench_counters import BenchError
 from scripts.bench_rows import MIB, PAGE
@@ -21,6 +22,7 @@ from scripts.bench_rows import MIB, PAGE
 REBUILD = Path(__file__).resolve().parent.parent / "tests" / "dlm" / "rebuild_bench.py"
 REBUILD_SECONDS_MAX = 60
 DURABLE_FILE_BYTES = 4 * MIB
+STRIDE = 7 * PAGE  # from one durable write to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,15 @@ def _fork_creator(top: Path, tag: str, began_at: float, seconds: float) -> tuple
     try:
         os.close(hear)
         time.sleep(max(0.0, began_at - time.monotonic()))
-        os.write(tell, b"%d %f" % _create_until(top, tag, began_at + seconds))
+        os.write(tell, b"%d %f" % _create_for(top, tag, seconds))
         code = 0
     finally:
         os._exit(code)
 
 
-def _create_until(top: Path, tag: str, end: float) -> tuple[int, float]:
+def _create_for(top: Path, tag: str, seconds: float) -> tuple[int, float]:
     made, longest, now = 0, 0.0, time.monotonic()
+    end = now + seconds  # a process that came late works as long as the others
     while now < end:
         os.close(os.open(f"{top}/{tag}-{made}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         made += 1
@@ -97,22 +100,33 @@ def rebuild(locks: int, nodes: int) -> float:
     return float(json.loads(done.stdout)["seconds"])
 
 
-def durable_writes(path: Path, count: int) -> list[float]:
-    """Seconds of each durable direct write of one block, all over a file whose blocks were written before."""
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DIRECT, 0o600)
-    try:
-        with mmap.mmap(-1, MIB) as piece:
-            for at in range(0, DURABLE_FILE_BYTES, MIB):
-                os.pwrite(fd, piece, at)
-            os.fsync(fd)
-            seconds = []
-            with memoryview(piece)[:PAGE] as page:
-                for number in range(count):
-                    at = number * 7 * PAGE % DURABLE_FILE_BYTES
-                    began = time.perf_counter()
-                    os.pwritev(fd, [page], at, os.RWF_DSYNC)
-                    seconds.append(time.perf_counter() - began)
-            return seconds
-    finally:
-        os.close(fd)
-        path.unlink()
+class DurableFile:
+    """A file whose blocks were all written before, like those of a store; durable direct writes of one block over it.
+
+    Args:
+        path: made, and removed at the end of the ``with`` block.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.seconds: list[float] = []  # of each write
+        self._path = path
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600)
+        self._page = mmap.mmap(-1, PAGE)
+        with mmap.mmap(-1, DURABLE_FILE_BYTES) as zeros:
+            os.pwrite(self._fd, zeros, 0)
+        os.fsync(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self._page.close()
+        self._path.unlink()
+
+    def write(self) -> None:
+        """Write one block, durably."""
+        at = len(self.seconds) * STRIDE % DURABLE_FILE_BYTES
+        began = time.perf_counter()
+        os.pwritev(self._fd, [self._page], at, os.RWF_DSYNC)
+        self.seconds.append(time.perf_counter() - began)

@@ -121,9 +121,10 @@ def write_durably(path: Path, count: int) -> None:
 # --- two mounts -------------------------------------------------------------------------------------------------------
 
 
-def hand_over(writer: Path, reader: Path, count: int) -> list[float]:
+def hand_over(writer: Path, reader: Path, count: int, between: Callable[[], None]) -> list[float]:
     """Write a page through one path, read it through the other; seconds from before the write to after the read.
 
+    ``between`` is called after each, outside of the time: what is to be compared meets the same disk then.
     Both descriptors stay open.  Raises BenchError when a read shows anything but the last write.
     """
     old = struct.pack("<Q", 0) + bytes(PAGE - 8)
@@ -138,6 +139,7 @@ def hand_over(writer: Path, reader: Path, count: int) -> list[float]:
             seconds.append(time.perf_counter() - began)
             if found != data:
                 raise BenchError(f"{reader}: stale: round {struct.unpack_from('<Q', found)}, {number} was written")
+            between()
     return seconds
 
 
