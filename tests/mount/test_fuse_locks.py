@@ -6,9 +6,7 @@ import errno
 import fcntl
 import os
 import signal
-import struct
 import subprocess
-import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
@@ -19,45 +17,7 @@ import pytest
 
 from matrixfs.fuse.libfuse import _extension
 from tests.mount.edge_tree import ANSWER_SECONDS, REPOSITORY, ROOT, Tree, in_thread
-
-FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
-F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
-
-# A process that locks as told, line by line, and says what came of it.
-CHILD = """
-import errno, fcntl, os, sys
-fd = os.open(sys.argv[1], os.O_RDWR)
-for line in sys.stdin:
-    try:
-        result = eval(line)
-    except OSError as error:
-        result = errno.errorcode[error.errno]
-    print(result, flush=True)
-"""
-
-
-class Child:
-    def __init__(self, path: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def heard(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def ask(self, line: str) -> str:
-        self.say(line)
-        return self.heard()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+from tests.mount.lockers import F_OFD_SETLK, FLOCK, Locker
 
 
 @pytest.fixture
@@ -71,8 +31,8 @@ def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tree]:
 
 
 @pytest.fixture
-def child(tree: Tree) -> Iterator[Child]:
-    made = Child(tree.path / "f")
+def child(tree: Tree) -> Iterator[Locker]:
+    made = Locker(tree.path / "f")
     try:
         yield made
     finally:
@@ -100,7 +60,7 @@ def wait_for_waiters(tree: Tree, count: int) -> None:
 
 
 @pytest.mark.seed("002-09")
-def test_posix_locks_of_two_processes(tree: Tree, child: Child) -> None:
+def test_posix_locks_of_two_processes(tree: Tree, child: Locker) -> None:
     assert child.ask("fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 5)") == "None"
     with (tree.path / "f").open("r+b") as file:
         with pytest.raises(BlockingIOError):
@@ -179,7 +139,7 @@ def test_an_open_files_locks_go_with_its_last_descriptor(tree: Tree) -> None:
         pass
 
 
-def test_ofd_and_posix_locks_see_each_other(tree: Tree, child: Child) -> None:
+def test_ofd_and_posix_locks_see_each_other(tree: Tree, child: Locker) -> None:
     with (tree.path / "f").open("r+b") as one, (tree.path / "f").open("r+b") as two:
         ofd(one.fileno(), F_OFD_SETLK, fcntl.F_WRLCK, 0, 10)
         with pytest.raises(BlockingIOError):
@@ -206,7 +166,7 @@ def test_the_holder_on_another_node_has_no_pid_here(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("call", ["fcntl.lockf(fd, fcntl.LOCK_EX)", "fcntl.flock(fd, fcntl.LOCK_EX)"])
-def test_a_signal_ends_the_wait(tree: Tree, child: Child, call: str) -> None:
+def test_a_signal_ends_the_wait(tree: Tree, child: Locker, call: str) -> None:
     """coherence.md 8.  A handler that raises; without one the process ends, which needs the same answer."""
     ino = os.stat(tree.path / "f").st_ino
     kind = "flock" if "flock" in call else "posix"
@@ -226,7 +186,7 @@ def test_a_signal_ends_the_wait(tree: Tree, child: Child, call: str) -> None:
     assert tree.ask("locks")["parked"] == 0
 
 
-def test_a_grant_that_crosses_the_interrupt_is_kept(tree: Tree, child: Child) -> None:
+def test_a_grant_that_crosses_the_interrupt_is_kept(tree: Tree, child: Locker) -> None:
     tree.ask("locks_fail", how="cross")
     child.ask("__import__('signal').signal(10, lambda n, f: None)")
     child.say("fcntl.lockf(fd, fcntl.LOCK_EX)")
@@ -326,7 +286,7 @@ def test_memory_is_sound(tmp_path: Path, sanitized: dict[str, str], end: str) ->
         path = tree.path / "f"
         path.write_bytes(b"x")
         ino = os.stat(path).st_ino
-        child = Child(path)
+        child = Locker(path)
         assert child.ask("fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)") == "None"
         descriptors = [os.open(path, os.O_RDWR) for _ in range(100)]
         threads = [threading.Thread(target=fcntl.lockf, args=(d, fcntl.LOCK_EX)) for d in descriptors]
@@ -343,7 +303,7 @@ def test_memory_is_sound(tmp_path: Path, sanitized: dict[str, str], end: str) ->
         while ["flock", 0, 2**63 - 1, False] in held(tree):  # goes with its open file, for which exit doesn't wait
             pass
         tree.ask("remote_lock", kind="flock", ino=ino, range=[0, 2**63 - 1])
-        waiting = [Child(path) for _ in range(3)]
+        waiting = [Locker(path) for _ in range(3)]
         for each in waiting:
             each.say("fcntl.flock(fd, fcntl.LOCK_EX)")
         wait_for_waiters(tree, 3)
