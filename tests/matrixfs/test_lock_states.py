@@ -73,6 +73,7 @@ async def requested(bench: Bench) -> Lock:
     """Tried along with another one, and somebody waits for it already."""
     lock = bench.lock()
     bench.nursery.start_soon(bench.cache.prefetch, [lock, bench.lock(B)], PR)
+    await settle()  # or the order of the two tasks is trio's to choose
     bench.start(lock, PR)
     await settle()
     return lock
