@@ -44,7 +44,7 @@ from matrixfs.locks.reclaim import INTERVAL, Reclaim
 from matrixfs.locks.report import waits
 from matrixfs.locks.resources import describe
 from matrixfs.locks.trace import Trace
-from matrixfs.locks.turns import TURN_MIN, Turn, Turns
+from matrixfs.locks.turns import CONTENDED, Turn, Turns
 from membership.errors import MatrixError
 from membership.mount_watch import Pulse
 from membership.seams import Clock
@@ -291,7 +291,7 @@ class LockCache:
         if not lock.uses or lock.requested or self._nursery is None:
             return None
         now = self._clock.monotonic()
-        if lock.turn is None and now < lock.granted_at + TURN_MIN:
+        if lock.turn is None and now < lock.granted_at + CONTENDED:
             lock.turn = self._turns.open(lock.resource)
         turn = lock.turn
         return turn if turn is not None and turn.credit and now < lock.granted_at + turn.length else None
@@ -300,14 +300,14 @@ class LockCache:
         """Put a revoke off until the turn is over."""
         before = lock.uses
         end = lock.granted_at + turn.length
-        while not lock.revoking:
+        early = False
+        while not lock.revoking and not early:
             used, left = lock.uses, end - self._clock.monotonic()
             if left <= 0:
                 break
             await self._clock.sleep(min(left, turn.patience))
-            if lock.uses == used and not lock.in_use:
-                break
-        turn.kept(lock.uses - before)
+            early = lock.uses == used and not lock.in_use
+        turn.kept(lock.uses - before, early=early)
         if lock.revoke_to is not None and not lock.revoking:
             self._begin_to_revoke(lock)
 

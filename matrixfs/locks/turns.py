@@ -3,11 +3,14 @@
 A lock that several nodes want goes round.  Each hand-over costs (flush, purge, messages, and the next holder reads
 again), so a holder that goes on using the lock keeps it for a *turn*, counted from the grant, before it obeys:
 
-- **T1** A turn lasts ``SHARE`` times what the last hand-overs of this lock cost here, at least ``TURN_MIN``, at most
-  ``TURN_MAX``: the time lost is a bounded share of the whole, and so is anybody's wait: nodes x (turn + hand-over).
+- **T1** A turn lasts ``TURN``, on every node the same, so that whoever goes on using the lock has an equal share; or
+  ``SHARE`` hand-overs where those are dearer than that, at most ``TURN_MAX``.  So the time lost is a bounded share of
+  the whole, and so is anybody's wait: nodes x (turn + hand-over).  ``SHARE`` must be small: a long turn dirties much,
+  which makes giving up dear, which must not make the next turn longer still.
 - **T2** A turn ends early when nobody here used the lock for ``patience``, the cost of one hand-over.  Nobody knows
   whether the next use comes; waiting for as long as the mistake would cost is never worse than twice the best choice
-  (the "ski rental" rule).
+  (the "ski rental" rule).  If users came back while it was being given up, the next patience is twice as long, up to
+  ``SLACK_MAX`` times: on a busy machine a user is late, and its node would lose turn after turn.
 - **T3** A lock that was kept in vain lately is not kept: it is used once per turn, and whoever waits for it, waits for
   nothing.  It is kept again when local users came while it was being given up: they did not wait for the peer's work,
   so they would have come in a turn too.
@@ -24,9 +27,11 @@ from __future__ import annotations
 from dlm.modes import EX, NL, PR
 from dlm.names import Resource
 
-TURN_MIN = 0.010  # seconds
+CONTENDED = 0.010  # seconds: a lock that a peer wants so soon after its grant is contended from here on
+TURN = 0.060  # seconds
 TURN_MAX = 0.200  # seconds
-SHARE = 8.0  # turn : giving up; the next holder loses about as much again by reading
+SHARE = 2.0  # turn : giving up; the next holder loses about as much again by reading
+SLACK_MAX = 8  # hand-overs of patience
 PATIENCE_MIN = 0.001  # seconds
 PATIENCE_MAX = 0.020  # seconds
 WEIGHT = 0.25  # of the newest hand-over in the average
@@ -38,26 +43,29 @@ REMEMBERED_MAX = 4096  # contended resources
 class Turn:
     """What is known of one contended lock; made when it is first wanted by a peer within a turn of the grant."""
 
-    __slots__ = ("asked", "cost", "credit", "writes")
+    __slots__ = ("asked", "cost", "credit", "early", "slack", "writes")
 
     def __init__(self) -> None:
         self.cost = 0.0  # seconds a hand-over takes here, averaged
         self.credit = 1  # > 0: keeping it was of use lately (T3)
+        self.early = False  # the last one ended for lack of use,
+        self.slack = 1  # and so many hand-overs are waited for the next use (T2)
         self.asked = NL  # mode last wanted
         self.writes = False  # T5
 
     @property
     def length(self) -> float:
         """Seconds from the grant that the holder may keep the lock (T1)."""
-        return min(TURN_MAX, max(TURN_MIN, SHARE * self.cost))
+        return min(TURN_MAX, max(TURN, SHARE * self.cost))
 
     @property
     def patience(self) -> float:
         """Seconds without use that end a turn (T2)."""
-        return min(PATIENCE_MAX, max(PATIENCE_MIN, self.cost))
+        return min(PATIENCE_MAX, max(PATIENCE_MIN, self.cost) * self.slack)
 
-    def kept(self, uses: int) -> None:
-        """The turn is over; the lock was used ``uses`` times since the revoke (T3)."""
+    def kept(self, uses: int, *, early: bool) -> None:
+        """The turn is over, ``early`` for lack of use (T2); the lock was used ``uses`` times since the revoke (T3)."""
+        self.early = early
         self.credit = min(CREDIT_MAX, self.credit + 1) if uses > 1 else max(0, self.credit - 1)
 
     def ask(self, mode: int) -> int:
@@ -82,6 +90,9 @@ class Turn:
             self.writes = False
         if missed:
             self.credit = min(CREDIT_MAX, self.credit + 1)
+        if self.early:
+            self.slack = min(SLACK_MAX, 2 * self.slack) if missed else 1
+            self.early = False
 
 
 class Turns:

@@ -11,7 +11,7 @@ from dlm.messages import NEVER
 from dlm.names import Resource
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.turns import TURN_MIN
+from matrixfs.locks.turns import CONTENDED
 from tests.sim.network import SimClock
 
 Clock = trio.abc.Clock
@@ -118,7 +118,7 @@ async def held(bench: Bench, mode: int, exclusive: bool = False, resource: Resou
     waiting = bench.start(lock, mode, exclusive)
     await settle()
     bench.manager.grant(resource, mode)
-    await trio.sleep(TURN_MIN)
+    await trio.sleep(CONTENDED)
     assert waiting.result
     bench.manager.take_log()
     return lock

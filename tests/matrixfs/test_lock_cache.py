@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from dlm.modes import EX, NL, PR
-from matrixfs.locks.turns import TURN_MIN
+from matrixfs.locks.turns import CONTENDED
 from membership.errors import DeviceError
 from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
 
@@ -240,7 +240,7 @@ async def test_release_when_finished_lets_the_waiter_in_first(bench: Bench, auto
     assert waiting.result
     assert bench.callouts.calls == []
     waiting.drop()
-    await trio.sleep(TURN_MIN)
+    await trio.sleep(CONTENDED)
     assert bench.manager.log == [("request", 100, EX), ("release", 100, NL)]
 
 

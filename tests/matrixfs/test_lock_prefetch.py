@@ -9,7 +9,7 @@ from dlm.modes import EX, NL, PR
 from dlm.names import Resource
 from matrixfs.fs import prefetch, readdir
 from matrixfs.locks.cache import AROUND, LISTED_MIN
-from matrixfs.locks.turns import TURN_MIN
+from matrixfs.locks.turns import CONTENDED
 from matrixfs.ondisk.superblock import ROOT_INODE
 from tests.matrixfs.local import MIB, mounted, small_disk
 from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
@@ -108,7 +108,7 @@ async def test_a_listing_peer_gets_what_lies_around_too(bench: Bench, autojump_c
         lock.drop(EX)
     busy = bench.lock(Resource(2, 1000))
     assert busy.try_hold(EX)
-    await trio.sleep(TURN_MIN)
+    await trio.sleep(CONTENDED)
     bench.manager.take_log()
     for number in range(1001, 1001 + LISTED_MIN):
         assert bench.manager.log == [], "a few are nothing to conclude from"

@@ -10,7 +10,7 @@ import trio
 from dlm.modes import EX, NL, PR
 from matrixfs.locks import cache
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.turns import TURN_MAX, TURN_MIN
+from matrixfs.locks.turns import CONTENDED, TURN_MAX
 from tests.matrixfs.lock_bench import A, B, Bench, Clock, Manager, held, settle
 
 
@@ -121,7 +121,7 @@ async def contend(bench: Bench, lock: Lock) -> None:
 
 
 async def over(bench: Bench, lock: Lock) -> None:
-    await trio.sleep(TURN_MAX + TURN_MIN)
+    await trio.sleep(TURN_MAX + CONTENDED)
 
 
 async def done(bench: Bench, lock: Lock) -> None:
