@@ -25,6 +25,7 @@ from tests.sim.fs_world import MIB, World, run_world
 SEEDS_FILE = Path(__file__).with_name("seeds.txt")
 FRESH = range(60)
 OPERATIONS = 400
+FILES = 240  # by each node in one directory: some turns' worth
 
 
 def failed_once() -> list[int]:
@@ -127,7 +128,7 @@ def test_nodes_create_in_one_directory_at_once(seed: int) -> None:
         least: list[int] = []
 
         async def work(node: int) -> None:
-            for number in range(60):
+            for number in range(FILES):
                 await create(mounts[node].volume, b"%d.%d" % (node, number), directory)
                 done[node] += 1
                 await trio.sleep(0.001)  # a program does something else, too
@@ -136,10 +137,10 @@ def test_nodes_create_in_one_directory_at_once(seed: int) -> None:
         async with trio.open_nursery() as nursery:
             for node in range(3):
                 nursery.start_soon(work, node)
-        expected = sorted(b"%d.%d" % (node, number) for node in range(3) for number in range(60))
+        expected = sorted(b"%d.%d" % (node, number) for node in range(3) for number in range(FILES))
         for mount in mounts:
             assert await names(mount.volume, directory) == expected
-        assert least[0] > 10, f"somebody starved: {least}"
+        assert least[0] > FILES / 4, f"somebody starved: {least}"
 
     in_world(body, seed)
 
