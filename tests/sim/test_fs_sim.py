@@ -105,7 +105,7 @@ def test_the_checkers_see_a_lost_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(data, "fsync", lie)
     failures = 0
-    for seed in range(8):
+    for seed in range(12):
         try:
             Scenario(seed, operations=OPERATIONS).run()
         except (AssertionError, BaseExceptionGroup):

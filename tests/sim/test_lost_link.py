@@ -13,7 +13,7 @@ from membership.orders import LinkLost
 from tests.sim.checkers import assert_clean
 from tests.sim.fs_world import MIB, World, run_world
 
-FILES = 30
+FILES = 120  # more than one turn
 
 
 async def _lose_the_link_under_load(world: World) -> None:
