@@ -183,8 +183,17 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
 
     @upcall(0)
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
-        """Create a fifo, device, socket or (rarely) a regular file."""
-        inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, rdev)
+        """Create a fifo, device, socket or regular file.
+
+        A kernel that opens files by itself makes them so too, also those that need not be new: where another node was
+        quicker, ESTALE has it walk the path again, and it then finds the name, or tells EEXIST by itself.
+        """
+        try:
+            inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, rdev)
+        except (OSError, MatrixError) as error:
+            if error.errno == errno.EEXIST and self._opened_by_kernel and stat.S_ISREG(mode):
+                raise OSError(errno.ESTALE, "the name has just come up") from error
+            raise
         return self._entry(parent, name, inode)
 
     @upcall(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -117,6 +119,28 @@ def test_appends_of_two_nodes_lose_no_line(tree: Tree) -> None:
         assert len(lines) == 300
         for name in "abc":
             assert [line for line in lines if line[0] == name] == [f"{name} {n:06}" for n in range(100)]
+
+
+@pytest.mark.parametrize("exclusive", [0, os.O_EXCL], ids=["any", "new"])
+def test_two_nodes_create_the_same_names_at_once(tree: Tree, exclusive: int) -> None:
+    """Who asked for a new file is told that it is there; who did not, opens it."""
+
+    def create(directory: Path) -> list[int]:
+        codes = []
+        for i in range(100):
+            try:
+                os.close(os.open(directory / f"same{exclusive}-{i}", os.O_CREAT | os.O_WRONLY | exclusive, 0o644))
+                codes.append(0)
+            except OSError as error:
+                codes.append(error.errno or -1)
+        return codes
+
+    with ThreadPoolExecutor() as threads:
+        one, other = threads.map(create, tree.paths)
+    if exclusive:
+        assert [sorted(pair) for pair in zip(one, other, strict=True)] == [[0, errno.EEXIST]] * 100
+    else:
+        assert (one, other) == ([0] * 100, [0] * 100)
 
 
 def test_unlinked_while_open(lab: Lab, tree: Tree) -> None:

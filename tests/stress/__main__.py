@@ -41,7 +41,7 @@ def bring_up(lab: Lab, *, epochs: bool, mount_options: tuple[str, ...]) -> None:
 def run(lab: Lab, options: argparse.Namespace) -> Rounds:
     """Rounds until the time is over.  Raises Hang, Broken, LabError."""
     bring_up(lab, epochs=not options.no_epochs, mount_options=("localflocks",) if options.localflocks else ())
-    rounds = Rounds(lab, epochs=not options.no_epochs, localflocks=options.localflocks, strict=options.strict)
+    rounds = Rounds(lab, epochs=not options.no_epochs, strict=options.strict)
     failed = 0
     profiles = tuple(
         profile for profile in options.profiles.split(",") if not (options.localflocks and profile == "locks")

@@ -40,16 +40,15 @@ class Verdict:
     stale: list[Stale] = field(default_factory=list)
 
 
-def judge(history: Sequence[Op], *, epochs: bool = True, localflocks: bool = False, strict: bool = False) -> Verdict:
+def judge(history: Sequence[Op], *, epochs: bool = True, strict: bool = False) -> Verdict:
     """Check everything.
 
     Args:
         epochs: whether the mounts use the kernel's epoch notification.
-        localflocks: whether they are mounted so.
         strict: excuse nothing.
     """
     excuses = Excuses(strict)
-    ordered = sorted(op for op in history if strict or not _excused(op, excuses, epochs, localflocks))
+    ordered = sorted(op for op in history if strict or not _excused(op, excuses, epochs))
     verdict = Verdict(excused=excuses.counts, stale=excuses.stale)
     found = verdict.problems
     found += [f"unexpected: {op}" for op in ordered if not explained(op)]
@@ -96,14 +95,12 @@ _BY_PATH = (
 _COUNTS = ("list", "read", "sendfile", "look", "size", "open", "log_size", "count")  # whose result is not just success
 
 
-def _excused(op: Op, excuses: Excuses, epochs: bool, localflocks: bool) -> bool:
+def _excused(op: Op, excuses: Excuses, epochs: bool) -> bool:
     """Whether an operation met a known limit (docs/testing.md), which says nothing about the state then."""
     if op.failed and -op.result == errno.ESTALE and op.kind in _BY_PATH:
         return excuses.grant(f"{op.kind}: ESTALE")
     if epochs and op.kind == "getcwd" and op.failed and -op.result == errno.ENOENT:
         return excuses.grant("getcwd: ENOENT")
-    if localflocks and op.kind == "open" and op.failed and -op.result == errno.EEXIST and op.args[2] & os.O_CREAT:
-        return excuses.grant("open: EEXIST")
     return False
 
 

@@ -61,7 +61,6 @@ class Rounds:
         lab: all its nodes mounted.
         hang_seconds: see the module.
         epochs: whether the kernel has the epoch notification and the mounts use it.
-        localflocks: whether they are mounted so.
         strict: known limits count as problems.
     """
 
@@ -71,7 +70,6 @@ class Rounds:
         hang_seconds: float = HANG_SECONDS,
         *,
         epochs: bool = True,
-        localflocks: bool = False,
         strict: bool = False,
     ) -> None:
         self.lab = lab
@@ -79,7 +77,6 @@ class Rounds:
         self.excused: Counter[str] = Counter()
         self._hang_seconds = hang_seconds
         self._epochs = epochs
-        self._localflocks = localflocks
         self._strict = strict
         self.stale: list[Stale] = []  # of the last round, excused or not
         self._logs = lab.directory / "histories"
@@ -87,7 +84,7 @@ class Rounds:
     def run(self, wanted: Round) -> list[Op]:
         """Do a round and judge it; its history.  Raises Hang, Broken."""
         history = self.work(wanted)
-        verdict = judge(history, epochs=self._epochs, localflocks=self._localflocks, strict=self._strict)
+        verdict = judge(history, epochs=self._epochs, strict=self._strict)
         self.excused.update(verdict.excused)
         self.stale = verdict.stale
         if verdict.problems:

@@ -183,13 +183,6 @@ def test_getcwd_is_excused_only_where_epochs_are_used() -> None:
     assert judge(gone, epochs=False).problems
 
 
-def test_an_open_that_finds_the_name_is_excused_only_without_create_requests() -> None:
-    crossed = history(MADE, (2, 3, 1, "open", (0, B, os.O_CREAT), EEXIST))
-    assert judge(crossed, localflocks=True).excused == {"open: EEXIST": 1}
-    assert judge(crossed).problems
-    assert judge(crossed, localflocks=True, strict=True).problems
-
-
 def test_a_death_brings_back_only_what_was_not_safe() -> None:
     """Names whose last change the dead node made, and nobody else saw."""
     key = frozenset((0,))
