@@ -343,8 +343,8 @@ class AdminCore:
             if now - self._nomination.since <= self._timing.link_dead:
                 return
             self._candidate_failed(self._nomination.node, "no answer")
-        if self.is_leaving and set(self._view.members) == {self.me.node}:
-            return
+        if self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}:
+            return  # the last one, and off the header: nobody is left to administrate for
         node = candidate(self._view.members, self._failed)
         self._nominations += 1
         number = (self._view.number << 16) + self._nominations % 2**16

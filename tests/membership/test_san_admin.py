@@ -62,6 +62,12 @@ class Rig:
 
 
 def become_admin(rig: Rig, generation: int = 1) -> None:
+    take_office(rig, generation)
+    assert rig.core.role is Role.ADMIN
+    rig.drive()
+
+
+def take_office(rig: Rig, generation: int) -> None:
     me = rig.core.me
     rig.drive()
     number = rig.core._nomination.number
@@ -73,8 +79,6 @@ def become_admin(rig: Rig, generation: int = 1) -> None:
     rig.core.receive(me.node, Commit(number), rig.now)
     write = next(e for e in rig.drive()[1] if isinstance(e, WriteHeader))
     rig.core.header_written(write.header, rig.now)
-    assert rig.core.role is Role.ADMIN
-    rig.drive()
 
 
 @pytest.mark.seed("002-39", "002-40")
@@ -250,6 +254,17 @@ def test_our_own_former_incarnation_counts_as_fenced():
     become_admin(rig, generation=5)
     assert rig.core.header.members == {0: 100}
     assert rig.core.header.fencing == {1: 101}
+
+
+def test_the_last_node_leaves_though_the_administrator_left_just_before():
+    """It must be administrator itself to take itself off the header (seen: matrixctl stop hung for ever)."""
+    rig = Rig(0, view=(0,), start=make_header(CLUSTER, 4, members={0: 100}, fencing={}))
+    rig.core.is_leaving = True
+    take_office(rig, generation=5)
+    assert (rig.core.header.administrator, rig.core.header.members) == (NOBODY, {})
+    assert rig.core.role is Role.PEER
+    rig.drive()
+    assert not any(isinstance(body, Nominate) for _, body in rig.drive()[0])  # off the header: it elects nobody
 
 
 def test_an_administrator_that_leaves_names_nobody():
