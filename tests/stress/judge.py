@@ -59,7 +59,7 @@ def judge(history: Sequence[Op], *, epochs: bool = True, strict: bool = False) -
         places += slots_of(identity, ops, SLOTS)
     for place in places:
         found += check_place(place, excuses)
-    found += check_log([op for op in ordered if op.kind in ("append", "read_log", "log_size")])
+    found += check_log([op for op in ordered if op.kind in ("append", "read_log", "log_size")], excuses)
     for kind in ("posix", "flock"):
         found += check_counter(kind, [op for op in ordered if op.kind == "count" and op.args == (kind,)])
     return verdict
