@@ -31,7 +31,7 @@ _BY_READ = ("read", "page_read")
 class Stale(NamedTuple):
     """A look that saw what had been replaced before it began."""
 
-    look: str  # "read", "sendfile" or "mapping"
+    look: str  # "read", "fstat", "sendfile" or "mapping"
     what: str  # "pages": old bytes; "size": an end or a hole that had been filled, or bytes behind the end
     late_ns: float
     text: str

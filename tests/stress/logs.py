@@ -39,11 +39,10 @@ def _lengths(
 
     def short(op: Op, since: float, text: str) -> None:
         """A look that went by an end of before; excused like any other (docs/testing.md)."""
-        stale = Stale("read", "size", op.start - since, text)
+        stale = Stale("read" if op.kind == "read_log" else "fstat", "size", op.start - since, text)
         excuses.stale.append(stale)
         beside = any(append.start <= op.end and op.start <= append.end for append in appends.values())
-        read = op.kind == "read_log" and beside and stale.late_ns < LATE_NS
-        if not (read and excuses.grant(stale.name)):
+        if not (beside and stale.late_ns < LATE_NS and excuses.grant(stale.name)):
             found.append(text)
 
     size = len(next(iter(appends))) if appends else 1

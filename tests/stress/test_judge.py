@@ -163,12 +163,23 @@ R1, R2 = b"1".ljust(23) + b"\n", b"2".ljust(23) + b"\n"
         ([appended(0, 0, R1), (4, 5, 2, "read_log", (), R1 + R2)], False),
         ([appended(0, 0, R1), (2, 3, 1, "log_size", (), 0), (4, 5, 2, "read_log", (), R1)], False),
         ([appended(0, 0, R1), (2, 3, 1, "log_size", (), 30), (4, 5, 2, "read_log", (), R1)], False),
-        ([appended(0, 0, R1, 9), (2, 3, 1, "log_size", (), 24), (4, 5, 1, "log_size", (), 0),
+        ([appended(0, 0, R1), (2, 3, 1, "log_size", (), 24), (4, 5, 1, "log_size", (), 0),
           (9, 10, 2, "read_log", (), R1)], False),
     ],
 )  # fmt: skip
 def test_the_log(rows: list[tuple[Any, ...]], good: bool) -> None:
     assert (problems(*rows) == []) == good
+
+
+def test_an_end_of_the_log_is_excused_only_beside_an_append() -> None:
+    late = history(
+        appended(0, 0, R1, 9),
+        (2, 3, 1, "log_size", (), 24),
+        (4, 5, 1, "log_size", (), 0),
+        (9, 10, 2, "read_log", (), R1),
+    )
+    assert judge(late).excused == {"fstat: stale size": 1}
+    assert judge(late, strict=True).problems
 
 
 def test_counters() -> None:
