@@ -169,6 +169,24 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
 
 
+async def test_attributes_are_told_only_when_pages_left_behind_are_dropped() -> None:
+    """And are read again after that wait: the lock may have gone meanwhile (O1, K5)."""
+    steps: list[str] = []
+
+    async def read(*_arguments: Any) -> Any:
+        steps.append("read")
+        return inode(100)
+
+    async def dropped(_ino: int) -> None:
+        steps.append("dropped")
+
+    world = Kernelless(getattr=read)
+    world.caches.dropping = lambda _ino: "dropped" not in steps  # type: ignore[method-assign]
+    world.caches.dropped = dropped  # type: ignore[method-assign]
+    await world.operations.getattr(100, CALLER)
+    assert steps == ["read", "dropped", "read"]
+
+
 @pytest.mark.parametrize("known", [0, 1], ids=["of older data", "of this data"])
 async def test_pages_are_not_trusted_for_the_mtime_that_a_setattr_tells(known: int) -> None:
     """The kernel takes over that mtime without dropping pages, so comparing it later says nothing of them."""
