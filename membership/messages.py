@@ -40,6 +40,7 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=1):
 
     hears: Number
     accepted: Number
+    has_storage: bool = True  # a renewal of mine came to its end within the length of a lease
 
 
 class Propose(Struct, frozen=True, array_like=True, tag=2):
@@ -102,6 +103,7 @@ class HeaderChanged(Struct, frozen=True, array_like=True, tag=15):
     """The SAN header on disk has this generation now: read it (1758)."""
 
     generation: Number
+    evicted: Members = ()  # who stands in its ``fencing``: told too, for who can't read the store learns it nowhere else
 
 
 class JoinRequest(Struct, frozen=True, array_like=True, tag=16):

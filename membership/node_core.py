@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from membership.effects import Effects, Outbox
 from membership.errors import BadMessage
 from membership.group.state import GroupCore, ViewInstalled
-from membership.lease.core import LeaseCore
+from membership.lease.core import LeaseCore, LeaseState
 from membership.lease.watch import DiskWatch
 from membership.messages import (
     Accept,
@@ -169,7 +169,9 @@ class NodeCore:
     def tick(self, now: float) -> None:
         """Time passed; call every heartbeat interval."""
         self.lease.tick(now)
+        self.group.has_storage = self.lease.has_storage(now)
         self.group.tick(now)
+        self._expel_blind(now)
         if self.filesystems is not None:
             self.filesystems.tick(now)
         if now - self._agent_asked_at >= 2 * self.timing.heartbeat:
@@ -233,6 +235,7 @@ class NodeCore:
                 self.group.addresses(),
                 now,
                 settled=self._has_scanned and self.group.is_settled(self.watch.alive(now)),
+                sighted=self.group.sighted(),
             )
             mine = [e for e in self._out.send if e.node == self.me.node]
             events, self._out.events = self._out.events, []
@@ -259,6 +262,15 @@ class NodeCore:
             self._recovered.append((now, event))
             self._tell_recovered(((now, event),), now)
         self._events.append(event)
+
+    def _expel_blind(self, now: float) -> None:
+        """A5 of san/admin.py: who can't reach the store although we can must go."""
+        if self.admin.role is not Role.ADMIN or self.lease.state is not LeaseState.MEMBER:
+            return
+        for node in self.watch.standing(now) & set(self.group.view.members):
+            incarnation = self.group.view.members[node].incarnation
+            if self.admin.header.members.get(node) == incarnation and not self.admin.is_expelled(node, incarnation):
+                self.admin.expel(node, incarnation, f"its disk heartbeat has stood still for {self.timing.dead:g} s")
 
     def _expel(self, event: Expel) -> None:
         """A node that does not end a mount it must end; ourselves: the shell ends this matrixd (``Expel`` goes on)."""
@@ -304,6 +316,8 @@ class NodeCore:
         elif isinstance(
             body, Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
         ):
+            if isinstance(body, HeaderChanged) and (self.me.node, self.me.incarnation) in body.evicted:
+                self.lease.evicted()
             self.admin.receive(node, body, now)
         elif isinstance(body, Report | MountJoin | MountLeft | ReplyFrom):
             if self.filesystems is not None and self.admin.role is Role.ADMIN:

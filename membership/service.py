@@ -127,6 +127,7 @@ class Node:
         self._ended = trio.Event()
         self._finished = trio.Event()  # also the last write is done
         self._fenced = ""  # why, when it ended by losing its right
+        self._lease_state = LeaseState.OUT
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -294,13 +295,17 @@ class Node:
             self._carry_out(event)
 
     def _check_lease(self, core: NodeCore) -> None:
+        state = core.lease.state
+        if LeaseState.LAPSED in (state, self._lease_state) and state is not self._lease_state:
+            waits = "its lease ended and is not renewed yet: mounts wait until the store answers"
+            self.book.log("lease", waits if state is LeaseState.LAPSED else "renewed: mounts go on")
+        self._lease_state = state
         if core.lease.state is LeaseState.MEMBER:
             self._member.set()
         elif core.lease.state is LeaseState.LEFT:
             self._end("matrixd left")
         elif core.lease.state is LeaseState.FENCED:
-            late = core.admin.is_member()
-            self.lose("its lease ended before it could renew it" if late else "it was evicted")
+            self.lose("it was evicted")
 
     def _carry_out(self, event: object) -> None:
         if isinstance(event, ToMount | Admitted | Refused):

@@ -10,6 +10,9 @@ A1. A header is written only in generation g won by ballot, while the group view
 A2. The bumped generation is durable on disk before anybody is told (1728, 1604).
 A3. Whoever is dropped without a clean leave stays in ``fencing`` until confirmed (S4); only then NodeDead is told.
 A4. A candidate becomes administrator only after the coordinator's Commit (1754); else its generation stays unused.
+A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
+    evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.  When
+    nobody reaches it nothing happens: the cluster pauses.
 """
 
 from __future__ import annotations
@@ -145,7 +148,9 @@ class AdminCore:
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
         self._undone = 0  # as coordinator: greatest generation that was undone
+        self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
         self._asked_at = float("-inf")
+        self._told_at = float("-inf")
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -175,7 +180,7 @@ class AdminCore:
             self._fencing.clear()
         elif header.administrator != old.administrator or self.role is not Role.ADMIN:
             self.role = Role.ADMIN
-        if self._admin_in_view():
+        if self._admin_works():
             self._nomination = None
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
         self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
@@ -237,10 +242,7 @@ class AdminCore:
             self._evicted_at = dict.fromkeys(self._evicted_at, now)
             return
         self.header_read(header, now)
-        if self._view is not None:
-            for node in self._view.members:
-                if node != self.me.node:
-                    self._out.post(node, HeaderChanged(header.generation))
+        self._tell_header()
 
     def write_failed(self, now: float) -> None:
         """A header of ours could not be written, or was overtaken."""
@@ -268,12 +270,33 @@ class AdminCore:
         self._log("alert", f"node {node} is evicted: {reason}")
         self._expelled.add((node, incarnation))
 
+    def is_expelled(self, node: int, incarnation: int) -> bool:
+        """Whether it was told to go."""
+        return (node, incarnation) in self._expelled
+
     # -- upkeep ------------------------------------------------------------------------------------------------
 
-    def drive(self, alive: frozenset[int], addresses: Mapping[int, PeerAddress], now: float, *, settled: bool) -> None:
-        """Compare what is with what should be, and take the next step.  Call after every input and every tick."""
+    def drive(
+        self,
+        alive: frozenset[int],
+        addresses: Mapping[int, PeerAddress],
+        now: float,
+        *,
+        settled: bool,
+        sighted: frozenset[int],
+    ) -> None:
+        """Compare what is with what should be, and take the next step.  Call after every input and every tick.
+
+        Args:
+            alive: nodes whose disk heartbeat moves.
+            addresses: of all nodes known.
+            now: monotonic seconds.
+            settled: no view change is in the air.
+            sighted: members of the view that reach the store (A5).
+        """
         if self._view is None:
             return
+        self._sighted = sighted
         self._ask(now)
         if not settled or not self._may_act(alive, addresses):
             return
@@ -283,7 +306,7 @@ class AdminCore:
             self._drop_candidacy("no answer of the coordinator")
         elif self.role is Role.CANDIDATE and not self._busy and now >= self._retry_at:
             self._take(self._next_generation())
-        if self._view.coordinator == self.me.node and not self._admin_in_view():
+        if self._view.coordinator == self.me.node and not self._admin_works() and self._sighted:
             self._elect(now)
 
     def is_member(self) -> bool:
@@ -323,6 +346,10 @@ class AdminCore:
             self.header.administrator, self.header.administrator_incarnation
         )
 
+    def _admin_works(self) -> bool:
+        """A5: it is in our view, and reaches the store if anybody does."""
+        return self._admin_in_view() and (self.header.administrator in self._sighted or not self._sighted)
+
     def _ask(self, now: float) -> None:
         """1402: ask the administrator to import us, or to let us go."""
         if not self._admin_in_view() or now - self._asked_at < self._timing.heartbeat:
@@ -345,7 +372,7 @@ class AdminCore:
             self._candidate_failed(self._nomination.node, "no answer")
         if self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}:
             return  # the last one, and off the header: nobody is left to administrate for
-        node = candidate(self._view.members, self._failed)
+        node = candidate({n: a for n, a in self._view.members.items() if n in self._sighted}, self._failed)
         self._nominations += 1
         number = (self._view.number << 16) + self._nominations % 2**16
         self._nomination = _Nomination(number, node, now)
@@ -370,7 +397,7 @@ class AdminCore:
         """1732, 1750: permissible when it is the one nominated, in the present view, and nobody else is."""
         nomination = self._nomination
         good = nomination is not None and (nomination.node, nomination.number) == (node, body.nomination)
-        if good and body.generation > self.header.generation and not self._admin_in_view():
+        if good and body.generation > self.header.generation and not self._admin_works():
             assert nomination is not None
             nomination.since = now
             self._out.post(node, Commit(body.nomination))
@@ -448,7 +475,19 @@ class AdminCore:
                 members[node] = incarnation
         return members, fencing
 
+    def _tell_header(self) -> None:
+        """1758: all of the view, and among them those that were evicted."""
+        if self._view is None:
+            return
+        evicted = tuple(sorted(self.header.fencing.items()))
+        for node in self._view.members:
+            if node != self.me.node:
+                self._out.post(node, HeaderChanged(self.header.generation, evicted))
+
     def _administrate(self, now: float) -> None:
+        if now - self._told_at >= self._timing.renew and any(self._in_view(*each) for each in self.header.fencing.items()):
+            self._told_at = now
+            self._tell_header()  # who is evicted and hears us may have missed it
         for node, incarnation in self.header.fencing.items():
             key, evicted_at = (node, incarnation), self._evicted_at[node, incarnation]
             if key not in self._fencing | self._confirmed and evicted_at != float("inf"):

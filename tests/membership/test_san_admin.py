@@ -46,14 +46,14 @@ class Rig:
         self.out = Outbox()
         self.core = AdminCore(NODES[me], start or header(0), DEFAULT_TIMING, self.out)
         self.now = 10.0
-        self.alive = frozenset(view)
+        self.alive = self.sighted = frozenset(view)
         self.view(view, number)
 
     def view(self, members, number: int) -> None:
         self.core.view_installed(View(number, {n: NODES[n] for n in members}), self.now)
 
     def drive(self, *, settled: bool = True):
-        self.core.drive(self.alive, NODES, self.now, settled=settled)
+        self.core.drive(self.alive, NODES, self.now, settled=settled, sighted=self.sighted)
         send = [(e.node, e.body) for e in self.out.send]
         events = [e for e in self.out.events if not isinstance(e, Log)]
         self.out.send.clear()

@@ -259,7 +259,7 @@ def test_a_node_that_does_not_obey_is_given_up_once() -> None:
     bench.agents[1][0].reply(FS, 11, Stuck("frozen", 3.0))
     bench.settle()
     began = bench.now
-    for seconds in (1.0, 3.0, 6.9):
+    for seconds in (1.0, 3.0, 6.4):
         bench.fs.tick(began + seconds)
     bench.settle()
     assert not [event for event in bench.events if isinstance(event, Expel)]

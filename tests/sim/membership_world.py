@@ -407,6 +407,9 @@ class World:
     def granting(self) -> list[SimMount]:
         return [mount for machine in self.machines.values() for mount in machine.mounts if mount.may_write()]
 
+    def granting_machines(self) -> list[Machine]:
+        return [machine for machine in self.machines.values() if any(mount.may_write() for mount in machine.mounts)]
+
     def describe(self) -> str:
         """The state of everything, for a failed seed."""
         lines = [f"t={trio.current_time():.3f} journals={self.journals} cuts={self.net._cuts}"]
