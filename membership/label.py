@@ -49,7 +49,7 @@ class Label(Record):
 
     disk_uuid: bytes = raw(48, 16, "uuid of this disk")
     cluster_name: str = text(64, NAME_BYTES_MAX, "name people give the cluster")
-    cluster_key: bytes = raw(128, 32, "secret that authenticates nodes (R11): who reads it is a node; 0: nodes get it by token")
+    cluster_key: bytes = raw(128, 32, "secret of the nodes (R11): who reads it is one; 0: they get it by token")
     data_block: int = u64(160, "first block of the data area")
     data_blocks: int = u64(168, "blocks of the data area")
     created_ns: int = i64(176, "wall clock at mkfs, ns since the epoch")

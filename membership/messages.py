@@ -103,7 +103,7 @@ class HeaderChanged(Struct, frozen=True, array_like=True, tag=15):
     """The SAN header on disk has this generation now: read it (1758)."""
 
     generation: Number
-    evicted: Members = ()  # who stands in its ``fencing``: told too, for who can't read the store learns it nowhere else
+    evicted: Members = ()  # who stands in its ``fencing``: who can't read the store learns it nowhere else
 
 
 class JoinRequest(Struct, frozen=True, array_like=True, tag=16):

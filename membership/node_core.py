@@ -50,8 +50,9 @@ from membership.messages import (
     packet_untrusted,
 )
 from membership.orders import Left
-from membership.san.admin import AdminCore, HeaderInForce, NodeDead, ReadHeader, Role
+from membership.san.admin import AdminCore, Role
 from membership.san.agent import MountAgent
+from membership.san.events import HeaderInForce, NodeDead, ReadHeader
 from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
 from membership.san.recovery import Finished
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
     from membership.lease.records import HeartbeatSlot
     from membership.messages import Body
     from membership.orders import MountRequest, Said
-    from membership.san.admin import FenceOrder
     from membership.san.ballot import Decided, Passed
+    from membership.san.events import FenceOrder
     from membership.san.fence import FenceResult
     from membership.san.header import SanHeader
     from membership.seams import PeerAddress, TransportEvent
@@ -155,14 +156,26 @@ class NodeCore:
             self.group.link_refused(event.node, now)
         self._settle(now)
 
-    def header_read(self, header: SanHeader, now: float, *, renewal: float = float("-inf")) -> None:
-        """The header as it is on disk; ``renewal``: when the renewal that read it began, if it was one."""
+    def header_read(
+        self, header: SanHeader, now: float, *, renewal: float = float("-inf"), settled: bool = True
+    ) -> None:
+        """The newest header on the disks.
+
+        Args:
+            header: it.
+            now: monotonic seconds.
+            renewal: when the renewal that read it began, if it was one.
+            settled: it is on a majority of the areas; else it extends no lease (M3 of areas/quorum.py).
+        """
         if header.generation < self.admin.header.generation:
             self.lease.failed(now)
             self.admin.header_overwritten()
         else:
-            listed = header.members.get(self.me.node) == self.me.incarnation
-            self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
+            if settled:
+                listed = header.members.get(self.me.node) == self.me.incarnation
+                self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
+            else:
+                self.lease.failed(now)
             self.admin.header_read(header, now)
         self._settle(now)
 

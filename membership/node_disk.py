@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from membership.errors import CorruptRecord, DeviceError
-from membership.lease.area import read_slot, read_slots, write_slot
+from membership.label import NODE_SLOTS
 from membership.lease.records import FLAG_LEFT
 from membership.san.fence import FenceResult, fence_target, is_gone
-from membership.san.header import read_header
-from membership.san.store import put_header, take_generation
+from membership.san.store import take_generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from membership.areas.quorum import Areas
     from membership.lease.records import HeartbeatSlot, MountProcess
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
-    from membership.san.admin import FenceOrder
+    from membership.san.events import FenceOrder
     from membership.san.fence import FenceDriver
     from membership.san.header import SanHeader
-    from membership.seams import Clock, Rng, SectorDevice
+    from membership.seams import Clock, Rng
 
 
 class Shell(Protocol):
@@ -54,7 +54,7 @@ class NodeDisk:
 
     def __init__(
         self,
-        device: SectorDevice,
+        areas: Areas,
         slot: HeartbeatSlot,
         core: NodeCore,
         *,
@@ -65,8 +65,7 @@ class NodeDisk:
         shell: Shell,
     ) -> None:
         self.slot = slot
-        self._device = device
-        self._cluster = slot.owner
+        self._areas = areas
         self._core = core
         self._clock = clock
         self._rng = rng
@@ -106,37 +105,39 @@ class NodeDisk:
                 if not await self._write_own():
                     self._shell.lose("another process claimed its slot")
                     return
-                header = await read_header(self._device, self._cluster)
+                reading = await self._areas.read_header()
             except (DeviceError, CorruptRecord) as error:
                 self._book.log("alert", f"lease not renewed: {error}")
                 self._shell.apply(self._core.lease.failed)
                 return
-            self._shell.apply(lambda now: self._core.header_read(header, now, renewal=start))
+            self._shell.apply(
+                lambda now: self._core.header_read(reading.header, now, renewal=start, settled=reading.settled)
+            )
             self._shell.renewed()
             await self._scan()
 
     async def _write_own(self) -> bool:
         """False when the slot has another owner."""
         slot = self.slot
-        found = await read_slot(self._device, self._core.me.node, self._cluster)
+        found = await self._areas.read_slot(self._core.me.node)
         if found is None or found.incarnation != slot.incarnation:
             return False
         slot.counter = (slot.counter + 1) % 2**64
         slot.generation = self._core.admin.header.generation
         slot.hears = sum(1 << node for node in self._core.group.hears())
         slot.set_mounts(self._shell.mount_processes())
-        await write_slot(self._device, slot)
+        await self._areas.write_slot(slot)
         return True
 
     async def mark_left(self) -> None:
         """The last write of a clean leave: nothing to fence."""
         self.slot.flags |= FLAG_LEFT
         self.slot.counter = (self.slot.counter + 1) % 2**64
-        await write_slot(self._device, self.slot)
+        await self._areas.write_slot(self.slot)
 
     async def _scan(self) -> None:
         try:
-            slots, _ = await read_slots(self._device, self._cluster)
+            slots, _ = await self._areas.read_slots()
         except DeviceError as error:
             self._book.log("alert", f"slots not read: {error}")
             return
@@ -159,12 +160,19 @@ class NodeDisk:
     async def take(self, generation: int) -> None:
         """TakeGeneration."""
         me = (self._core.me.node, self._core.me.incarnation)
-        outcome = await take_generation(self._device, self._cluster, me, generation, clock=self._clock, rng=self._rng)
+        unused = self._unused()
+        outcome = await take_generation(self._areas, me, generation, clock=self._clock, rng=self._rng, unused=unused)
         self._shell.apply(lambda now: self._core.generation_taken(outcome, now))
+
+    def _unused(self) -> set[int]:
+        """Slots of nobody, or of who left: no header is ever written by a vote in their ballot blocks."""
+        header, sights = self._core.admin.header, self._core.watch.sights
+        used = {node for node, sight in sights.items() if not sight.slot.is_left}
+        return set(range(NODE_SLOTS)) - used - header.members.keys() - header.fencing.keys() - {self._core.me.node}
 
     async def put(self, header: SanHeader) -> None:
         """WriteHeader."""
-        good = await put_header(self._device, header)
+        good = await self._areas.put_header(header)
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:
@@ -173,13 +181,13 @@ class NodeDisk:
             return
         self._reading_header = True
         try:
-            header = await read_header(self._device, self._cluster)
+            reading = await self._areas.read_header()
         except (DeviceError, CorruptRecord) as error:
             self._book.log("alert", f"SAN header not read: {error}")
             return
         finally:
             self._reading_header = False
-        self._shell.apply(lambda now: self._core.header_read(header, now))
+        self._shell.apply(lambda now: self._core.header_read(reading.header, now, settled=reading.settled))
 
     async def fence(self, order: FenceOrder) -> None:
         """FenceOrder: fence, and say what came of it; a pause after a refusal, for we shall be asked again."""
@@ -195,7 +203,7 @@ class NodeDisk:
         sight = self._core.watch.sights.get(order.node)
         found: HeartbeatSlot | None = None
         with contextlib.suppress(DeviceError, CorruptRecord):
-            found = await read_slot(self._device, order.node, self._cluster)
+            found = await self._areas.read_slot(order.node)
         return found or (sight.slot if sight is not None else None)
 
     async def _fence(self, order: FenceOrder, target: HeartbeatSlot | None) -> FenceResult:

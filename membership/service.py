@@ -30,15 +30,15 @@ from membership.node_disk import NodeDisk
 from membership.node_events import EventBook
 from membership.node_mounts import NodeMounts
 from membership.relay import Relay
-from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.agent import Admitted, Refused, ToMount
+from membership.san.events import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.evictions import Expel
-from membership.san.header import read_header
 from membership.san.recovery import Finished
 from membership.seams import PeerAddress, Transport
 from membership.status_of import status_of
 
 if TYPE_CHECKING:
+    from membership.areas.quorum import Areas
     from membership.fence.process import HostIdentity
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot, MountProcess
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
     from membership.san.fence import FenceDriver
-    from membership.seams import Clock, Rng, SectorDevice
+    from membership.seams import Clock, Rng
     from membership.status import Status
 
 
@@ -83,8 +83,8 @@ class Node:
     """One matrixd.  Construct, then ``await nursery.start(node.run)``.
 
     Args:
-        device: the cluster disk, ungated: membership is what the gate is told by.
-        label: of that disk.
+        areas: the membership areas, ungated: membership is what the gate is told by.
+        label: of the cluster disk.
         config: name and address.
         host: this process (``membership.fence.process.this_host()``).
         mesh: makes the transport once the node id is known; the identity's port is not yet.
@@ -95,7 +95,7 @@ class Node:
 
     def __init__(
         self,
-        device: SectorDevice,
+        areas: Areas,
         label: Label,
         config: NodeConfig,
         host: HostIdentity,
@@ -108,7 +108,7 @@ class Node:
         self.config = config
         self.timing = timing_of(label)
         self.clock = clock
-        self.device = device
+        self.areas = areas
         self.core: NodeCore | None = None
         self.slot: HeartbeatSlot | None = None
         self.book = EventBook(clock)
@@ -137,14 +137,18 @@ class Node:
         Raises OperatorError (name taken, no free slot), CorruptRecord (the SAN header), DeviceError, Fenced (the
         right is lost: exit at once).  Possibly in an exception group.  Returns after a clean ``stop``.
         """
+        async with self.areas:
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         claimant = Claimant(
-            self.device, self.label.owner, self.timing, self.clock, self._fences, self._host,
+            self.areas, self.label.owner, self.timing, self.clock, self._fences, self._host,
             self.config.name, self.config.host, self.incarnation,
         )  # fmt: skip
         node, slot = await claim_slot(claimant)
         mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
         slot.port = await mesh.listen(self.config.host, self.config.port)
-        header = await read_header(self.device, self.label.owner)
+        header = (await self.areas.read_header()).header
         self._assemble(slot, mesh, NodeCore(slot.peer(node), header, self.timing))
         try:
             await self._serve(mesh, task_status)
@@ -158,7 +162,7 @@ class Node:
         self.slot, self._mesh, self.core = slot, mesh, core
         self._mounts = NodeMounts(core, self.book, self, self.config.name)
         self._disk = NodeDisk(
-            self.device, slot, core,
+            self.areas, slot, core,
             clock=self.clock, rng=self._rng, fences=self._fences, book=self.book, shell=self,
         )  # fmt: skip
         self._mounts.attach(self._disk)
@@ -173,7 +177,7 @@ class Node:
                 nursery.start_soon(self._pump, mesh)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(disk.renew_always)
-                nursery.start_soon(DatabaseKeeper(self.device, self.label.owner, self.clock, self).run)
+                nursery.start_soon(DatabaseKeeper(self.areas, self.clock, self).run)
                 await self._member.wait()
                 if not self._ended.is_set():
                     task_status.started()

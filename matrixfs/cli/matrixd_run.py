@@ -24,6 +24,7 @@ from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.fuse.connection import cut_off, cut_off_dying
+from membership.areas.quorum import one_area
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
 from membership.errors import MatrixError, OperatorError
@@ -119,7 +120,7 @@ def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, cloc
         return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
 
     return Node(
-        device,
+        one_area(label, device, clock),
         label,
         NodeConfig(options.name, options.host, options.port),
         host,

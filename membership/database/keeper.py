@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from membership.database.image import read_image, write_image
+from membership.database.image import DatabaseImage
 from membership.database.store import MembershipDatabase
 from membership.errors import CorruptRecord, DeviceError, OperatorError
 
 if TYPE_CHECKING:
+    from membership.areas.quorum import Areas
     from membership.node_events import EventBook
-    from membership.seams import Clock, SectorDevice
+    from membership.seams import Clock
     from membership.status import Status
 
 SAVE_SECONDS = 2.0
@@ -37,9 +38,8 @@ class Kept(Protocol):
 class DatabaseKeeper:
     """One per node; idle while another node is administrator."""
 
-    def __init__(self, device: SectorDevice, cluster: bytes, clock: Clock, node: Kept) -> None:
-        self._device = device
-        self._cluster = cluster
+    def __init__(self, areas: Areas, clock: Clock, node: Kept) -> None:
+        self._areas = areas
         self._clock = clock
         self._node = node
         self._database: MembershipDatabase | None = None
@@ -66,23 +66,17 @@ class DatabaseKeeper:
             self._database = await self._load()
         if self._update(self._database) and self._node.may_write():
             self._sequence += 1
-            await write_image(
-                self._device,
-                self._cluster,
-                self._database.image(),
-                sequence=self._sequence,
-                generation=self._node.status()["generation"],
-                wall_ns=self._clock.wall_ns(),
-            )
+            generation, now = self._node.status()["generation"], self._clock.wall_ns()
+            await self._areas.write_image(DatabaseImage(self._sequence, generation, self._database.image(), now))
 
     async def _load(self) -> MembershipDatabase:
         self._rows.clear()
-        found = await read_image(self._device, self._cluster)
+        found = await self._areas.read_image()
         if found is None:
             return MembershipDatabase()
-        self._sequence = found[0].sequence
+        self._sequence = found.sequence
         try:
-            return MembershipDatabase.from_image_untrusted(found[1], f"membership database on {self._device.name}")
+            return MembershipDatabase.from_image_untrusted(found.content, "membership database")
         except CorruptRecord as error:
             self._node.book.log("alert", f"{error}: starting an empty one")
             return MembershipDatabase()

@@ -46,8 +46,8 @@ class DiskWatch:
         back: list[int] = []
         looked = self._looked(now)
         self._looked_at = now
-        for sight in self.sights.values():
-            sight.silent += looked
+        for known in self.sights.values():
+            known.silent += looked
         for node, slot in slots.items():
             sight = self.sights.get(node)
             if sight is None or sight.slot.incarnation != slot.incarnation:

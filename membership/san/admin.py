@@ -11,17 +11,16 @@ A2. The bumped generation is durable on disk before anybody is told (1728, 1604)
 A3. Whoever is dropped without a clean leave stays in ``fencing`` until confirmed (S4); only then NodeDead is told.
 A4. A candidate becomes administrator only after the coordinator's Commit (1754); else its generation stays unused.
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
-    evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.  When
-    nobody reaches it nothing happens: the cluster pauses.
+    evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
+    When nobody reaches it nothing happens: the cluster pauses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from membership.group.connectivity import candidate, may_act
+from membership.group.connectivity import may_act
 from membership.messages import (
     CandidateFailed,
     Commit,
@@ -33,7 +32,9 @@ from membership.messages import (
     Won,
 )
 from membership.san.ballot import Decided, Passed
-from membership.san.header import NOBODY, SanHeader, make_header
+from membership.san.election import Election
+from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
+from membership.san.header import NOBODY, make_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from membership.group.state import View
     from membership.label import Timing
     from membership.san.fence import FenceResult
+    from membership.san.header import SanHeader
     from membership.seams import PeerAddress
 
 AdminBody = Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
@@ -56,70 +58,6 @@ class Role(Enum):
     ADMIN = "administrator"
 
 
-@dataclass(frozen=True, slots=True)
-class TakeGeneration:
-    """Event: run the disk ballot for this generation, then call ``generation_taken``."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteHeader:
-    """Event: write this header, read it back, then call ``header_written`` (or ``write_failed``)."""
-
-    header: SanHeader
-
-
-@dataclass(frozen=True, slots=True)
-class ReadHeader:
-    """Event: the header on disk may be newer than ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class FenceOrder:
-    """Event: fence this instance, then call ``fence_done``.
-
-    ``evicted_at``: monotonic seconds since when a header without it is durable.
-    """
-
-    node: int
-    incarnation: int
-    evicted_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderInForce:
-    """Event: a newer header is known; ``mine``: we are its administrator."""
-
-    header: SanHeader
-    mine: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NodeDead:
-    """Event on the administrator: confirmed fenced, its mounts may be recovered (R5)."""
-
-    node: int
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """Event: a line for the event log."""
-
-    kind: str
-    text: str
-
-
-@dataclass(slots=True)
-class _Nomination:
-    """Coordinator's side of an election."""
-
-    number: int
-    node: int
-    since: float
-
-
 class AdminCore:
     """One node's view of the administration."""
 
@@ -131,9 +69,7 @@ class AdminCore:
         self._timing = timing
         self._out = outbox
         self._view: View | None = None
-        self._nomination: _Nomination | None = None  # as coordinator
-        self._nominations = 0
-        self._failed: list[int] = []  # candidates that failed, latest last (002-39)
+        self._election = Election(timing, outbox)  # as coordinator
         self._bid: tuple[int, int] | None = None  # as candidate: (coordinator, nomination)
         self._generation = 0  # the one we ballot for or have won
         self._passed_over = 0  # generations up to here belong to others that never wrote a header
@@ -147,7 +83,6 @@ class AdminCore:
         self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
-        self._undone = 0  # as coordinator: greatest generation that was undone
         self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
         self._asked_at = float("-inf")
         self._told_at = float("-inf")
@@ -161,8 +96,7 @@ class AdminCore:
         self._joiners = {n: i for n, i in self._joiners.items() if self._in_view(n, i)}
         if self._bid is not None and self._bid[0] != view.coordinator and self.role is not Role.ADMIN:
             self._drop_candidacy("the coordinator changed")
-        if self._nomination is not None and self._nomination.node not in view.members:
-            self._candidate_failed(self._nomination.node, "it left the view")
+        self._election.view_installed(view)
         self._say_again()
 
     def header_read(self, header: SanHeader, now: float) -> None:
@@ -181,7 +115,7 @@ class AdminCore:
         elif header.administrator != old.administrator or self.role is not Role.ADMIN:
             self.role = Role.ADMIN
         if self._admin_works():
-            self._nomination = None
+            self._election.over()
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
         self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
         self._confirmed &= set(header.fencing.items())
@@ -201,10 +135,10 @@ class AdminCore:
         if isinstance(body, Nominate):
             self._on_nominate(node, body, now)
         elif isinstance(body, Won):
-            self._on_won(node, body, now)
+            wanted = body.generation > self.header.generation and not self._admin_works()
+            self._election.won(node, body, now, wanted=wanted)
         elif isinstance(body, CandidateFailed):
-            if self._nomination is not None and self._nomination.number == body.nomination:
-                self._candidate_failed(node, body.reason)
+            self._election.candidate_failed(node, body)
         elif isinstance(body, Commit | Undo):
             self._on_verdict(node, body)
         elif isinstance(body, HeaderChanged):
@@ -364,25 +298,11 @@ class AdminCore:
             self._out.post(self.header.administrator, body)
 
     def _elect(self, now: float) -> None:
-        """1704, 1706: nominate a candidate; one that stays silent for link_dead has failed."""
+        """Of those that reach the store; not when we are the last one and off the header: nobody is left to serve."""
         assert self._view is not None
-        if self._nomination is not None:
-            if now - self._nomination.since <= self._timing.link_dead:
-                return
-            self._candidate_failed(self._nomination.node, "no answer")
-        if self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}:
-            return  # the last one, and off the header: nobody is left to administrate for
-        node = candidate({n: a for n, a in self._view.members.items() if n in self._sighted}, self._failed)
-        self._nominations += 1
-        number = (self._view.number << 16) + self._nominations % 2**16
-        self._nomination = _Nomination(number, node, now)
-        self._log("election", f"node {node} is nominated as administrator")
-        self._out.post(node, Nominate(number, self._undone))
-
-    def _candidate_failed(self, node: int, reason: str) -> None:
-        self._log("election", f"node {node} failed to become administrator: {reason}")
-        self._failed = [n for n in self._failed if n != node] + [node]
-        self._nomination = None
+        if not (self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}):
+            sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+            self._election.elect(sighted, self._view.number, now)
 
     def _on_nominate(self, node: int, body: Nominate, now: float) -> None:
         if self._view is None or node != self._view.coordinator or self.role is Role.ADMIN:
@@ -392,19 +312,6 @@ class AdminCore:
             self._bid = (node, body.nomination)
             self.role, self._since = Role.CANDIDATE, now
         self._say_again()
-
-    def _on_won(self, node: int, body: Won, now: float) -> None:
-        """1732, 1750: permissible when it is the one nominated, in the present view, and nobody else is."""
-        nomination = self._nomination
-        good = nomination is not None and (nomination.node, nomination.number) == (node, body.nomination)
-        if good and body.generation > self.header.generation and not self._admin_works():
-            assert nomination is not None
-            nomination.since = now
-            self._out.post(node, Commit(body.nomination))
-        else:
-            self._log("election", f"generation {body.generation} of node {node} is undone")
-            self._undone = max(self._undone, body.generation)
-            self._out.post(node, Undo(body.nomination))
 
     def _on_verdict(self, node: int, body: Commit | Undo) -> None:
         if self.role is not Role.ELECTED or self._bid != (node, body.nomination) or self._busy:
@@ -428,9 +335,8 @@ class AdminCore:
 
     def _say_again(self) -> None:
         """Messages of the election that a view change dropped."""
-        nomination, coordinator = self._nomination, self._view.coordinator if self._view is not None else -1
-        if nomination is not None and coordinator == self.me.node != nomination.node:
-            self._out.post(nomination.node, Nominate(nomination.number, self._undone))
+        if self._view is not None and self._view.coordinator == self.me.node:
+            self._election.say_again(self.me.node)
         if self.role is Role.ELECTED and self._bid is not None:
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
 
@@ -485,7 +391,8 @@ class AdminCore:
                 self._out.post(node, HeaderChanged(self.header.generation, evicted))
 
     def _administrate(self, now: float) -> None:
-        if now - self._told_at >= self._timing.renew and any(self._in_view(*each) for each in self.header.fencing.items()):
+        listening = any(self._in_view(*each) for each in self.header.fencing.items())
+        if listening and now - self._told_at >= self._timing.renew:
             self._told_at = now
             self._tell_header()  # who is evicted and hears us may have missed it
         for node, incarnation in self.header.fencing.items():

@@ -8,18 +8,9 @@ from membership.effects import Outbox
 from membership.group.state import View
 from membership.label import DEFAULT_TIMING
 from membership.messages import CandidateFailed, Commit, HeaderChanged, JoinRequest, LeaveRequest, Nominate, Undo, Won
-from membership.san.admin import (
-    AdminCore,
-    FenceOrder,
-    HeaderInForce,
-    Log,
-    NodeDead,
-    ReadHeader,
-    Role,
-    TakeGeneration,
-    WriteHeader,
-)
+from membership.san.admin import AdminCore, Role
 from membership.san.ballot import Decided, Passed
+from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.fence import FenceResult
 from membership.san.header import NOBODY, make_header
 from membership.seams import PeerAddress
@@ -70,7 +61,7 @@ def become_admin(rig: Rig, generation: int = 1) -> None:
 def take_office(rig: Rig, generation: int) -> None:
     me = rig.core.me
     rig.drive()
-    number = rig.core._nomination.number
+    number = rig.core._election._nomination.number
     rig.core.receive(me.node, Nominate(number, 0), rig.now)
     assert rig.drive()[1] == [TakeGeneration(generation)]
     rig.core.generation_taken(Decided(me.node, me.incarnation), rig.now)

@@ -26,6 +26,7 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # when run as a program
 
+from membership.areas.quorum import one_area
 from membership.errors import Fenced, MatrixError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
@@ -317,7 +318,7 @@ class World:
         host = HostIdentity(boot, boot, machine.pid, machine.pid)
         timing = timing_of(LABEL)
         machine.node = Node(
-            machine.port,
+            one_area(LABEL, machine.port, self.clock),
             LABEL,
             NodeConfig(name, machine.address, 0),
             host,
