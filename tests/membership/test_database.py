@@ -13,7 +13,7 @@ from membership.database.store import EVENTS_KEPT, MembershipDatabase
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK
 from tests.sim.disk import SimDisk
-from tests.sim.membership_world import LABEL, World
+from tests.sim.membership.world import LABEL, World
 
 CLUSTER = b"C" * 16
 

@@ -17,7 +17,7 @@ from membership.lease.slots import Claimant, claim_slot
 from membership.san.fence import FenceResult
 from membership.san.header import make_header, write_header
 from tests.sim.disk import SimDisk
-from tests.sim.membership_world import LABEL
+from tests.sim.membership.world import LABEL
 from tests.sim.network import SimClock
 
 TIMING = timing_of(LABEL)

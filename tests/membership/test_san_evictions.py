@@ -15,7 +15,8 @@ from membership.san.evictions import Expel
 from membership.san.lost_links import ATTEMPTS_MAX, COLLECT_SECONDS, LostLinks
 from membership.seams import PeerAddress
 from tests.membership.test_san_recovery import FS, mounted
-from tests.sim.membership_world import LABEL, SimMount, World
+from tests.sim.membership.mounts import SimMount
+from tests.sim.membership.world import LABEL, World
 
 TIMING = timing_of(LABEL)
 pytestmark = pytest.mark.seed("002-10", "002-28", "002-30")

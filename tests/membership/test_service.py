@@ -9,7 +9,8 @@ from membership.errors import Fenced, OperatorError, PeerError
 from membership.label import timing_of
 from membership.orders import Rebuild, ReleaseGhosts, Replay, Resume, Suspend
 from membership.relay import MountAnswer
-from tests.sim.membership_world import FS, LABEL, World, run_seed
+from tests.sim.membership.scenario import run_seed
+from tests.sim.membership.world import FS, LABEL, World
 
 TIMING = timing_of(LABEL)
 
