@@ -207,7 +207,8 @@ class NodeCore:
 
     def fence_done(self, order: FenceOrder, result: FenceResult, now: float) -> None:
         """Answer to FenceOrder."""
-        self.admin.fence_done(order.node, order.incarnation, result, now)
+        has_lease = self.lease.state is LeaseState.MEMBER
+        self.admin.fence_done(order.node, order.incarnation, result, now, has_lease=has_lease)
         self._settle(now)
 
     def join_mount(self, request: MountRequest, now: float) -> None:
@@ -249,6 +250,7 @@ class NodeCore:
                 now,
                 settled=self._has_scanned and self.group.is_settled(self.watch.alive(now)),
                 sighted=self.group.sighted(),
+                has_lease=self.lease.state is LeaseState.MEMBER,
             )
             mine = [e for e in self._out.send if e.node == self.me.node]
             events, self._out.events = self._out.events, []

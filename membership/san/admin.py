@@ -13,6 +13,8 @@ A4. A candidate becomes administrator only after the coordinator's Commit (1754)
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
     evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
     When nobody reaches it nothing happens: the cluster pauses.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
+    finds out first whether it still is the administrator.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class AdminCore:
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
         self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
+        self._has_lease = False  # as ``drive`` was told last
         self._asked_at = float("-inf")
         self._told_at = float("-inf")
 
@@ -164,7 +167,8 @@ class AdminCore:
         if owner != (self.me.node, self.me.incarnation):
             self._lost(owner, now)
         elif self.role is Role.ADMIN:
-            self._write()
+            if self._has_lease:  # else ``drive`` begins anew when it is renewed
+                self._write()
         elif self.role is Role.CANDIDATE and self._bid is not None:
             self.role, self._since = Role.ELECTED, now
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
@@ -185,10 +189,10 @@ class AdminCore:
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
 
-    def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float) -> None:
-        """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered)."""
+    def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float, *, has_lease: bool) -> None:
+        """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered); so without a lease (A6)."""
         self._fencing.discard((node, incarnation))
-        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation:
+        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation or not has_lease:
             return
         if not result.confirmed:
             self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
@@ -218,6 +222,7 @@ class AdminCore:
         *,
         settled: bool,
         sighted: frozenset[int],
+        has_lease: bool,
     ) -> None:
         """Compare what is with what should be, and take the next step.  Call after every input and every tick.
 
@@ -227,15 +232,17 @@ class AdminCore:
             now: monotonic seconds.
             settled: no view change is in the air.
             sighted: members of the view that reach the store (A5).
+            has_lease: ours holds (A6).
         """
         if self._view is None:
             return
-        self._sighted = sighted
+        self._sighted, self._has_lease = sighted, has_lease
         self._ask(now)
         if not settled or not self._may_act(alive, addresses):
             return
         if self.role is Role.ADMIN:
-            self._administrate(now)
+            if has_lease:
+                self._administrate(now)
         elif self.role is Role.ELECTED and now - self._since > self._timing.link_dead:
             self._drop_candidacy("no answer of the coordinator")
         elif self.role is Role.CANDIDATE and not self._busy and now >= self._retry_at:
