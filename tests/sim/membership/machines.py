@@ -103,6 +103,7 @@ class Machine:
     error: BaseException | None = None
     disturbed_at: float = 0.0  # when a fault of it began or ended last
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    admissions: list[trio.CancelScope] = field(default_factory=list)
     mounts: list[SimMount] = field(default_factory=list)
 
     def __post_init__(self) -> None:

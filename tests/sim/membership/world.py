@@ -15,7 +15,7 @@ from typing import Self
 import trio
 
 from membership.areas.quorum import one_area
-from membership.errors import Fenced, MatrixError
+from membership.errors import Fenced, MatrixError, PeerError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
 from membership.label import BLOCK_BYTES, DATA_BLOCK, Label, timing_of
@@ -135,7 +135,11 @@ class World:
         machine.mounts.append(mount)
         self.mounting += 1
         try:
-            mount.channel = await machine.node.admit_mount(self.request(mount))
+            with trio.CancelScope() as scope:
+                machine.admissions.append(scope)
+                mount.channel = await machine.node.admit_mount(self.request(mount))
+            if mount.channel is None:
+                raise PeerError("matrixd was killed")
         except BaseException:
             mount.alive = False
             self.pids.pop(pid, None)
@@ -183,7 +187,8 @@ class World:
             victim.die()
         elif victim is not None:
             victim.running = False
-            victim.scope.cancel()
+            for scope in [victim.scope, *victim.admissions]:
+                scope.cancel()
             victim.port.kill()
             if victim.node.core is not None:
                 self.net.kill(victim.node.node_id)
