@@ -7,7 +7,8 @@ C1. A generation has one content, ever.  The generation on the disk only grows, 
     and those stand no more when all is quiet.
 C2. At no instant are two nodes administrator by the generation in force, or by one generation.  A node that is no
     member, or whose lease ended, calls nobody dead.
-C3. A lease never ends later than ``lease`` after the last moment at which the header on the disk listed its node (R4).
+C3. A lease never ends later than ``lease`` after the last moment at which the header on a majority of the areas listed
+    its node (R4).
 C4. Of a node that was called dead, or a mount that is dead in a view or replayed, nothing lands any more; nor may it
     write.  What lands in a journal is of its owner, or of the one mount that replays it.
 C5. Mounts that may write at one instant are in one attempt, with a journal each.
@@ -50,13 +51,13 @@ class Checkers:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.visible: SanHeader = make_header(world.label.owner, 0, members={}, fencing={})
-        self.newest: SanHeader = self.visible
+        self.newest: SanHeader = make_header(world.label.owner, 0, members={}, fencing={})
+        self.visible: list[SanHeader] = [self.newest] * len(world.disks)  # on each area
         self.went_back = 0  # how often a late write put an older generation back
         self.dead_nodes: set[tuple[int, int]] = set()  # (node, incarnation of its matrixd)
         self.dead_mounts: set[tuple[int, int]] = set()  # (node, incarnation of the mount)
         self._contents: dict[int, bytes] = {}
-        self._listed_until: dict[tuple[int, int], float] = {}
+        self._listed_until: list[dict[tuple[int, int], float]] = [{} for _ in world.disks]
         self._expelled: set[tuple[int, int]] = set()
         self._replaying: dict[int, SimMount] = {}  # by journal
 
@@ -71,7 +72,7 @@ class Checkers:
         late = trio.current_time() - flight.handed_at
         assert late <= self.world.timing.io_bound + EPSILON
         if HEADER_BLOCK * BLOCK_BYTES <= offset < (HEADER_BLOCK + 1) * BLOCK_BYTES:
-            self._header_landed(port.who)
+            self._header_landed(port.who, port.path.area)
         elif offset >= DATA_BLOCK * BLOCK_BYTES:
             self._data_landed(port.who, (offset // BLOCK_BYTES - DATA_BLOCK) // JOURNAL_BLOCKS)
 
@@ -128,28 +129,32 @@ class Checkers:
             del self._replaying[dead.journal]
 
     def is_quiet(self) -> bool:
-        """The newest generation stands on the disk (C1)."""
-        return self.visible.generation == self.newest.generation
+        """The newest generation stands on a majority of the areas (C1)."""
+        return sum(one.generation == self.newest.generation for one in self.visible) > len(self.visible) // 2
 
     # -- internals ---------------------------------------------------------------------------------------------
 
     def _last_listed(self, instance: tuple[int, int]) -> float:
+        """When a majority of the areas listed it last; not all at one moment, for nobody reads them all at once."""
         node, incarnation = instance
-        if self.visible.members.get(node) == incarnation:
-            return trio.current_time()
-        return self._listed_until.get(instance, float("-inf"))
+        now = trio.current_time()
+        times = [
+            now if header.members.get(node) == incarnation else until.get(instance, float("-inf"))
+            for header, until in zip(self.visible, self._listed_until, strict=True)
+        ]
+        return sorted(times, reverse=True)[len(times) // 2]
 
-    def _header_landed(self, writer: Machine) -> None:
-        block = self.world.disk.media.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES)
+    def _header_landed(self, writer: Machine, area: int) -> None:
+        block = self.world.disks[area].media.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES)
         try:
             header = header_untrusted(block, self.world.label.owner)
         except CorruptRecord as error:
             self.broke(f"C1: no copy of the SAN header is whole: {error}")
             return
-        before, self.visible = self.visible, header
+        before, self.visible[area] = self.visible[area], header
         for instance in before.members.items():
             if header.members.get(instance[0]) != instance[1]:
-                self._listed_until[instance] = trio.current_time()
+                self._listed_until[area][instance] = trio.current_time()
         if self._contents.setdefault(header.generation, header.encode()) != header.encode():
             self.broke(f"C1: two headers of generation {header.generation}")
         if header.generation < before.generation:

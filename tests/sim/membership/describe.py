@@ -22,7 +22,7 @@ def describe(world: World) -> str:
 def _machine(machine: Machine) -> list[str]:
     core = machine.node.core
     lines = [
-        f"{machine.name}: running={machine.running} frozen={machine.freezer.is_frozen} path={machine.path}"
+        f"{machine.name}: running={machine.running} frozen={machine.freezer.is_frozen} paths={machine.paths}"
         f" error={machine.error}"
     ]
     if core is None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from membership.errors import MatrixError
+from membership.label import BALLOT_BLOCK, HEADER_BLOCK, HEARTBEAT_BLOCK, NODE_SLOTS
 from membership.orders import LinkLost
 
 if TYPE_CHECKING:
     from tests.sim.membership.machines import Machine
+    from tests.sim.membership.paths import Path
     from tests.sim.membership.world import World
 
 PAUSE_SECONDS = (0.1, 20.0)
@@ -43,8 +45,10 @@ class Faults:
         """No fault any more; who is stopped goes on."""
         self.world.net.heal_all()
         self.world.lock_cuts.clear()
+        for path in self._all_paths():
+            path.trip = None
+            self._mend(path)
         for machine in self.world.machines.values():
-            self._mend(machine)
             if machine.freezer.is_frozen:
                 machine.thaw()
             for mount in machine.mounts:
@@ -96,9 +100,7 @@ class Faults:
             mount.thaw()
 
     async def pause(self, machine: Machine) -> None:
-        if machine.running and not machine.freezer.is_frozen:
-            machine.freeze()
-            self._later(PAUSE_SECONDS, self._thaw, machine)
+        self.pause_now(machine, machine.paths[0])
 
     # -- network -----------------------------------------------------------------------------------------------
 
@@ -135,44 +137,86 @@ class Faults:
                 for node in sorted(set(pair) - {machine.node.node_id}):
                     mount.channel.reply(LinkLost(mount.attempt, node))
 
-    # -- disk --------------------------------------------------------------------------------------------------
+    # -- disks -------------------------------------------------------------------------------------------------
 
     async def slow_disk(self, machine: Machine) -> None:
-        for each in self._one_or_all(machine):
-            each.path.slow = (0.0, self.rng.uniform(*SLOW_SECONDS))
+        for each in self._chosen_paths(machine):
+            each.slow = (0.0, self.rng.uniform(*SLOW_SECONDS))
             self._trouble(each, DISK_SECONDS)
 
     async def disk_errors(self, machine: Machine) -> None:
-        machine.path.errors = self.rng.choice((0.05, 0.3, 1.0))
-        self._trouble(machine, DISK_SECONDS)
+        for each in self._chosen_paths(machine):
+            each.errors = self.rng.choice((0.05, 0.3, 1.0))
+            self._trouble(each, DISK_SECONDS)
 
     async def disk_hangs(self, machine: Machine) -> None:
-        for each in self._one_or_all(machine):
-            each.path.hang()
-            self._trouble(each, self.rng.choice(((0.1, 5.0), (HANG_SECONDS, HANG_SECONDS))))
+        seconds = self.rng.choice(((0.1, 5.0), (HANG_SECONDS, HANG_SECONDS)))
+        for each in self._chosen_paths(machine):
+            each.hang()
+            self._trouble(each, seconds)
 
     async def disk_gone(self, machine: Machine) -> None:
-        for each in self._one_or_all(machine):
-            each.path.cut("gone")
+        for each in self._chosen_paths(machine):
+            each.cut("gone")
             self._trouble(each, DISK_SECONDS)
 
     async def mend_disks(self, machine: Machine) -> None:
-        for each in self.world.machines.values():
+        for each in self._all_paths():
             self._mend(each)
+
+    async def trip(self, machine: Machine) -> None:
+        """Stopped, killed or cut off exactly when it writes a header, a ballot or its slot for the nth time."""
+        first, count = self.rng.choice(((HEADER_BLOCK, 1), (BALLOT_BLOCK, NODE_SLOTS), (HEARTBEAT_BLOCK, NODE_SLOTS)))
+        left = self.rng.choice((1, 1, 2, 3))
+        action = self.rng.choice((self.pause_now, self.pause_now, self.kill_now, self.cut_now))
+        path = self.rng.choice(machine.paths)
+
+        def trip(block: int) -> None:
+            nonlocal left
+            if first <= block < first + count:
+                left -= 1
+                if left == 0:
+                    path.trip = None
+                    action(self.world.machines[machine.name], path)
+
+        path.trip = trip
+
+    def pause_now(self, machine: Machine, path: Path) -> None:
+        if machine.running and not machine.freezer.is_frozen:
+            machine.freeze()
+            self._later(PAUSE_SECONDS, self._thaw, machine)
+
+    def kill_now(self, machine: Machine, path: Path) -> None:
+        self.world.start_soon(self.kill, machine)
+
+    def cut_now(self, machine: Machine, path: Path) -> None:
+        path.cut("gone")
+        self._trouble(path, DISK_SECONDS)
 
     # -- internals ---------------------------------------------------------------------------------------------
 
-    def _one_or_all(self, machine: Machine) -> list[Machine]:
-        return list(self.world.machines.values()) if self.rng.random() < 0.3 else [machine]
+    def _all_paths(self) -> list[Path]:
+        return [path for machine in self.world.machines.values() for path in machine.paths]
 
-    def _trouble(self, machine: Machine, seconds: tuple[float, float]) -> None:
-        machine.disturbed_at = trio.current_time()
-        self._later(seconds, self._mend, machine)
+    def _chosen_paths(self, machine: Machine) -> list[Path]:
+        """Of one disk or all, of one machine or all."""
+        areas = self.rng.sample(range(len(machine.paths)), self.rng.randint(1, len(machine.paths)))
+        paths = self._all_paths() if self.rng.random() < 0.3 else machine.paths
+        return [path for path in paths if path.area in areas]
 
-    def _mend(self, machine: Machine) -> None:
-        if not machine.path.is_healthy:
-            machine.path.mend()
-            self.world.machines[machine.name].disturbed_at = trio.current_time()
+    def _trouble(self, path: Path, seconds: tuple[float, float]) -> None:
+        self._disturbed(path)
+        self._later(seconds, self._mend, path)
+
+    def _mend(self, path: Path) -> None:
+        if not path.is_healthy:
+            path.mend()
+            self._disturbed(path)
+
+    def _disturbed(self, path: Path) -> None:
+        for machine in self.world.machines.values():
+            if path in machine.paths:
+                machine.disturbed_at = trio.current_time()
 
     def _thaw(self, machine: Machine) -> None:
         if machine.freezer.is_frozen:
@@ -226,4 +270,5 @@ TABLE: dict[str, tuple[int, Callable]] = {
     "disk hangs": (1, Faults.disk_hangs),
     "disk gone": (1, Faults.disk_gone),
     "mend disks": (2, Faults.mend_disks),
+    "trip": (3, Faults.trip),
 }

@@ -81,8 +81,8 @@ class SimProcessFence:
                 return FenceResult(False, self.name, f"process {pid} did not exit after SIGKILL")
             self._world.kill_pid(pid)
         for pid in pids:
-            if pid in self._world.ports:
-                await self._world.ports[pid].in_flight.wait_idle()  # Landing (0004)
+            for port in self._world.ports.get(pid, ()):
+                await port.in_flight.wait_idle()  # Landing (0004)
         return FenceResult(True, self.name, "killed")
 
 
@@ -94,10 +94,10 @@ class Machine:
     name: str
     address: str
     boot_id: bytes
-    path: Path = field(default_factory=Path)
+    paths: list[Path]  # to each disk
     freezer: Freezer = field(default_factory=Freezer)
     node: SimNode | None = None
-    port: Port | None = None
+    ports: list[Port] = field(default_factory=list)  # of matrixd
     pid: int = 0
     running: bool = False
     error: BaseException | None = None
@@ -111,18 +111,23 @@ class Machine:
         self.disturbed_at = trio.current_time()
 
     @property
+    def port(self) -> Port:
+        """That to the first disk, which has the data."""
+        return self.ports[0]
+
+    @property
     def is_member(self) -> bool:
         return self.running and self.node.core is not None and self.node.core.lease.state is LeaseState.MEMBER
 
     @property
     def is_healthy(self) -> bool:
-        """Runs, and reaches the disk without trouble."""
-        return self.running and not self.freezer.is_frozen and self.path.is_healthy
+        """Runs, and reaches the disks without trouble."""
+        return self.running and not self.freezer.is_frozen and all(path.is_healthy for path in self.paths)
 
-    def make_port(self, name: str, who: object) -> Port:
+    def make_port(self, area: int, name: str, who: object) -> Port:
         world = self.world
         return Port(
-            world.disk, self.path, self.freezer, name, world.disk_rng, world.timing.io_bound, world.start_soon,
+            world.disks[area], self.paths[area], self.freezer, name, world.disk_rng, world.timing.io_bound, world.start_soon,
             world.checkers.landed, who,
         )  # fmt: skip
 

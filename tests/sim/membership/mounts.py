@@ -61,7 +61,7 @@ class SimMount:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def __post_init__(self) -> None:
-        self.port = self.machine.make_port(f"{self.machine.name}-mount-{self.pid}", self)
+        self.port = self.machine.make_port(0, f"{self.machine.name}-mount-{self.pid}", self)
         self.gate = FencingGate(self.port, self.machine.clock)
         self.device = PatientDevice(self.gate)
 

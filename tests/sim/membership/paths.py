@@ -1,4 +1,4 @@
-"""The way of one machine to the shared disk, with its faults, and one process's port to it (a GuardedDevice).
+"""The way of one machine to one shared disk, with its faults, and one process's port to it (a GuardedDevice).
 
 What it models:
     D1  A read shows the disk as it was at some moment between request and answer: a slow one may be stale.
@@ -22,6 +22,7 @@ import trio
 
 from matrixfs.blockstore.device.api import Guard, InFlight, buffer_bytes, check_range
 from membership.errors import DeviceError
+from membership.label import BLOCK_BYTES
 from tests.sim.disk import Write
 
 if TYPE_CHECKING:
@@ -35,12 +36,14 @@ LATENCY = (0.0002, 0.002)  # seconds of a healthy path
 
 @dataclass(eq=False)
 class Path:
-    """What one machine's way to the disk does now; shared by its processes."""
+    """What one machine's way to one disk does now; shared by its processes."""
 
+    area: int = 0  # which disk
     gone: str = ""  # why nothing passes
     slow: tuple[float, float] = (0.0, 0.0)  # seconds more
     errors: float = 0.0  # probability that an operation fails
     hanging: trio.Event | None = None  # answers wait for it
+    trip: Callable[[int], None] | None = None  # told the block of each write that is about to be handed over
 
     @property
     def is_healthy(self) -> bool:
@@ -97,7 +100,7 @@ class Port:
 
     @property
     def name(self) -> str:
-        return f"sim@{self.owner}"
+        return f"disk {self.path.area} of {self.owner}"
 
     @property
     def sector_bytes(self) -> int:
@@ -142,6 +145,8 @@ class Port:
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False, guard: Guard | None = None) -> None:
         check_range(self, "write", offset, buffer_bytes(data))
+        if self.path.trip is not None and not self.freezer.is_frozen:
+            self.path.trip(offset // BLOCK_BYTES)
         await self._hand_over(guard)
         seconds = self._seconds()
         flight = Flight(offset, bytes(data), trio.current_time())

@@ -42,13 +42,17 @@ class MembershipScenario:
 
     async def _main(self) -> str:
         one_machine = self.rng.random() < 0.4
-        world = World(self.seed, one_machine=one_machine, writing=True)
+        areas = self.rng.choice((1, 1, 3))
+        world = World(self.seed, one_machine=one_machine, writing=True, areas=areas)
         numbers = tuple(range(1, self.nodes + 1))
         async with world:
             try:
                 for number in numbers:
                     await world.start(number, wait=False)
                 faults = Faults(world, self.rng, numbers)
+                await trio.sleep(self.rng.choice((0.0, 0.5, 2.0, 3.0)))
+                for number in numbers:
+                    await faults.mount(world.machines[f"n{number}"])
                 for _ in range(self.steps):
                     await trio.sleep(self.rng.choice((0.0, 0.01, 0.1, 1.0, 5.0, 12.0)))
                     await faults.one()
@@ -66,7 +70,8 @@ class MembershipScenario:
     def _summary(self, world: World, seconds: float, one_machine: bool) -> str:
         kinds = Counter(type(what).__name__ for _, _, _, what in world.notes)
         return (
-            f"{self.nodes} nodes on {'one machine' if one_machine else 'many'}, {seconds:.0f} virtual s,"
+            f"{self.nodes} nodes on {'one machine' if one_machine else 'many'}, {len(world.disks)} areas,"
+            f" {seconds:.0f} virtual s,"
             f" generation {world.checkers.newest.generation}, {len(world.checkers.dead_nodes)} nodes fenced,"
             f" {kinds['Replay']} replays, {world.checkers.went_back} late headers, trace {self.digest}"
         )

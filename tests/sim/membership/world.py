@@ -14,7 +14,7 @@ from typing import Self
 
 import trio
 
-from membership.areas.quorum import one_area
+from membership.areas.quorum import Area, Areas
 from membership.errors import Fenced, MatrixError, PeerError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
@@ -53,17 +53,28 @@ class World:
     label = LABEL
     timing = timing_of(LABEL)
 
-    def __init__(self, seed: int = 0, *, one_machine: bool = True, writing: bool = False, **network) -> None:
-        """Args: writing: the mounts write their journals all the time."""
+    def __init__(
+        self, seed: int = 0, *, one_machine: bool = True, writing: bool = False, areas: int = 1, **network
+    ) -> None:
+        """See the class.
+
+        Args:
+            seed: of everything.
+            one_machine: all processes are on one host, as the process fence sees it.
+            writing: the mounts write their journals all the time.
+            areas: disks with a membership area; the first has the data, too.
+        """
         self.rng = random.Random(seed)
         self.disk_rng, self.mount_rng = random.Random(seed + 1), random.Random(seed + 2)
         self.clock = SimClock()
-        self.disk = SimDisk((DATA_BLOCK + 1024) * BLOCK_BYTES, seed=seed, latency=(0.0002, 0.002))
+        size = (DATA_BLOCK + 1024) * BLOCK_BYTES
+        self.disks = [SimDisk(size, seed=seed + area, latency=(0.0002, 0.002)) for area in range(areas)]
+        self.disk = self.disks[0]
         self.net = SimNetwork(seed, **network)
         self.one_machine, self.writing = one_machine, writing
         self.machines: dict[str, Machine] = {}
         self.pids: dict[int, Machine | SimMount] = {}
-        self.ports: dict[int, Port] = {}  # also of the dead: what they left in flight
+        self.ports: dict[int, list[Port]] = {}  # by pid; also of the dead: what they left in flight
         self.notes: list[tuple[float, int, int, object]] = []  # (time, node id, mount incarnation, what)
         self.journals: dict[int, tuple[int, int] | None] = dict.fromkeys(range(JOURNALS))
         self.broken: list[str] = []
@@ -103,15 +114,17 @@ class World:
         old = self.machines.get(name)
         assert old is None or not old.running
         boot = b"B" * 16 if self.one_machine else bytes([host or number]) * 16
-        machine = Machine(self, name, f"10.0.0.{number}", boot, Path() if old is None else old.path)
+        paths = [Path(area) for area in range(len(self.disks))] if old is None else old.paths
+        machine = Machine(self, name, f"10.0.0.{number}", boot, paths)
         machine.pid = next(self._pids)
-        machine.port = self.ports[machine.pid] = machine.make_port(f"{name}-{machine.pid}", machine)
+        machine.ports = [machine.make_port(path.area, f"{name}-{machine.pid}", machine) for path in paths]
+        self.ports[machine.pid] = machine.ports
         self.machines[name] = machine
         self.pids[machine.pid] = machine
         machine.running = True
         identity = HostIdentity(boot, boot, machine.pid, machine.pid)
         machine.node = SimNode(
-            one_area(LABEL, machine.port, machine.clock),
+            self._areas(machine),
             LABEL,
             NodeConfig(name, machine.address, 0),
             identity,
@@ -127,11 +140,15 @@ class World:
             self._nursery.start_soon(self._run, machine)
         return machine
 
+    def _areas(self, machine: Machine) -> Areas:
+        areas = [Area(bytes([port.path.area + 1]) * 16, port) for port in machine.ports]
+        return Areas(LABEL.owner, areas, machine.clock)
+
     async def mount(self, number: int, *, wait: bool = True) -> SimMount:
         machine = self.machines[f"n{number}"]
         pid = next(self._pids)
         mount = SimMount(self, machine, pid, self.rng.getrandbits(63) | 1)
-        self.pids[pid], self.ports[pid] = mount, mount.port
+        self.pids[pid], self.ports[pid] = mount, [mount.port]
         machine.mounts.append(mount)
         self.mounting += 1
         try:
@@ -189,7 +206,8 @@ class World:
             victim.running = False
             for scope in [victim.scope, *victim.admissions]:
                 scope.cancel()
-            victim.port.kill()
+            for port in victim.ports:
+                port.kill()
             if victim.node.core is not None:
                 self.net.kill(victim.node.node_id)
 
