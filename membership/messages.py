@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from membership.errors import BadMessage
-from membership.label import NODE_SLOTS
+from membership.label import NAME_BYTES_MAX, NODE_SLOTS
 from membership.orders import JOURNALS_MAX, JournalOwner, JournalState
 from membership.views import DeadInstance, Instance
 
@@ -41,6 +41,7 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=1):
     hears: Number
     accepted: Number
     has_storage: bool = True  # a renewal of mine came to its end within the length of a lease
+    naming: Number = 0  # version of the naming that I hold (1606)
 
 
 class Propose(Struct, frozen=True, array_like=True, tag=2):
@@ -110,12 +111,22 @@ class JoinRequest(Struct, frozen=True, array_like=True, tag=16):
     """Import me (1402)."""
 
     incarnation: Number
+    naming: Number = 0  # version of the naming that I hold
+    name: Annotated[str, Meta(max_length=NAME_BYTES_MAX)] = ""
 
 
 class LeaveRequest(Struct, frozen=True, array_like=True, tag=17):
     """Drop me without fencing: I write no more."""
 
     incarnation: Number
+
+
+class JoinRefused(Struct, frozen=True, array_like=True, tag=18):
+    """Not imported (1412)."""
+
+    incarnation: Number
+    reason: Text
+    final: bool  # asking again changes nothing: end with this reason
 
 
 # -- filesystems (7B, 7C) ---------------------------------------------------------------------------------------
@@ -222,6 +233,26 @@ class Recovered(Struct, frozen=True, array_like=True, tag=40):
     ago: Seconds  # seconds since it ended: it is told again to every new view
 
 
+# -- commands (Figure 12) -----------------------------------------------------------------------------------------
+
+COMMAND_BYTES_MAX = 32 * 1024
+
+
+class Command(Struct, frozen=True, array_like=True, tag=60):
+    """Somebody at the sender's control socket wants the administrator to do something; sent again until answered."""
+
+    serial: Number  # the sender's: the administrator carries each out once
+    what: Annotated[str, Meta(max_length=32)]
+    arguments: Annotated[bytes, Meta(max_length=COMMAND_BYTES_MAX)]  # a CBOR map
+
+
+class CommandDone(Struct, frozen=True, array_like=True, tag=61):
+    """What came of it."""
+
+    serial: Number
+    answer: Annotated[bytes, Meta(max_length=COMMAND_BYTES_MAX)]  # a CBOR map of kind ``value`` or ``error``
+
+
 # -- questions (R14) --------------------------------------------------------------------------------------------
 
 ANSWER_BYTES_MAX = 120 * 1024  # of one mount process to one question
@@ -260,6 +291,9 @@ Body: TypeAlias = (
     | HeaderChanged
     | JoinRequest
     | LeaveRequest
+    | JoinRefused
+    | Command
+    | CommandDone
     | AskReport
     | Report
     | MountJoin

@@ -28,10 +28,13 @@ from membership.messages import (
     Ask,
     AskReport,
     CandidateFailed,
+    Command,
+    CommandDone,
     Commit,
     HeaderChanged,
     Heartbeat,
     Install,
+    JoinRefused,
     JoinRequest,
     LeaveRequest,
     MountAdmit,
@@ -49,6 +52,7 @@ from membership.messages import (
     Won,
     packet_untrusted,
 )
+from membership.naming import Naming
 from membership.orders import Left
 from membership.san.admin import AdminCore, Role
 from membership.san.agent import MountAgent
@@ -83,6 +87,26 @@ class Relayed:
     body: Ask | Answer
 
 
+@dataclass(frozen=True, slots=True)
+class Commanded:
+    """A command for the administrator, or an answer to one of ours; no concern of any core."""
+
+    node: int
+    body: Command | CommandDone
+
+
+@dataclass(frozen=True, slots=True)
+class LoadNaming:
+    """Event: the header in force names a later naming than ours: read the database, then call ``naming_held``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdmitted:
+    """Event: the administrator will not have us."""
+
+    reason: str
+
+
 class NodeCore:
     """All membership cores of one node.  Times are monotonic seconds."""
 
@@ -96,10 +120,12 @@ class NodeCore:
         self.admin = AdminCore(me, header, timing, self._out)
         self.agent = MountAgent(self._out)
         self.filesystems: Filesystems | None = None  # while we are administrator
+        self.naming = Naming()
         self.dropped = {"bad": 0, "stale": 0, "stranger": 0}
         self._deferred: list[tuple[int, Body]] = []  # of generations whose header we have not read (N2)
         self._events: list[object] = []
         self._agent_asked_at = float("-inf")
+        self._loaded_at = float("-inf")
         self._recovered: deque[tuple[float, Finished]] = deque(maxlen=RECOVERED_MAX)  # by us as administrator, and when
         self._has_scanned = False  # before the first scan we know nobody, and alone we would be a majority
         self.admin.view_installed(self.group.view, 0.0)
@@ -185,6 +211,8 @@ class NodeCore:
         self.group.has_storage = self.lease.has_storage(now)
         self.group.tick(now)
         self._expel_blind(now)
+        if now - self._loaded_at >= self.timing.renew:
+            self._load_naming(now)
         if self.filesystems is not None:
             self.filesystems.tick(now)
         if now - self._agent_asked_at >= 2 * self.timing.heartbeat:
@@ -192,9 +220,9 @@ class NodeCore:
             self.agent.ask_again()
         self._settle(now)
 
-    def generation_taken(self, outcome: Decided | Passed | None, now: float) -> None:
+    def generation_taken(self, outcome: Decided | Passed | None, now: float, why: str = "") -> None:
         """Answer to TakeGeneration."""
-        self.admin.generation_taken(outcome, now)
+        self.admin.generation_taken(outcome, now, why)
         self._settle(now)
 
     def header_put(self, header: SanHeader, now: float, *, good: bool) -> None:
@@ -224,6 +252,23 @@ class NodeCore:
             self.agent.reply(request.fs_uuid, request.incarnation, said)
         self._settle(now)
 
+    def naming_held(self, naming: Naming, now: float) -> None:
+        """We hold this naming: read from the database, or made by ourselves as administrator."""
+        self.naming = naming
+        self.admin.own_naming = self.group.naming = naming.version
+        self.group.tell_at_once()
+        self._settle(now)
+
+    def naming_stored(self, naming: Naming, now: float) -> None:
+        """As administrator: a changed naming is in the database (1602)."""
+        self.admin.change.stored(naming)
+        self.admin.change.header_in_force(self.admin.header)
+        self.naming_held(naming, now)
+
+    def tell(self, event: object) -> None:
+        """Pass an event to the shell with the next effects."""
+        self._events.append(event)
+
     def leave(self, now: float) -> None:
         """Begin a clean leave."""
         self.admin.is_leaving = True
@@ -244,6 +289,8 @@ class NodeCore:
             if administrator != self.agent.administrator:
                 self.agent.administrator = administrator
                 self.agent.ask_again()
+            if self.admin.role is Role.ADMIN:
+                self.admin.change.look(self.admin.header, self.group.held())
             self.admin.drive(
                 self.watch.alive(now),
                 self.group.addresses(),
@@ -278,6 +325,12 @@ class NodeCore:
             self._tell_recovered(((now, event),), now)
         self._events.append(event)
 
+    def _load_naming(self, now: float) -> None:
+        """1606: at once when a header names a later version, and again until it could be read."""
+        if self.admin.header.naming > self.naming.version:
+            self._loaded_at = now
+            self._events.append(LoadNaming())
+
     def _expel_blind(self, now: float) -> None:
         """A5 of san/admin.py: who can't reach the store although we can must go."""
         if self.admin.role is not Role.ADMIN or self.lease.state is not LeaseState.MEMBER:
@@ -310,6 +363,7 @@ class NodeCore:
             self.filesystems.ask_again(now)
         else:
             self.filesystems.header_changed(event.header, now)
+        self._load_naming(now)
         self.agent.administrator = self.admin.administrator()
         deferred, self._deferred = self._deferred, []
         for node, body in deferred:
@@ -326,6 +380,8 @@ class NodeCore:
             self.group.receive(node, body, view, now)
         elif isinstance(body, Ask | Answer):  # of any view: who looks for the cause of trouble asks while it lasts
             self._events.append(Relayed(node, body))
+        elif isinstance(body, Command | CommandDone):  # sent again until answered
+            self._events.append(Commanded(node, body))
         elif node != self.me.node and not self.group.admits(view):
             self.dropped["stale"] += 1
         elif isinstance(
@@ -334,6 +390,9 @@ class NodeCore:
             if isinstance(body, HeaderChanged) and (self.me.node, self.me.incarnation) in body.evicted:
                 self.lease.evicted()
             self.admin.receive(node, body, now)
+        elif isinstance(body, JoinRefused):
+            if node == self.admin.administrator() and body.incarnation == self.me.incarnation:
+                self._events.append(NotAdmitted(body.reason))
         elif isinstance(body, Report | MountJoin | MountLeft | ReplyFrom):
             if self.filesystems is not None and self.admin.role is Role.ADMIN:
                 self.filesystems.receive(node, body, now)

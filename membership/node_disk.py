@@ -10,23 +10,34 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from membership.errors import CorruptRecord, DeviceError
+from membership.administration import BARRED
+from membership.areas.bootstrap import STEPS_MAX
+from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import NODE_SLOTS
+from membership.lease.core import LeaseState
 from membership.lease.records import FLAG_LEFT
+from membership.san.admin import Role
+from membership.san.ballot import Passed
 from membership.san.fence import FenceResult, fence_target, is_gone
 from membership.san.store import take_generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from membership.areas.quorum import Areas
+    from membership.areas.quorum import Areas, HeaderReading
+    from membership.database.keeper import DatabaseKeeper
     from membership.lease.records import HeartbeatSlot, MountProcess
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
+    from membership.node_naming import NodeNaming
+    from membership.san.ballot import Decided
     from membership.san.events import FenceOrder
     from membership.san.fence import FenceDriver
     from membership.san.header import SanHeader
     from membership.seams import Clock, Rng
+
+
+REPAIR_SECONDS = 2.0  # between two attempts to repair areas
 
 
 class Shell(Protocol):
@@ -62,6 +73,8 @@ class NodeDisk:
         rng: Rng,
         fences: Sequence[FenceDriver],
         book: EventBook,
+        keeper: DatabaseKeeper,
+        naming: NodeNaming,
         shell: Shell,
     ) -> None:
         self.slot = slot
@@ -71,10 +84,14 @@ class NodeDisk:
         self._rng = rng
         self._fences = fences
         self._book = book
+        self._keeper = keeper
+        self._naming = naming
         self._shell = shell
         self._renewing = trio.Lock()
         self._wanted = trio.Event()  # a renewal before its time
         self._reading_header = False
+        self._repair_at = float("-inf")
+        self.is_pardoned = False  # the operator lets this node be administrator though the database bars it
 
     # -- heartbeat and lease -----------------------------------------------------------------------------------
 
@@ -105,23 +122,54 @@ class NodeDisk:
                 if not await self._write_own():
                     self._shell.lose("another process claimed its slot")
                     return
-                reading = await self._areas.read_header()
+                reading = await self._read_header()
+            except Fenced as error:
+                self._shell.lose(str(error))
+                return
             except (DeviceError, CorruptRecord) as error:
                 self._book.log("alert", f"lease not renewed: {error}")
                 self._shell.apply(self._core.lease.failed)
+                if isinstance(error, CorruptRecord):
+                    await self._repair(tuple(area.disk for area in self._areas.disks))
                 return
+            finally:
+                self._naming.tell_failures()
             self._shell.apply(
                 lambda now: self._core.header_read(reading.header, now, renewal=start, settled=reading.settled)
             )
             self._shell.renewed()
             await self._scan()
+            await self._repair(reading.stale)
+
+    async def _read_header(self) -> HeaderReading:
+        """The header, read on the areas that it names itself (N1 of node_naming.py)."""
+        for _ in range(STEPS_MAX):
+            reading = await self._areas.read_header()
+            if not self._naming.follow(reading):
+                return reading
+        raise DeviceError("the membership areas change faster than they can be followed")
+
+    async def _repair(self, stale: tuple[bytes, ...]) -> None:
+        """As administrator: bring areas up to date that missed something, or were damaged or replaced."""
+        now, core = self._clock.monotonic(), self._core
+        rightful = core.admin.role is Role.ADMIN and core.lease.state is LeaseState.MEMBER and now < core.lease.deadline
+        if not stale or not rightful or now < self._repair_at:
+            return
+        self._repair_at = now + REPAIR_SECONDS
+        failed = {area.disk for area in self._areas.disks if area.failure}
+        for disk in await self._areas.repair(core.admin.header, self._keeper.newest, stale):
+            if disk in failed:
+                self._book.log("disk", f"the membership area on disk {disk.hex()} was brought up to date")
 
     async def _write_own(self) -> bool:
-        """False when the slot has another owner."""
+        """False when the slot has another owner.  A damaged one is ours: nobody claims it while we live (H1)."""
         slot = self.slot
-        found = await self._areas.read_slot(self._core.me.node)
-        if found is None or found.incarnation != slot.incarnation:
-            return False
+        try:
+            found = await self._areas.read_slot(self._core.me.node)
+            if found is None or found.incarnation != slot.incarnation:
+                return False
+        except CorruptRecord as error:
+            self._book.log("alert", f"{error}: written again")
         slot.counter = (slot.counter + 1) % 2**64
         slot.generation = self._core.admin.header.generation
         slot.hears = sum(1 << node for node in self._core.group.hears())
@@ -159,10 +207,31 @@ class NodeDisk:
 
     async def take(self, generation: int) -> None:
         """TakeGeneration."""
+        why = ""
+        outcome: Decided | Passed | None = None
+        try:
+            outcome = await self._ballot(generation)
+            if outcome is not None and self._core.admin.role is not Role.ADMIN:
+                why = await self._read_database()
+        except (DeviceError, CorruptRecord) as error:
+            why = str(error)
+        taken = outcome if not why else None
+        self._shell.apply(lambda now: self._core.generation_taken(taken, now, why))
+
+    async def _ballot(self, generation: int) -> Decided | Passed | None:
+        """The disk ballot, unless a header of this generation, or a later one, stands there already."""
+        newest = (await self._areas.read_header()).header
+        if newest.generation >= generation:
+            return Passed(newest.generation + 1)
         me = (self._core.me.node, self._core.me.incarnation)
         unused = self._unused()
-        outcome = await take_generation(self._areas, me, generation, clock=self._clock, rng=self._rng, unused=unused)
-        self._shell.apply(lambda now: self._core.generation_taken(outcome, now))
+        return await take_generation(self._areas, me, generation, clock=self._clock, rng=self._rng, unused=unused)
+
+    async def _read_database(self) -> str:
+        """1722: a candidate reads the database; why it can't be administrator, "" when it can."""
+        database = await self._keeper.open()
+        word = database.roster().get(self.slot.name, "")
+        return "" if self.is_pardoned else BARRED.get(word, "")
 
     def _unused(self) -> set[int]:
         """Slots of nobody, or of who left: no header is ever written by a vote in their ballot blocks."""
@@ -181,7 +250,7 @@ class NodeDisk:
             return
         self._reading_header = True
         try:
-            reading = await self._areas.read_header()
+            reading = await self._read_header()
         except (DeviceError, CorruptRecord) as error:
             self._book.log("alert", f"SAN header not read: {error}")
             return

@@ -21,12 +21,28 @@ from membership.errors import OperatorError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS: Final = re.compile(r"(?P<v6>\[[^]]*\])(:(?P<port6>\d+))?|(?P<v4>[^:]*)(:(?P<port4>\d+))?")
+SCAN_DEFAULT: Final = ("/dev/disk/by-id/*",)
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @click.command(cls=MatrixCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="matrixd")
-@click.option("--store", required=True, metavar="PATH", help="The shared cluster disk, as mkfs.matrixfs made it.")
+@click.option(
+    "--store",
+    "stores",
+    required=True,
+    multiple=True,
+    metavar="PATH",
+    help="A disk of the cluster, as mkfs.matrixfs made it; it leads to the others.  Several: any of them may be away.",
+)
+@click.option(
+    "--scan",
+    multiple=True,
+    default=SCAN_DEFAULT,
+    show_default=True,
+    metavar="PATTERN",
+    help="Where to look for disks that are not where the others have them.",
+)
 @click.option(
     "--address",
     required=True,
@@ -39,7 +55,15 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 @click.option("--daemon", is_flag=True, help="Go to the background when the node is a member of its cluster.")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What to log.")
 def main(
-    *, store: str, address: str, name: str | None, metrics: str | None, state: str, daemon: bool, log_level: str
+    *,
+    stores: tuple[str, ...],
+    scan: tuple[str, ...],
+    address: str,
+    name: str | None,
+    metrics: str | None,
+    state: str,
+    daemon: bool,
+    log_level: str,
 ) -> None:
     """Be one node of the cluster on a shared disk: member, lease, fencing, recovery, and the mounts of this host.
 
@@ -48,22 +72,23 @@ def main(
     host, port = parse_address(address)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
-    if not os.path.exists(store):
-        raise OperatorError(f"{store}: no such store (make one with mkfs.matrixfs)")
+    missing = [store for store in stores if not os.path.exists(store)]
+    if len(missing) == len(stores):
+        raise OperatorError(f"{missing[0]}: no such store (make one with mkfs.matrixfs)")
     directory = os.path.abspath(state)
 
     from matrixfs.cli.host import LOG_NAME, Readiness, go_background, lock_state, start_logging
 
     lock = lock_state(directory)
     log_path = os.path.join(directory, LOG_NAME) if daemon else None
-    store = os.path.abspath(store)
+    paths = tuple(map(os.path.abspath, stores))
     readiness = go_background(log_path) if log_path else Readiness()
     lock.write_pid()
     start_logging(log_level, log_path)
     try:
         from matrixfs.cli.matrixd_run import MatrixdOptions, run_matrixd
 
-        run_matrixd(MatrixdOptions(store, node_name, host, port, directory, served), readiness)
+        run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan), readiness)
     finally:
         lock.release()
 

@@ -263,7 +263,7 @@ class Areas:
     async def _ask_all(
         self, kind: str, work: Work[T], clear: Callable[[Mapping[bytes, T]], bool] | None = None
     ) -> dict[bytes, T]:
-        """Answers by disk, at least a majority.  ``clear``: are they, or is it worth waiting a moment for the others?"""
+        """Answers by disk, at least a majority.  ``clear``: they are, so it is not worth waiting for the others."""
         poll: Poll[T] = Poll(self._groups)
         if len(self._areas) == 1:
             (area,) = self._areas.values()

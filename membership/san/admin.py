@@ -27,6 +27,7 @@ from membership.messages import (
     CandidateFailed,
     Commit,
     HeaderChanged,
+    JoinRefused,
     JoinRequest,
     LeaveRequest,
     Nominate,
@@ -34,12 +35,13 @@ from membership.messages import (
     Won,
 )
 from membership.san.ballot import Decided, Passed
+from membership.san.changes import NamingChange
 from membership.san.election import Election
 from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.header import NOBODY, make_header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from membership.effects import Outbox
     from membership.group.state import View
@@ -85,8 +87,13 @@ class AdminCore:
         self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
+        self._refused: set[tuple[int, int]] = set()  # joiners that were told why not
         self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
         self._has_lease = False  # as ``drive`` was told last
+        self.change = NamingChange(outbox)
+        self.own_naming = 0  # version of the naming that we hold
+        self.own_name = ""
+        self.admission: Callable[[JoinRequest], str | None] = lambda _: ""  # as administrator: "" yes, text: why not
         self._asked_at = float("-inf")
         self._told_at = float("-inf")
 
@@ -115,6 +122,7 @@ class AdminCore:
         if not mine:
             self.role, self._busy, self._bid = Role.PEER, False, None
             self._fencing.clear()
+            self.change.deposed()
         elif header.administrator != old.administrator or self.role is not Role.ADMIN:
             self.role = Role.ADMIN
         if self._admin_works():
@@ -122,6 +130,7 @@ class AdminCore:
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
         self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
         self._confirmed &= set(header.fencing.items())
+        self.change.header_in_force(header)
         self._out.tell(HeaderInForce(header, mine))
 
     def header_overwritten(self) -> None:
@@ -148,12 +157,12 @@ class AdminCore:
             if body.generation > self.header.generation:
                 self._out.tell(ReadHeader())
         elif isinstance(body, JoinRequest):
-            self._joiners[node] = body.incarnation
+            self._on_join(node, body)
         else:
             self._leavers[node] = body.incarnation
 
-    def generation_taken(self, outcome: Decided | Passed | None, now: float) -> None:
-        """The ballot ended; None: it could not be held (I/O error, 1724)."""
+    def generation_taken(self, outcome: Decided | Passed | None, now: float, why: str = "") -> None:
+        """The ballot ended; None: it could not be held, or the database not be read (1722 to 1726), and ``why``."""
         self._busy = False
         if isinstance(outcome, Passed):
             self._passed_over = max(self._passed_over, outcome.generation - 1)
@@ -161,7 +170,7 @@ class AdminCore:
             return
         if outcome is None:
             self._retry_at = now + self._timing.heartbeat
-            self._give_up("the ballot blocks can't be used")
+            self._give_up(why or "the ballot blocks can't be used")
             return
         owner = (outcome.node, outcome.incarnation)
         if owner != (self.me.node, self.me.incarnation):
@@ -236,7 +245,7 @@ class AdminCore:
         """
         if self._view is None:
             return
-        self._sighted, self._has_lease = sighted, has_lease
+        self._sighted, self._has_lease = sighted & self._view.members.keys(), has_lease
         self._ask(now)
         if not settled or not self._may_act(alive, addresses):
             return
@@ -299,10 +308,24 @@ class AdminCore:
         if self.is_leaving and self.is_member():
             body = LeaveRequest(self.me.incarnation)
         elif not self.is_leaving and not self.is_member():
-            body = JoinRequest(self.me.incarnation)
+            body = JoinRequest(self.me.incarnation, self.own_naming, self.own_name)
         if body is not None:
             self._asked_at = now
             self._out.post(self.header.administrator, body)
+
+    def _on_join(self, node: int, body: JoinRequest) -> None:
+        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again."""
+        refusal = self.admission(body)
+        if refusal == "" and body.naming < self.header.naming:
+            refusal = None
+        if refusal == "":
+            self._joiners[node] = body.incarnation
+        elif refusal is not None:
+            self._joiners.pop(node, None)
+            if (node, body.incarnation) not in self._refused:
+                self._refused.add((node, body.incarnation))
+                self._log("refused", f"node {node} ({body.name}) is not admitted: {refusal}")
+            self._out.post(node, JoinRefused(body.incarnation, refusal, final=True))
 
     def _elect(self, now: float) -> None:
         """Of those that reach the store; not when we are the last one and off the header: nobody is left to serve."""
@@ -407,14 +430,21 @@ class AdminCore:
             if key not in self._fencing | self._confirmed and evicted_at != float("inf"):
                 self._fencing.add(key)
                 self._out.tell(FenceOrder(node, incarnation, evicted_at))
-        if not self._busy and now >= self._retry_at and self._wanted() != (self.header.members, self.header.fencing):
+        if not self._busy and now >= self._retry_at and self._is_change_wanted():
             self._take(self._next_generation())
+
+    def _is_change_wanted(self) -> bool:
+        header, naming = self.header, self.change.wanted
+        if naming is not None and naming.version > header.naming:
+            return True
+        return self._wanted() != (header.members, header.fencing)
 
     def _write(self) -> None:
         """1728: our generation, with what should be; we stay administrator unless we leave."""
         assert self._view is not None
         members, fencing = self._wanted()
         administrator = self.me.node if self.me.node in members else NOBODY  # we leave
+        naming = self.change.wanted
         header = make_header(
             self.header.owner,
             self._generation,
@@ -422,6 +452,9 @@ class AdminCore:
             view=self._view.number,
             members=members,
             fencing=fencing,
+            naming=max(naming.version, self.header.naming) if naming is not None else self.header.naming,
+            areas=naming.areas if naming is not None else self.header.areas,
+            areas_before=naming.areas_before if naming is not None else self.header.areas_before,
         )
         self._busy = True
         self._out.tell(WriteHeader(header))

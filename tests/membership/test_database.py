@@ -9,6 +9,7 @@ import trio
 
 from membership.database.image import IMAGE_BYTES_MAX, DatabaseImage, ImageHeader, read_image, slot_block, write_image
 from membership.database.keeper import SAVE_SECONDS
+from membership.database.schema import filesystems, nodes
 from membership.database.store import EVENTS_KEPT, MembershipDatabase
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK
@@ -29,10 +30,10 @@ def event(text: str) -> dict[str, object]:
 def test_rows_survive_an_image():
     database = MembershipDatabase()
     node = {"id": 3, "name": "n1", "host": "h", "port": 1, "state": "member", "changed_ns": 5}
-    database.put_node(node)
-    database.put_node({**node, "state": "dead"})
+    database.put(nodes, node)
+    database.put(nodes, {**node, "state": "dead"})
     fs = {"uuid": "ab", "name": "web", "attempt": str(2**64 - 1), "error": "", "changed_ns": 6}
-    database.put_filesystem(fs)
+    database.put(filesystems, fs)
     database.add_events([event("one"), event("x" * 999)])
     copy = MembershipDatabase.from_image_untrusted(database.image(), "test")
     assert copy.rows() == ([{**node, "state": "dead"}], [fs])

@@ -194,7 +194,7 @@ async def test_losing_the_disk_path_ends_a_node_and_the_others_go_on(autojump_cl
     async with World(11) as world:
         await cluster(world)
         mount = await world.mount(3)
-        world.machines["n3"].port.cut("no path")
+        world.machines["n3"].paths[0].cut("no path")
         took = await world.until(lambda: not mount.may_write(), 20)
         assert took <= TIMING.lease
         await world.until(lambda: isinstance(world.machines["n3"].error, Fenced), 20)
@@ -379,12 +379,12 @@ async def test_a_store_that_is_gone_for_all_pauses_the_cluster_and_does_not_kill
         mounts = [await world.mount(number) for number in (1, 2, 3)]
         generation = world.machines["n1"].node.core.admin.header.generation
         for machine in world.machines.values():
-            machine.port.cut("array maintenance")
+            machine.paths[0].cut("array maintenance")
         await world.until(lambda: not any(mount.may_write() for mount in mounts), TIMING.lease + 0.1)
         await trio.sleep(600)
         assert all(machine.running for machine in world.machines.values())
         for machine in world.machines.values():
-            machine.port.mend()
+            machine.paths[0].mend()
         took = await world.until(lambda: all(mount.may_write() for mount in mounts), 10)
         assert took <= 2 * TIMING.renew
         assert {m.node.core.admin.header.generation for m in world.machines.values()} == {generation}
@@ -398,7 +398,7 @@ async def test_an_administrator_without_the_store_is_replaced_and_goes(autojump_
             await world.mount(number)
         (admin,) = world.administrators()
         others = [machine for machine in world.machines.values() if machine is not admin]
-        admin.port.cut("no path")
+        admin.paths[0].cut("no path")
         await world.until(lambda: isinstance(admin.error, Fenced), 30)
         await world.until(lambda: {m.name for m in world.granting_machines()} == {m.name for m in others}, 30)
         assert [m.name for m in world.administrators()][0] in {m.name for m in others}
@@ -409,10 +409,10 @@ async def test_nobody_is_evicted_when_the_store_comes_back_to_one_after_the_othe
         await cluster(world)
         mounts = [await world.mount(number) for number in (1, 2, 3)]
         for machine in world.machines.values():
-            machine.port.cut("maintenance")
+            machine.paths[0].cut("maintenance")
         await trio.sleep(60)
         for number in (3, 2, 1):
-            world.machines[f"n{number}"].port.mend()
+            world.machines[f"n{number}"].paths[0].mend()
             await trio.sleep(3)
         await world.until(lambda: all(mount.may_write() for mount in mounts), 10)
         assert all(machine.running for machine in world.machines.values())

@@ -58,6 +58,7 @@ class Checkers:
         self.dead_mounts: set[tuple[int, int]] = set()  # (node, incarnation of the mount)
         self._contents: dict[int, bytes] = {}
         self._listed_until: list[dict[tuple[int, int], float]] = [{} for _ in world.disks]
+        self._sets: list[tuple[tuple[int, ...], ...]] = [(tuple(range(world.areas)),)]  # as headers named them
         self._expelled: set[tuple[int, int]] = set()
         self._replaying: dict[int, SimMount] = {}  # by journal
 
@@ -92,7 +93,8 @@ class Checkers:
         core = machine.node.core
         if isinstance(event, NodeDead):
             if core.lease.state is not LeaseState.MEMBER or trio.current_time() >= core.lease.deadline:
-                self.broke(f"C2: {machine.name} calls node {event.node} dead, its own lease is {core.lease.state.value}")
+                state = core.lease.state.value
+                self.broke(f"C2: {machine.name} calls node {event.node} dead, its own lease is {state}")
             self.dead_nodes.add((event.node, event.incarnation))
             self._check_dead()
         elif isinstance(event, Expel):
@@ -130,7 +132,10 @@ class Checkers:
 
     def is_quiet(self) -> bool:
         """The newest generation stands on a majority of the areas (C1)."""
-        return sum(one.generation == self.newest.generation for one in self.visible) > len(self.visible) // 2
+        return all(
+            sum(self.visible[area].generation == self.newest.generation for area in group) > len(group) // 2
+            for group in self._sets[-1]
+        )
 
     # -- internals ---------------------------------------------------------------------------------------------
 
@@ -142,7 +147,18 @@ class Checkers:
             now if header.members.get(node) == incarnation else until.get(instance, float("-inf"))
             for header, until in zip(self.visible, self._listed_until, strict=True)
         ]
-        return sorted(times, reverse=True)[len(times) // 2]
+
+        def by_majority(group: tuple[int, ...]) -> float:
+            return sorted((times[area] for area in group), reverse=True)[len(group) // 2]
+
+        # While the set changes some nodes go by the one before, which then counts as well.
+        return max(min(map(by_majority, groups)) for groups in self._sets[-3:])
+
+    def _note_set(self, header: SanHeader) -> None:
+        area_of = {label.disk_uuid: area for area, label in enumerate(self.world.labels)}
+        found = tuple(tuple(area_of[disk] for disk in group) for group in (header.areas, header.areas_before) if group)
+        if found and found != self._sets[-1]:
+            self._sets.append(found)
 
     def _header_landed(self, writer: Machine, area: int) -> None:
         block = self.world.disks[area].media.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES)
@@ -152,6 +168,8 @@ class Checkers:
             self.broke(f"C1: no copy of the SAN header is whole: {error}")
             return
         before, self.visible[area] = self.visible[area], header
+        if header.generation > self.newest.generation:
+            self._note_set(header)
         for instance in before.members.items():
             if header.members.get(instance[0]) != instance[1]:
                 self._listed_until[area][instance] = trio.current_time()

@@ -8,18 +8,20 @@ write their journals, and note what they were told.  ``checkers.py`` holds the i
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from typing import Self
 
 import trio
 
-from membership.areas.quorum import Area, Areas
-from membership.errors import Fenced, MatrixError, PeerError
+from membership.disks import ClusterDisks, OpenDisk
+from membership.errors import Fenced, MatrixError, OperatorError, PeerError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
-from membership.label import BLOCK_BYTES, DATA_BLOCK, Label, timing_of
+from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK, Label, timing_of
 from membership.orders import JournalState, MountRequest
+from membership.san.header import make_header
 from membership.service import NodeConfig
 from tests.sim.disk import SimDisk
 from tests.sim.membership.checkers import Checkers
@@ -47,6 +49,41 @@ LABEL = Label(
 )
 
 
+def label_of(area: int) -> Label:
+    """The label of one of the disks."""
+    return dataclasses.replace(LABEL, disk_uuid=bytes([area + 1]) * 16, disk_name=f"d{area + 1}")
+
+
+def preload(disk: SimDisk, offset: int, data: bytes) -> None:
+    """What lies on a disk when the history begins."""
+    disk.media._visible.write(offset, data)
+    disk.media._platter = disk.media._visible.copy()
+    disk.mark()
+
+
+class SimOpener:
+    """How a simulated machine opens stores: by the name of the disk, through a port of its own."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        self._world, self._machine = world, machine
+
+    async def open(self, path: str) -> Port:
+        await trio.lowlevel.checkpoint()
+        for area, label in enumerate(self._world.labels):
+            if label.name == path:
+                port = self._machine.make_port(area, f"{self._machine.name}-{self._machine.pid}", self._machine)
+                self._machine.ports.append(port)
+                return port
+        raise OperatorError(f"{path}: no such store")
+
+    def candidates(self) -> list[str]:
+        return []
+
+    async def filesystem_of(self, device: object, label: Label) -> tuple[bytes, str]:
+        await trio.lowlevel.checkpoint()
+        return (FS, "web") if label.disk_uuid == self._world.labels[0].disk_uuid else (b"", "")
+
+
 class World:
     """The cluster.  Use as ``async with World(seed) as world``."""
 
@@ -54,7 +91,14 @@ class World:
     timing = timing_of(LABEL)
 
     def __init__(
-        self, seed: int = 0, *, one_machine: bool = True, writing: bool = False, areas: int = 1, **network
+        self,
+        seed: int = 0,
+        *,
+        one_machine: bool = True,
+        writing: bool = False,
+        areas: int = 1,
+        spares: int = 0,
+        **network,
     ) -> None:
         """See the class.
 
@@ -63,12 +107,23 @@ class World:
             one_machine: all processes are on one host, as the process fence sees it.
             writing: the mounts write their journals all the time.
             areas: disks with a membership area; the first has the data, too.
+            spares: further disks, labelled, that the cluster does not have yet.
         """
         self.rng = random.Random(seed)
         self.disk_rng, self.mount_rng = random.Random(seed + 1), random.Random(seed + 2)
         self.clock = SimClock()
-        size = (DATA_BLOCK + 1024) * BLOCK_BYTES
-        self.disks = [SimDisk(size, seed=seed + area, latency=(0.0002, 0.002)) for area in range(areas)]
+        size = (DATA_BLOCK + 1024 + 1) * BLOCK_BYTES
+        self.areas = areas
+        every = range(areas + spares)
+        self.disks = [SimDisk(size, seed=seed + area, latency=(0.0002, 0.002)) for area in every]
+        self.labels = [label_of(area) for area in every]
+        uuids = [label.disk_uuid for label in self.labels[:areas]]
+        header = make_header(LABEL.owner, 0, members={}, fencing={}, areas=uuids)
+        for area, (disk, label) in enumerate(zip(self.disks, self.labels, strict=True)):
+            preload(disk, 0, label.encode())
+            if area < areas:
+                preload(disk, HEADER_BLOCK * BLOCK_BYTES, 2 * header.encode())
+        self.pauses: dict[tuple[int, str], trio.Event] = {}  # of matrixds, by pid and point
         self.disk = self.disks[0]
         self.net = SimNetwork(seed, **network)
         self.one_machine, self.writing = one_machine, writing
@@ -117,14 +172,14 @@ class World:
         paths = [Path(area) for area in range(len(self.disks))] if old is None else old.paths
         machine = Machine(self, name, f"10.0.0.{number}", boot, paths)
         machine.pid = next(self._pids)
-        machine.ports = [machine.make_port(path.area, f"{name}-{machine.pid}", machine) for path in paths]
+        machine.ports = [machine.make_port(area, f"{name}-{machine.pid}", machine) for area in range(self.areas)]
         self.ports[machine.pid] = machine.ports
         self.machines[name] = machine
         self.pids[machine.pid] = machine
         machine.running = True
         identity = HostIdentity(boot, boot, machine.pid, machine.pid)
         machine.node = SimNode(
-            self._areas(machine),
+            self.disks_of(machine, list(range(self.areas))),
             LABEL,
             NodeConfig(name, machine.address, 0),
             identity,
@@ -132,6 +187,7 @@ class World:
             machine.clock,
             SimRng(self.rng.random()),
             (SimProcessFence(self, identity), LeaseFence(self.timing, machine.clock)),
+            self._pause_of(machine.pid),
         )
         machine.node.machine = machine
         if wait:
@@ -140,9 +196,29 @@ class World:
             self._nursery.start_soon(self._run, machine)
         return machine
 
-    def _areas(self, machine: Machine) -> Areas:
-        areas = [Area(bytes([port.path.area + 1]) * 16, port) for port in machine.ports]
-        return Areas(LABEL.owner, areas, machine.clock)
+    def disks_of(self, machine: Machine, areas: list[int]) -> ClusterDisks:
+        """Those that a matrixd was told of, as found by their labels."""
+        disks = ClusterDisks(LABEL.owner, SimOpener(self, machine), machine.clock, lambda _kind, _text: None)
+        for area in areas:
+            label = self.labels[area]
+            port = next((port for port in machine.ports if port.path.area == area), None)
+            port = port or machine.make_port(area, machine.name, machine)
+            disks.opened[label.disk_uuid] = OpenDisk(label, port, label.name, (FS, "web") if not area else (b"", ""))
+        return disks
+
+    def hold(self, machine: Machine, point: str) -> trio.Event:
+        """Stop a matrixd for good when it comes to a point; set when it is there."""
+        reached = self.pauses[machine.pid, point] = trio.Event()
+        return reached
+
+    def _pause_of(self, pid: int):
+        async def pause(point: str) -> None:
+            reached = self.pauses.get((pid, point))
+            if reached is not None:
+                reached.set()
+                await trio.sleep_forever()
+
+        return pause
 
     async def mount(self, number: int, *, wait: bool = True) -> SimMount:
         machine = self.machines[f"n{number}"]
