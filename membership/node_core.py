@@ -263,6 +263,8 @@ class NodeCore:
     # -- internals ---------------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
+        if self.lease.state in (LeaseState.LAPSED, LeaseState.FENCED):
+            self.disk_lock_agent.lapse("the lease of this node is over")
         while True:
             administrator = self.admin.administrator()
             if administrator != self.agent.administrator:

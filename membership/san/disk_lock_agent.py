@@ -10,8 +10,9 @@ B2. An answer of a generation older than the one reported to is dropped: that ad
 B3. A lock that is over for its holder is over for us only when the administrator says Unlocked: a refusal too is
     followed by DiskUnlock, for a repetition of the request may have been granted after it.  Links keep the order, so
     no request of ours comes after it.
-B4. When this node's right ends (``end``) all its locks are lost, at once and for good: the holders are told, and the
-    others wait for our fence.
+B4. When our lease is over (``lapse``) nothing is held any more, though we may find ourselves listed again: an
+    application's writes pass no gate, and the others may act before we know.  What is waited for stays.
+B5. When this node's right ends (``end``) all its locks are lost for good: the others wait for our fence.
 """
 
 from __future__ import annotations
@@ -60,7 +61,15 @@ class DiskLockRefused:
     reason: str
 
 
-DiskLockEvent = DiskLockGranted | DiskLockQueued | DiskLockRefused
+@dataclass(frozen=True, slots=True)
+class DiskLockLost:
+    """Event: it was held, and is not any more: its holder must stop at once."""
+
+    serial: int
+    reason: str
+
+
+DiskLockEvent = DiskLockGranted | DiskLockQueued | DiskLockRefused | DiskLockLost
 
 
 class State(Enum):
@@ -82,6 +91,7 @@ class Event(Enum):
     UNLOCKED = "the administrator knows that it was given up"
     RELEASE = "its holder ended, or waits no more"
     AGAIN = "time to say again what may be lost"
+    LAPSE = "our lease is over"
 
 
 class Action(Enum):
@@ -101,30 +111,35 @@ TABLE: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (State.GONE, Event.UNLOCKED): (State.GONE, Action.NOTHING),
     (State.GONE, Event.RELEASE): (State.GONE, Action.NOTHING),
     (State.GONE, Event.AGAIN): (State.GONE, Action.NOTHING),
+    (State.GONE, Event.LAPSE): (State.GONE, Action.NOTHING),
     (State.ASKED, Event.GRANTED): (State.HELD, Action.TELL),
     (State.ASKED, Event.QUEUED): (State.WAITING, Action.TELL),
     (State.ASKED, Event.REFUSED): (State.GIVING_UP, Action.TELL_UNLOCK),  # B3
     (State.ASKED, Event.UNLOCKED): (State.ASKED, Action.NOTHING),
     (State.ASKED, Event.RELEASE): (State.GIVING_UP, Action.UNLOCK),
     (State.ASKED, Event.AGAIN): (State.ASKED, Action.ASK),
+    (State.ASKED, Event.LAPSE): (State.ASKED, Action.NOTHING),
     (State.WAITING, Event.GRANTED): (State.HELD, Action.TELL),
     (State.WAITING, Event.QUEUED): (State.WAITING, Action.NOTHING),
     (State.WAITING, Event.REFUSED): (State.GIVING_UP, Action.TELL_UNLOCK),
     (State.WAITING, Event.UNLOCKED): (State.WAITING, Action.NOTHING),
     (State.WAITING, Event.RELEASE): (State.GIVING_UP, Action.UNLOCK),
     (State.WAITING, Event.AGAIN): (State.WAITING, Action.ASK),  # there may be a new administrator
+    (State.WAITING, Event.LAPSE): (State.WAITING, Action.NOTHING),
     (State.HELD, Event.GRANTED): (State.HELD, Action.NOTHING),
     (State.HELD, Event.QUEUED): (State.HELD, Action.NOTHING),
     (State.HELD, Event.REFUSED): (State.HELD, Action.NOTHING),
     (State.HELD, Event.UNLOCKED): (State.HELD, Action.NOTHING),
     (State.HELD, Event.RELEASE): (State.GIVING_UP, Action.UNLOCK),
     (State.HELD, Event.AGAIN): (State.HELD, Action.NOTHING),
+    (State.HELD, Event.LAPSE): (State.GIVING_UP, Action.TELL_UNLOCK),  # B4
     (State.GIVING_UP, Event.GRANTED): (State.GIVING_UP, Action.UNLOCK),
     (State.GIVING_UP, Event.QUEUED): (State.GIVING_UP, Action.NOTHING),
     (State.GIVING_UP, Event.REFUSED): (State.GIVING_UP, Action.NOTHING),
     (State.GIVING_UP, Event.UNLOCKED): (State.GONE, Action.NOTHING),
     (State.GIVING_UP, Event.RELEASE): (State.GIVING_UP, Action.NOTHING),
     (State.GIVING_UP, Event.AGAIN): (State.GIVING_UP, Action.UNLOCK),
+    (State.GIVING_UP, Event.LAPSE): (State.GIVING_UP, Action.NOTHING),
 }
 _ANSWERS: Final = {"granted": Event.GRANTED, "queued": Event.QUEUED, "refused": Event.REFUSED}
 
@@ -174,8 +189,13 @@ class DiskLockAgent:
         for serial in list(self._locals):
             self._happen(serial, Event.AGAIN)
 
+    def lapse(self, reason: str) -> None:
+        """Our lease is over (B4); events DiskLockLost follow."""
+        for serial in list(self._locals):
+            self._happen(serial, Event.LAPSE, reason)
+
     def end(self, reason: str) -> tuple[int, ...]:
-        """Our right has ended (B4).  Returns the numbers of all locks that are lost, held or waited for."""
+        """Our right has ended (B5).  Returns the numbers of all locks that are lost, held or waited for."""
         lost = tuple(serial for serial, local in self._locals.items() if local.state is not State.GIVING_UP)
         self._locals.clear()
         self._ended = reason
@@ -226,5 +246,7 @@ class DiskLockAgent:
             self._out.tell(DiskLockGranted(serial))
         elif event is Event.QUEUED:
             self._out.tell(DiskLockQueued(serial, reason))
-        else:
+        elif event is Event.REFUSED:
             self._out.tell(DiskLockRefused(serial, reason))
+        else:
+            self._out.tell(DiskLockLost(serial, reason))

@@ -23,7 +23,13 @@ from membership.messages import (
 )
 from membership.san import disk_lock_agent as node_side
 from membership.san import disk_locks as table_side
-from membership.san.disk_lock_agent import DiskLockAgent, DiskLockGranted, DiskLockQueued, DiskLockRefused
+from membership.san.disk_lock_agent import (
+    DiskLockAgent,
+    DiskLockGranted,
+    DiskLockLost,
+    DiskLockQueued,
+    DiskLockRefused,
+)
 from membership.san.disk_locks import DiskLocks
 from membership.san.header import make_header
 
@@ -260,6 +266,8 @@ def test_every_state_and_event_of_the_node(state, event) -> None:
         local.agent.release(serial)
     elif event is Event.AGAIN:
         local.agent.ask_again()
+    elif event is Event.LAPSE:
+        local.agent.lapse("why")
     elif event is Event.UNLOCKED:
         local.agent.receive(DiskUnlocked(5, 101, serial))
     else:
@@ -268,7 +276,7 @@ def test_every_state_and_event_of_the_node(state, event) -> None:
     sent, events = local.took()
     told = {
         Event.GRANTED: DiskLockGranted(serial), Event.QUEUED: DiskLockQueued(serial, "why"),
-        Event.REFUSED: DiskLockRefused(serial, "why"),
+        Event.REFUSED: DiskLockRefused(serial, "why"), Event.LAPSE: DiskLockLost(serial, "why"),
     }  # fmt: skip
     assert events == ([told[event]] if action in (Action.TELL, Action.TELL_UNLOCK) else [])
     expected = {
@@ -416,6 +424,9 @@ class World:
                 self.grants += 1
             elif isinstance(event, DiskLockRefused):
                 machine.wants.pop(event.serial, None)
+            elif isinstance(event, DiskLockLost):
+                machine.holds.remove(event.serial)
+                del machine.wants[event.serial]
         machine.out.events.clear()
         self.check()
 
@@ -466,8 +477,13 @@ class World:
             self.release(rng.choice(living))
         elif what < 0.975 and busy:
             self.links[rng.choice(sorted(busy))].clear()  # a new view: what was under way is dropped
-        elif what < 0.985 and living:
+        elif what < 0.98 and living:
             self.learn(rng.choice(living))
+        elif what < 0.985 and living:
+            machine = rng.choice(living)
+            machine.agent.lapse("its lease is over")
+            assert machine.agent.held() == ()
+            self.flush(machine)
         else:
             rng.choice([self.hand_over, self.evict, self.leave, *[self.confirm] * 3, *[self.join] * 3])()
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from membership.label import timing_of
-from membership.san.disk_lock_agent import DiskLockGranted, DiskLockRefused
+from membership.san.disk_lock_agent import DiskLockGranted, DiskLockLost, DiskLockRefused
 from tests.sim.membership_world import LABEL, Machine, World
 
 pytestmark = pytest.mark.seed("002-24")
@@ -32,6 +32,8 @@ class Applications:
         def carry(event: object) -> None:
             if isinstance(event, DiskLockGranted):
                 self.told[machine.pid, event.serial] = "granted"
+            elif isinstance(event, DiskLockLost):
+                self.told[machine.pid, event.serial] = "lost"
             elif isinstance(event, DiskLockRefused):
                 self.told[machine.pid, event.serial] = event.reason
             else:
@@ -108,6 +110,24 @@ async def test_a_release_passes_it_on_and_a_clean_leave_waits_for_it(autojump_cl
         apps.release(first)
         assert await apps.answer(second, 1) == "granted"
         await world.until(agent.is_quiet, 2, "the administrator knows")
+
+
+async def test_a_node_whose_lease_is_over_has_lost_its_locks_though_it_is_listed_again(autojump_clock) -> None:
+    async with World(27) as world:
+        apps = await started(world)
+        number = administrator(world) % 3 + 1
+        machine = world.machines[f"n{number}"]
+        key = apps.ask(number)
+        assert await apps.answer(key) == "granted"
+        machine.port.cut("the store does not answer")
+        await world.until(lambda: apps.told[key] == "lost", TIMING.lease + 1, "told in time")
+        assert machine.node.core.disk_lock_agent.held() == ()
+        assert trio.current_time() <= machine.node.core.lease.deadline + TIMING.heartbeat + 0.1
+        assert await apps.answer(apps.ask(number % 3 + 1, wait=True)) == "granted"
+        machine.port.mend()
+        await world.until(lambda: machine.is_member, 10, "nobody evicted it meanwhile")
+        assert machine.node.core.disk_lock_agent.held() == ()
+        assert "is held exclusively" in await apps.answer(apps.ask(number))
 
 
 async def test_the_administrator_dies_and_nobody_gets_what_another_holds(autojump_clock) -> None:
