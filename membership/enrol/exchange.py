@@ -19,13 +19,14 @@ from msgspec import Meta, Struct
 
 from membership.enrol.grants import Verdict
 from membership.enrol.token import contact_of_untrusted
-from membership.errors import BadMessage
+from membership.errors import BadMessage, OperatorError
 from membership.label import NAME_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from membership.enrol.grants import Grant, Grants
+    from membership.enrol.token import Token
 
 VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 64 * 1024
@@ -102,6 +103,21 @@ def answer_untrusted(data: bytes) -> Enrolled | Refused:
     _check_name_untrusted(answer.node)
     for text in (answer.cluster_name, *answer.stores):
         _check_printable_untrusted(text)
+    return answer
+
+
+def enrolled_untrusted(data: bytes, token: Token, request: EnrolRequest) -> Enrolled:
+    """The new server's side: what it got for its request.
+
+    Raises:
+        BadMessage: no answer, or one for another cluster or node.
+        OperatorError: refused; the line has the reason.
+    """
+    answer = answer_untrusted(data)
+    if isinstance(answer, Refused):
+        raise OperatorError(f"the cluster refused this server: {answer.reason}")
+    if answer.cluster != token.cluster or answer.node != request.node:
+        raise BadMessage("enrolment: an answer for another cluster or another node")
     return answer
 
 

@@ -16,12 +16,13 @@ from membership.enrol.exchange import (
     Refused,
     answer_untrusted,
     encode,
+    enrolled_untrusted,
     request_untrusted,
 )
 from membership.enrol.grants import Grants, State
 from membership.enrol.token import Contact, decode_untrusted
 from membership.enrol.token import encode as encode_token
-from membership.errors import BadMessage
+from membership.errors import BadMessage, OperatorError
 
 WALL = 1_800_000_000
 REQUEST = EnrolRequest(1, "n4", (("10.0.0.4", 7001), ("fd00::4", 7001)), "1.0", b"i" * 16)
@@ -139,6 +140,17 @@ def test_a_whole_enrolment(tmp_path) -> None:
     replay = cluster.call(line, msgspec.structs.replace(REQUEST, instance=b"j" * 16), 31)
     assert replay == Refused("this join token was used already; ask for a new one, and say so if it was not you")
     assert len(cluster.alerts) == 1
+
+
+def test_the_new_server_takes_no_other_answer() -> None:
+    token = decode_untrusted(Cluster().issue("n4"))
+    mine = msgspec.structs.replace(ENROLLED, node="n4")
+    assert enrolled_untrusted(encode(mine), token, REQUEST) == mine
+    for other in (ENROLLED, msgspec.structs.replace(mine, cluster=b"D" * 16)):
+        with pytest.raises(BadMessage, match="another cluster or another node"):
+            enrolled_untrusted(encode(other), token, REQUEST)
+    with pytest.raises(OperatorError, match="the cluster refused this server: no room"):
+        enrolled_untrusted(encode(Refused("no room")), token, REQUEST)
 
 
 def test_refusals_tell_the_reason_and_no_more() -> None:
