@@ -9,7 +9,8 @@ import trio
 
 from membership.label import timing_of
 from membership.san.disk_lock_agent import DiskLockGranted, DiskLockLost, DiskLockRefused
-from tests.sim.membership_world import LABEL, Machine, World
+from tests.sim.membership.machines import Machine
+from tests.sim.membership.world import LABEL, World
 
 pytestmark = pytest.mark.seed("002-24")
 
@@ -119,12 +120,12 @@ async def test_a_node_whose_lease_is_over_has_lost_its_locks_though_it_is_listed
         machine = world.machines[f"n{number}"]
         key = apps.ask(number)
         assert await apps.answer(key) == "granted"
-        machine.port.cut("the store does not answer")
+        machine.paths[0].cut("the store does not answer")
         await world.until(lambda: apps.told[key] == "lost", TIMING.lease + 1, "told in time")
         assert machine.node.core.disk_lock_agent.held() == ()
         assert trio.current_time() <= machine.node.core.lease.deadline + TIMING.heartbeat + 0.1
         assert await apps.answer(apps.ask(number % 3 + 1, wait=True)) == "granted"
-        machine.port.mend()
+        machine.paths[0].mend()
         await world.until(lambda: machine.is_member, 10, "nobody evicted it meanwhile")
         assert machine.node.core.disk_lock_agent.held() == ()
         assert "is held exclusively" in await apps.answer(apps.ask(number))
