@@ -95,7 +95,7 @@ class MountSession:
             raise explain_connect_error(path, error) from None
         try:
             pid = os.getpid()
-            hello = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
+            hello: Message = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
             hello["filesystem"] = filesystem
             welcome = await _request(stream, {"kind": "hello"} | hello, "welcome")
             return cls(stream, cluster_of_untrusted(take(welcome, "cluster", dict)))

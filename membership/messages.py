@@ -7,7 +7,7 @@ with its number; fields are only ever added at the end.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -278,6 +278,68 @@ class Answer(Struct, frozen=True, array_like=True, tag=42):
     value: Annotated[bytes, Meta(max_length=ANSWER_BYTES_MAX)] | None  # a CBOR map; None: it did not answer
 
 
+# -- locks on cluster disks for applications (002-24; san/disk_locks.py) ------------------------------------------
+
+DISK_LOCKS_MAX = 64  # of one node, held or waited for
+LockOwner: TypeAlias = Annotated[str, Meta(max_length=256)]
+
+
+class DiskLock(Struct, frozen=True, array_like=True):
+    """One lock of one node, held or wanted."""
+
+    serial: Number  # the node's own number for it, never used again by this incarnation
+    disk: Uuid
+    owner: LockOwner  # who wants it, for people
+    exclusive: bool
+
+
+class AskDiskLocks(Struct, frozen=True, array_like=True, tag=50):
+    """The administrator of ``generation`` asks what locks the receiver holds."""
+
+    generation: Number
+
+
+class DiskLocksReport(Struct, frozen=True, array_like=True, tag=51):
+    """All that the sender holds; what it waits for it asks for again."""
+
+    generation: Number
+    incarnation: Number  # of the sender, as in all that follow
+    held: Annotated[tuple[DiskLock, ...], Meta(max_length=DISK_LOCKS_MAX)]
+
+
+class DiskLockAsk(Struct, frozen=True, array_like=True, tag=52):
+    """Grant this lock; asked again until granted or refused."""
+
+    incarnation: Number
+    lock: DiskLock
+    wait: bool  # else refuse when it is not free
+
+
+class DiskLockAnswer(Struct, frozen=True, array_like=True, tag=53):
+    """What became of it."""
+
+    generation: Number
+    incarnation: Number  # of the receiver
+    serial: Number
+    answer: Literal["granted", "queued", "refused"]
+    reason: Text
+
+
+class DiskUnlock(Struct, frozen=True, array_like=True, tag=54):
+    """Not held or wanted any more; said again until ``DiskUnlocked``."""
+
+    incarnation: Number
+    serial: Number
+
+
+class DiskUnlocked(Struct, frozen=True, array_like=True, tag=55):
+    """Answer to DiskUnlock."""
+
+    generation: Number
+    incarnation: Number  # of the receiver
+    serial: Number
+
+
 Body: TypeAlias = (
     Heartbeat
     | Propose
@@ -306,6 +368,12 @@ Body: TypeAlias = (
     | Recovered
     | Ask
     | Answer
+    | AskDiskLocks
+    | DiskLocksReport
+    | DiskLockAsk
+    | DiskLockAnswer
+    | DiskUnlock
+    | DiskUnlocked
 )
 
 

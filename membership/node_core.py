@@ -26,11 +26,17 @@ from membership.messages import (
     Accept,
     Answer,
     Ask,
+    AskDiskLocks,
     AskReport,
     CandidateFailed,
     Command,
     CommandDone,
     Commit,
+    DiskLockAnswer,
+    DiskLockAsk,
+    DiskLocksReport,
+    DiskUnlock,
+    DiskUnlocked,
     HeaderChanged,
     Heartbeat,
     Install,
@@ -56,6 +62,8 @@ from membership.naming import Naming
 from membership.orders import Left
 from membership.san.admin import AdminCore, Role
 from membership.san.agent import MountAgent
+from membership.san.disk_lock_agent import DiskLockAgent
+from membership.san.disk_locks import DiskLocks
 from membership.san.events import HeaderInForce, NodeDead, ReadHeader
 from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
@@ -121,6 +129,8 @@ class NodeCore:
         self.agent = MountAgent(self._out)
         self.filesystems: Filesystems | None = None  # while we are administrator
         self.naming = Naming()
+        self.disk_lock_agent = DiskLockAgent(me.incarnation, self._out)
+        self.disk_locks: DiskLocks | None = None  # while we are administrator
         self.dropped = {"bad": 0, "stale": 0, "stranger": 0}
         self._deferred: list[tuple[int, Body]] = []  # of generations whose header we have not read (N2)
         self._events: list[object] = []
@@ -215,9 +225,12 @@ class NodeCore:
             self._load_naming(now)
         if self.filesystems is not None:
             self.filesystems.tick(now)
+        if self.disk_locks is not None:
+            self.disk_locks.tick(now)
         if now - self._agent_asked_at >= 2 * self.timing.heartbeat:
             self._agent_asked_at = now
             self.agent.ask_again()
+            self.disk_lock_agent.ask_again()
         self._settle(now)
 
     def generation_taken(self, outcome: Decided | Passed | None, now: float, why: str = "") -> None:
@@ -269,8 +282,19 @@ class NodeCore:
         """Pass an event to the shell with the next effects."""
         self._events.append(event)
 
+    def request_disk_lock(self, disk: bytes, owner: str, now: float, *, exclusive: bool, wait: bool) -> int:
+        """An application wants a lock on a cluster disk (002-24); returns its number.  Events of it follow."""
+        serial = self.disk_lock_agent.request(disk, owner, exclusive=exclusive, wait=wait)
+        self._settle(now)
+        return serial
+
+    def release_disk_lock(self, serial: int, now: float) -> None:
+        """The application ended, or waits no more."""
+        self.disk_lock_agent.release(serial)
+        self._settle(now)
+
     def leave(self, now: float) -> None:
-        """Begin a clean leave."""
+        """Begin a clean leave.  All disk locks were given up before (``disk_lock_agent.is_quiet``)."""
         self.admin.is_leaving = True
         self._settle(now)
 
@@ -284,11 +308,14 @@ class NodeCore:
     # -- internals ---------------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
+        if self.lease.state in (LeaseState.LAPSED, LeaseState.FENCED):
+            self.disk_lock_agent.lapse("the lease of this node is over")
         while True:
             administrator = self.admin.administrator()
             if administrator != self.agent.administrator:
-                self.agent.administrator = administrator
+                self.agent.administrator = self.disk_lock_agent.administrator = administrator
                 self.agent.ask_again()
+                self.disk_lock_agent.ask_again()
             if self.admin.role is Role.ADMIN:
                 self.admin.change.look(self.admin.header, self.group.held())
             self.admin.drive(
@@ -318,6 +345,8 @@ class NodeCore:
             self._header_in_force(event, now)
         elif isinstance(event, NodeDead) and self.filesystems is not None:
             self.filesystems.node_dead(event.node, event.incarnation, now)
+            if self.disk_locks is not None:
+                self.disk_locks.node_dead(event.node, event.incarnation)
         elif isinstance(event, Expel):
             self._expel(event)
         elif isinstance(event, Finished):
@@ -357,14 +386,17 @@ class NodeCore:
 
     def _header_in_force(self, event: HeaderInForce, now: float) -> None:
         if not event.mine:
-            self.filesystems = None
-        elif self.filesystems is None:
+            self.filesystems = self.disk_locks = None
+        elif self.filesystems is None or self.disk_locks is None:
             self.filesystems = Filesystems(event.header, self.timing, self._out, self.group.heard_at)
+            self.disk_locks = DiskLocks(event.header, self.timing, self._out)
             self.filesystems.ask_again(now)
+            self.disk_locks.ask_again(now)
         else:
             self.filesystems.header_changed(event.header, now)
+            self.disk_locks.header_changed(event.header)
         self._load_naming(now)
-        self.agent.administrator = self.admin.administrator()
+        self.agent.administrator = self.disk_lock_agent.administrator = self.admin.administrator()
         deferred, self._deferred = self._deferred, []
         for node, body in deferred:
             self._from_administrator(node, body)
@@ -373,7 +405,10 @@ class NodeCore:
         """Messages of the old view were dropped: say again at once what is still true."""
         if self.filesystems is not None:
             self.filesystems.ask_again(now)
+        if self.disk_locks is not None:
+            self.disk_locks.ask_again(now)
         self.agent.ask_again()
+        self.disk_lock_agent.ask_again()
 
     def _route(self, node: int, body: Body, view: int, now: float) -> None:
         if isinstance(body, Heartbeat | Propose | Accept | Install):
@@ -396,21 +431,27 @@ class NodeCore:
         elif isinstance(body, Report | MountJoin | MountLeft | ReplyFrom):
             if self.filesystems is not None and self.admin.role is Role.ADMIN:
                 self.filesystems.receive(node, body, now)
+        elif isinstance(body, DiskLocksReport | DiskLockAsk | DiskUnlock):
+            if self.disk_locks is not None and self.admin.role is Role.ADMIN:
+                self.disk_locks.receive(node, body)
         else:
             self._from_administrator(node, body)
 
     def _from_administrator(self, node: int, body: Body) -> None:
-        assert isinstance(body, AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo | Recovered)
+        mounts = AskReport | MountAdmit | MountRefuse | MountForgotten | OrderTo | Recovered
+        assert isinstance(body, mounts | AskDiskLocks | DiskLockAnswer | DiskUnlocked)
         generation = 0 if isinstance(body, MountForgotten) else body.generation
         if generation > self.admin.header.generation:
             if len(self._deferred) < DEFERRED_MAX:
                 self._deferred.append((node, body))
             self._out.tell(ReadHeader())
         elif node == self.admin.administrator():
-            self.agent.administrator = node
+            self.agent.administrator = self.disk_lock_agent.administrator = node
             if isinstance(body, Recovered):
                 told = (body.fs_name, body.attempt, body.members, body.dead, body.phases, body.error, body.ago)
                 self._events.append(Finished(*told))
+            elif isinstance(body, AskDiskLocks | DiskLockAnswer | DiskUnlocked):
+                self.disk_lock_agent.receive(body)
             else:
                 self.agent.receive(body)
         else:

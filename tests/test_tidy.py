@@ -48,6 +48,8 @@ EDGES = {
     "membership/control.py",
     "membership/control_ask.py",
     "membership/control_stream.py",
+    "membership/enrol/credentials.py",
+    "membership/fence/agent_process.py",
     "membership/fence/process.py",
     "membership/transport/connection.py",
     "membership/transport/door.py",
@@ -67,7 +69,9 @@ PURE = (
     "membership/transport/frames.py", "membership/transport/handshake.py",
     "membership/transport/session.py", "membership/views.py", "membership/orders.py",
     "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",
-    "membership/control_wire.py",
+    "membership/control_wire.py", "membership/enrol/exchange.py", "membership/enrol/grants.py",
+    "membership/enrol/token.py", "membership/fence/agent_plan.py", "membership/fence/levels.py",
+    "membership/san/disk_lock_agent.py", "membership/san/disk_locks.py",
 )  # fmt: skip
 
 
