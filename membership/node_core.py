@@ -50,12 +50,13 @@ from membership.messages import (
     packet_untrusted,
 )
 from membership.orders import Left
-from membership.san.admin import AdminCore, Role
+from membership.san.admin import AdminCore
 from membership.san.agent import MountAgent
 from membership.san.events import HeaderInForce, NodeDead, ReadHeader
 from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
 from membership.san.recovery import Finished
+from membership.san.roles import Role
 from membership.seams import Delivery, LinkUp
 
 if TYPE_CHECKING:
