@@ -63,8 +63,8 @@ class Connection:
         self._ping = 0  # tokens to send, 0: none; the newest only, so they are no queue
         self._pong = 0
         self._session = session
-        self._writer = FrameWriter(agreement.send_key)
-        self._reader = FrameReader(agreement.receive_key)
+        self._writer = FrameWriter(agreement.send_key, encrypt=agreement.encrypt)
+        self._reader = FrameReader(agreement.receive_key, encrypt=agreement.encrypt)
         self._traffic = traffic
         self._rest = memoryview(b"")  # encoded, not yet taken by the kernel
         self._blocked = Signal()
@@ -106,7 +106,10 @@ class Connection:
         return self._session.take()
 
     def ping(self, token: int) -> None:
-        """Ask the peer for a sign of life."""
+        """Ask the peer for a sign of life; and see that no key is used for too long."""
+        if self._writer.is_worn:
+            self.close("time for new keys")  # the session goes on over the next connection
+            return
         self._ping = token
         self.flush()
 

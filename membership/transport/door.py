@@ -2,11 +2,15 @@
 
 ``dial`` and ``Door`` run the handshake over a fresh socket, from either side, and yield an ``Offer``: a socket with a
 proven peer at its other end.  A caller gets at most ``HANDSHAKE_SECONDS_MAX``; ``HANDSHAKES_MAX`` are served at once.
+
+Why callers were refused is counted, and each reason logged when it first comes up: whoever knocks again and again
+fills no log.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from typing import NamedTuple, Protocol
 
@@ -17,8 +21,9 @@ from membership.seams import Clock, Rng
 from membership.transport.connection import open_socket, receive_exactly, send_all, tune
 from membership.transport.handshake import (
     CHALLENGE_BYTES,
+    ENTROPY_BYTES,
     HELLO_BYTES,
-    NONCE_BYTES,
+    PREFIX_BYTES,
     PROOF_BYTES,
     Acceptor,
     Agreement,
@@ -26,12 +31,16 @@ from membership.transport.handshake import (
     Credentials,
     Instance,
     ResumePoint,
+    check_prefix_untrusted,
 )
+
+log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS_MAX = 2.0  # also for a connection attempt
 HANDSHAKES_MAX = 128  # at once, from whoever connects
 LISTEN_BACKLOG = 128
 EXHAUSTED_PAUSE_SECONDS = 0.2
+REASONS_MAX = 64  # different reasons that are logged
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -67,13 +76,17 @@ async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
 
     Raises:
         ConnectionRefusedError: the host answered that nobody listens there.
-        OSError: no path, or the other end hung up, as it does on strangers.
-        BadMessage: the other end does not hold our cluster key.
+        OSError: no path.
+        BadMessage: the other end does not hold our cluster key, or hung up on us, as it does on strangers.
     """
     sock = await open_socket(host, port)
     try:
         await send_all(sock, connector.hello)
-        proof, agreement = connector.receive_challenge_untrusted(await receive_exactly(sock, CHALLENGE_BYTES))
+        try:
+            challenge = await receive_exactly(sock, CHALLENGE_BYTES)
+        except ConnectionResetError:
+            raise BadMessage("it hung up on us: another cluster, key, purpose or version of MatrixFS") from None
+        proof, agreement = connector.receive_challenge_untrusted(challenge)
         if agreement.peer != connector.wanted:
             sock.close()
             return agreement.peer
@@ -87,9 +100,7 @@ async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
 class Door:
     """The listening side."""
 
-    def __init__(
-        self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, host: Host
-    ) -> None:
+    def __init__(self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, host: Host) -> None:
         self._credentials = credentials
         self._me = me
         self._clock = clock
@@ -98,6 +109,7 @@ class Door:
         self._host = host
         self._listener: socket.socket | None = None
         self._handshakes = 0
+        self._reasons: set[str] = set()
 
     async def listen(self, host: str, port: int) -> int:
         """Bind and listen; return the port.  Raises OperatorError when the address is not ours or the port taken."""
@@ -154,8 +166,8 @@ class Door:
                 offer = await self._prove(sock)
         except OSError:
             pass  # a probe, or a caller that hung up
-        except BadMessage:
-            self.rejected += 1
+        except BadMessage as error:
+            self._reject(str(error))
         finally:
             self._handshakes -= 1
             if offer is None:
@@ -163,9 +175,19 @@ class Door:
         if offer is not None:
             self._host.hand_over(offer)
 
+    def _reject(self, reason: str) -> None:
+        self.rejected += 1
+        if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(reason)
+            log.warning("a caller was refused, and will be again without this line: %s", reason)
+
     async def _prove(self, sock: socket.socket) -> Offer:
-        acceptor = Acceptor(self._credentials, self._me, self._rng.randbytes(NONCE_BYTES))
-        claimed = acceptor.receive_hello_untrusted(await receive_exactly(sock, HELLO_BYTES))
+        prefix = await receive_exactly(sock, PREFIX_BYTES)
+        check_prefix_untrusted(prefix)
+        acceptor = Acceptor(self._credentials, self._me, self._rng.randbytes(ENTROPY_BYTES))
+        hello = prefix + await receive_exactly(sock, HELLO_BYTES - PREFIX_BYTES)
+        claimed = acceptor.receive_hello_untrusted(hello)
         await send_all(sock, acceptor.challenge(self._host.resume_point_of(claimed)))
+        acceptor.check_terms()
         agreement = acceptor.receive_proof_untrusted(await receive_exactly(sock, PROOF_BYTES))
         return Offer(sock, agreement)

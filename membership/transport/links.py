@@ -24,7 +24,7 @@ from membership.seams import Clock, Delivery, LinkDown, LinkUp, PeerAddress, Rng
 from membership.transport.connection import Connection, Traffic, open_socket
 from membership.transport.door import HANDSHAKE_SECONDS_MAX, Door, Offer, dial
 from membership.transport.gather import Gatherer, Outbox
-from membership.transport.handshake import NONCE_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
+from membership.transport.handshake import ENTROPY_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
 from membership.transport.inbox import Inbox, Signal
 from membership.transport.peer import UP, PeerLink
 from membership.transport.pulse import BEAT_SECONDS, Pulse
@@ -65,6 +65,7 @@ class LinkStatus:
     resumes: int  # connections lost and replaced without a loss
     losses: int  # LinkDowns reported
     traffic: Traffic
+    trouble: str = ""  # why the peer does not take us, or we not it, though it answers; "" when that is not so
 
 
 class _Peer:
@@ -96,6 +97,7 @@ class LinkMesh:
         rng: Rng,
         *,
         grace: float = GRACE_SECONDS,
+        encrypt: bool = True,
     ) -> None:
         """Make an idle mesh; ``listen``, then ``run``.
 
@@ -107,9 +109,10 @@ class LinkMesh:
             clock: time.
             rng: nonces and jitter; must be unpredictable in production.
             grace: seconds a lost peer may take to come back without a LinkDown.
+            encrypt: what is said to peers; the same on all nodes of a cluster.
         """
         self._me = Instance(identity.node, identity.incarnation)
-        self._credentials = Credentials(cluster_uuid, cluster_key, purpose)
+        self._credentials = Credentials(cluster_uuid, cluster_key, purpose, encrypt=encrypt)
         self._clock = clock
         self._rng = rng
         self._grace = grace
@@ -287,8 +290,8 @@ class LinkMesh:
         link = peer.link
         address = link.address
         wanted = Instance(address.node, address.incarnation)
-        nonce = self._rng.randbytes(NONCE_BYTES)
-        connector = Connector(self._credentials, self._me, wanted, link.resume_point, nonce)
+        entropy = self._rng.randbytes(ENTROPY_BYTES)
+        connector = Connector(self._credentials, self._me, wanted, link.resume_point, entropy)
         try:
             with trio.move_on_after(self._patience(link)):
                 found = await dial(address.host, address.port, connector)
@@ -298,8 +301,10 @@ class LinkMesh:
                 self._report(peer, link.refused(text, self._clock.monotonic()))
         except ConnectionRefusedError:
             self._report(peer, link.refused("connection refused", self._clock.monotonic()))
-        except (OSError, BadMessage):
-            pass  # reported by the end of the grace; the next attempt may tell more
+        except BadMessage as error:
+            link.trouble = str(error)
+        except OSError:
+            link.trouble = ""  # no path: reported by the end of the grace; the next attempt may tell more
         return None
 
     def _patience(self, link: PeerLink) -> float:
@@ -419,5 +424,6 @@ def _status(peer: _Peer, now: float) -> LinkStatus:
         round_trip_max_us=pulse.round_trip_max * 1e6,
         resumes=max(0, link.connections - link.sessions),
         losses=link.losses,
+        trouble=link.trouble,
         traffic=peer.traffic,
     )

@@ -40,6 +40,7 @@ class PeerLink:
         self._refused = False  # reported so since the last LinkUp
         self.away_since = now  # when ``phase`` was UP last; if ever
         self.losses = 0  # LinkDowns
+        self.trouble = ""  # what was wrong with the answer to our last attempt
         self.sessions = 0
         self.connections = 0
 
@@ -71,6 +72,7 @@ class PeerLink:
             self.sessions += 1
             events.append(LinkUp(self.address.node))
         self.connections += 1
+        self.trouble = ""
         self._enter(UP, now, math.inf)
         self._refused = False
         return events
@@ -93,8 +95,12 @@ class PeerLink:
             return []
         if self.phase == NEW:
             self._enter(DOWN, now, math.inf)
-            return [self._down(f"not reached within {self.grace:g} s", refused=False)]
-        return [self._drop(f"not back within {self.grace:g} s", now, refused=False)]
+            return [self._down(f"not reached within {self.grace:g} s{self._why}", refused=False)]
+        return [self._drop(f"not back within {self.grace:g} s{self._why}", now, refused=False)]
+
+    @property
+    def _why(self) -> str:
+        return f": {self.trouble}" if self.trouble else ""
 
     def stuck(self, now: float) -> list[LinkUp | LinkDown]:
         """The session's queue is full: drop it.  The shell closes the connection."""
