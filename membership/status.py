@@ -24,6 +24,9 @@ class NodeStatus(TypedDict):
     link: str  # "self", "absent", "up", "suspect", "gone"  (group/state.py)
     slot_age: float  # seconds since its disk heartbeat was last seen moving
     mounts: int
+    others: list[str]  # its further addresses
+    path: str  # its address that the link uses, or used last; "" without one
+    moves: int  # times the link took another path
 
 
 class MountStatus(TypedDict):
@@ -127,6 +130,7 @@ class Status(TypedDict):
     node: int
     name: str
     host: str
+    others: list[str]  # further addresses of this node
     port: int
     incarnation: int
     state: str  # "starting", "joining", "member", "leaving", "fenced"

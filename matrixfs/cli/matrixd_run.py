@@ -54,6 +54,7 @@ class MatrixdOptions:
     state_dir: str  # absolute path
     metrics: tuple[str, int] | None = None  # IP address and port (0: any) that serves them
     scan: tuple[str, ...] = ()  # shell patterns of paths where disks may be
+    others: tuple[str, ...] = ()  # further IP addresses, same port
 
 
 def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
@@ -159,7 +160,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
     return Node(
         disks,
         label,
-        NodeConfig(options.name, options.host, options.port),
+        NodeConfig(options.name, options.host, options.port, options.others),
         host,
         make_mesh,
         clock,

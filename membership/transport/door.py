@@ -40,6 +40,7 @@ HANDSHAKE_SECONDS_MAX = 2.0  # also for a connection attempt
 HANDSHAKES_MAX = 128  # at once, from whoever connects
 LISTEN_BACKLOG = 128
 EXHAUSTED_PAUSE_SECONDS = 0.2
+PORT_TRIES_MAX = 32
 REASONS_MAX = 64  # different reasons that are logged
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -49,6 +50,7 @@ class Offer(NamedTuple):
 
     sock: socket.socket
     agreement: Agreement
+    host: str  # address of the peer on this path
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -67,8 +69,14 @@ class Host(Protocol):
         ...
 
 
-async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
+async def dial(host: str, port: int, connector: Connector, source: str = "") -> Offer | Instance:
     """Connect, and prove who we are to the instance that ``connector`` wants.
+
+    Args:
+        host: of the peer.
+        port: of the peer.
+        connector: our side of the handshake.
+        source: our address to use, if it can be used for that.
 
     Returns:
         The connection; or the proven instance that answered in place of the wanted one, which is then gone.  That one
@@ -79,7 +87,7 @@ async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
         OSError: no path.
         BadMessage: the other end does not hold our cluster key, or hung up on us, as it does on strangers.
     """
-    sock = await open_socket(host, port)
+    sock = await open_socket(host, port, source)
     try:
         await send_all(sock, connector.hello)
         try:
@@ -94,7 +102,23 @@ async def dial(host: str, port: int, connector: Connector) -> Offer | Instance:
     except BaseException:
         sock.close()
         raise
-    return Offer(sock, agreement)
+    return Offer(sock, agreement, host)
+
+
+async def _listener(host: str, port: int) -> socket.socket:
+    """A listening socket.  Raises OSError."""
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(LISTEN_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Door:
@@ -107,41 +131,50 @@ class Door:
         self._rng = rng
         self.rejected = 0  # callers that were not who they should be
         self._host = host
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._handshakes = 0
         self._reasons: set[str] = set()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Bind and listen; return the port.  Raises OperatorError when the address is not ours or the port taken."""
-        sock: socket.socket | None = None
-        try:
-            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            family, kind, protocol, _, address = found[0]
-            sock = socket.socket(family, kind, protocol)
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen(LISTEN_BACKLOG)
-        except OSError as error:
-            if sock is not None:
-                sock.close()
-            raise OperatorError(f"cannot listen on {host}, port {port}: {error.strerror}; check --address") from None
-        self._listener = sock
-        bound: int = sock.getsockname()[1]
-        return bound
+    async def listen(self, hosts: tuple[str, ...], port: int) -> int:
+        """Bind one port of every host and listen; return the port.
+
+        Raises:
+            OperatorError: an address is not ours, or the port taken.
+        """
+        for _ in range(PORT_TRIES_MAX):
+            opened: list[socket.socket] = []
+            try:
+                for host in hosts:
+                    chosen = opened[0].getsockname()[1] if opened else port
+                    opened.append(await _listener(host, chosen))
+            except OSError as error:
+                for sock in opened:
+                    sock.close()
+                if error.errno == errno.EADDRINUSE and port == 0 and opened:
+                    continue  # free on the first address, taken on another
+                text = f"cannot listen on {host}, port {port}: {error.strerror}; check --address"
+                raise OperatorError(text) from None
+            self._listeners = opened
+            bound: int = opened[0].getsockname()[1]
+            return bound
+        raise OperatorError(f"no port is free on all of {', '.join(hosts)}: give one with --address")
 
     async def run(self) -> None:
         """Welcome callers until cancelled, then close."""
-        listener = self._listener
-        assert listener is not None, "listen first"
+        assert self._listeners, "listen first"
         try:
             async with trio.open_nursery() as nursery:
-                while True:
-                    await trio.lowlevel.wait_readable(listener)
-                    await self._accept(listener, nursery)
+                for listener in self._listeners:
+                    nursery.start_soon(self._attend, listener, nursery)
         finally:
-            trio.lowlevel.notify_closing(listener)
-            listener.close()
+            for listener in self._listeners:
+                trio.lowlevel.notify_closing(listener)
+                listener.close()
+
+    async def _attend(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            await self._accept(listener, nursery)
 
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         try:
@@ -190,4 +223,4 @@ class Door:
         await send_all(sock, acceptor.challenge(self._host.resume_point_of(claimed)))
         acceptor.check_terms()
         agreement = acceptor.receive_proof_untrusted(await receive_exactly(sock, PROOF_BYTES))
-        return Offer(sock, agreement)
+        return Offer(sock, agreement, sock.getpeername()[0])

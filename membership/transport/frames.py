@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from membership.errors import BadMessage
 from membership.transport.session import (
+    DEAF,
     MESSAGE_BYTES_MAX,
     MESSAGES,
     PACKET_BYTES_MAX,
     PACKET_MESSAGES_MAX,
-    PONG,
     Packet,
 )
 
@@ -192,12 +192,12 @@ class FrameReader:
 def _check_header(data: bytes, at: int, wanted: int) -> tuple[int, int, int, int, int]:
     """Check the header at ``at``; return (kind, count, body bytes, first, ack).  Raises BadMessage."""
     magic, version, kind, count, body_bytes, zero, first, ack = HEADER.unpack_from(data, at)
-    if magic != MAGIC or version != wanted or kind > PONG or zero:
+    if magic != MAGIC or version != wanted or kind > DEAF or zero:
         raise BadMessage("no frame of this protocol version")
     if body_bytes > FRAME_BYTES_MAX - HEADER_BYTES - TAG_BYTES or count > PACKET_MESSAGES_MAX:
         raise BadMessage(f"frame too large: {count} messages in {body_bytes} bytes")
     if kind != MESSAGES and (count or body_bytes):
-        raise BadMessage(f"ping with {count} messages in {body_bytes} bytes")
+        raise BadMessage(f"frame of kind {kind} with {count} messages in {body_bytes} bytes")
     return kind, count, body_bytes, first, ack
 
 

@@ -46,11 +46,13 @@ class Node:
 async def cluster():
     async with trio.open_nursery() as nursery:
 
-        async def start(number, *, incarnation=1, purpose="test", key=KEY, uuid=UUID, port=0, **options) -> Node:
+        async def start(
+            number, *, incarnation=1, purpose="test", key=KEY, uuid=UUID, port=0, others=(), **options
+        ) -> Node:
             host = f"127.0.0.{number + 1}"
             identity = PeerAddress(number, incarnation, host, 0)
             mesh = LinkMesh(identity, purpose, uuid, key, SystemClock(), SystemRng(), **options)
-            address = PeerAddress(number, incarnation, host, await mesh.listen(host, port))
+            address = PeerAddress(number, incarnation, host, await mesh.listen(host, port, others), others)
             node = Node(mesh, address, trio.CancelScope())
 
             async def live(task_status):
