@@ -290,15 +290,21 @@ async def receive_exactly(sock: socket.socket, count: int) -> bytes:
     """Read ``count`` bytes and not one more.  Raises OSError, also when the stream ends before."""
     data = b""
     while len(data) < count:
+        data += await receive_some(sock, count - len(data))
+    return data
+
+
+async def receive_some(sock: socket.socket, count: int) -> bytes:
+    """Read at most ``count`` bytes, and at least one.  Raises OSError, also when the stream ends."""
+    while True:
         await trio.lowlevel.wait_readable(sock)
         try:
-            part = sock.recv(count - len(data))
+            data = sock.recv(count)
         except BlockingIOError:
             continue
-        if not part:
+        if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the stream ended")
-        data += part
-    return data
+        return data
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:

@@ -23,6 +23,7 @@ from membership.transport.handshake import (
     CHALLENGE_BYTES,
     ENTROPY_BYTES,
     HELLO_BYTES,
+    NOTHING,
     PREFIX_BYTES,
     PROOF_BYTES,
     Acceptor,
@@ -32,7 +33,9 @@ from membership.transport.handshake import (
     Instance,
     ResumePoint,
     check_prefix_untrusted,
+    purpose_untrusted,
 )
+from membership.transport.reception import Guest, Guests, Reception
 
 log = logging.getLogger(__name__)
 
@@ -124,13 +127,23 @@ async def _listener(host: str, port: int) -> socket.socket:
 class Door:
     """The listening side."""
 
-    def __init__(self, credentials: Credentials, me: Instance, clock: Clock, rng: Rng, host: Host) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        me: Instance,
+        clock: Clock,
+        rng: Rng,
+        host: Host,
+        guests: Guests | None = None,
+    ) -> None:
+        """Args: host: takes proven peers in; guests: answers holders of join tokens; None: they are strangers."""
         self._credentials = credentials
         self._me = me
         self._clock = clock
         self._rng = rng
         self.rejected = 0  # callers that were not who they should be
         self._host = host
+        self._reception = Reception(guests) if guests is not None else None
         self._listeners: list[socket.socket] = []
         self._handshakes = 0
         self._reasons: set[str] = set()
@@ -190,23 +203,41 @@ class Door:
         nursery.start_soon(self._welcome, sock)
 
     async def _welcome(self, sock: socket.socket) -> None:
-        """Let a caller prove who it is, then hand its connection over."""
-        offer: Offer | None = None
+        """Let a caller prove who it is, then hand its connection over, or receive it as a guest."""
+        proven: Offer | Guest | None = None
         try:
             sock.setblocking(False)
             tune(sock)
             with trio.move_on_after(HANDSHAKE_SECONDS_MAX):
-                offer = await self._prove(sock)
+                proven = await self._prove(sock)
         except OSError:
             pass  # a probe, or a caller that hung up
         except BadMessage as error:
             self._reject(str(error))
         finally:
             self._handshakes -= 1
-            if offer is None:
+            if proven is None:
                 sock.close()
-        if offer is not None:
-            self._host.hand_over(offer)
+        if isinstance(proven, Offer):
+            self._host.hand_over(proven)
+        elif proven is not None:
+            await self._receive(sock, proven)
+
+    async def _receive(self, sock: socket.socket, guest: Guest) -> None:
+        assert self._reception is not None
+        try:
+            await self._reception.serve(sock, guest)
+        except OSError:
+            pass  # it hung up
+        except BadMessage as error:
+            self._reject(str(error))
+        finally:
+            sock.close()
+
+    @property
+    def guests(self) -> int:
+        """Guests that got an answer."""
+        return self._reception.received if self._reception is not None else 0
 
     def _reject(self, reason: str) -> None:
         self.rejected += 1
@@ -214,13 +245,23 @@ class Door:
             self._reasons.add(reason)
             log.warning("a caller was refused, and will be again without this line: %s", reason)
 
-    async def _prove(self, sock: socket.socket) -> Offer:
+    async def _prove(self, sock: socket.socket) -> Offer | Guest:
         prefix = await receive_exactly(sock, PREFIX_BYTES)
         check_prefix_untrusted(prefix)
-        acceptor = Acceptor(self._credentials, self._me, self._rng.randbytes(ENTROPY_BYTES))
         hello = prefix + await receive_exactly(sock, HELLO_BYTES - PREFIX_BYTES)
+        entropy = self._rng.randbytes(ENTROPY_BYTES)
+        if self._reception is not None and purpose_untrusted(hello) != self._credentials.purpose:
+            found = self._reception.acceptor_untrusted(hello, entropy)
+            if found is not None:
+                token_id, acceptor = found
+                acceptor.receive_hello_untrusted(hello)
+                return Guest(token_id, await self._challenge(sock, acceptor, NOTHING))
+        acceptor = Acceptor(self._credentials, self._me, entropy)
         claimed = acceptor.receive_hello_untrusted(hello)
-        await send_all(sock, acceptor.challenge(self._host.resume_point_of(claimed)))
-        acceptor.check_terms()
-        agreement = acceptor.receive_proof_untrusted(await receive_exactly(sock, PROOF_BYTES))
+        agreement = await self._challenge(sock, acceptor, self._host.resume_point_of(claimed))
         return Offer(sock, agreement, sock.getpeername()[0])
+
+    async def _challenge(self, sock: socket.socket, acceptor: Acceptor, stated: ResumePoint) -> Agreement:
+        await send_all(sock, acceptor.challenge(stated))
+        acceptor.check_terms()
+        return acceptor.receive_proof_untrusted(await receive_exactly(sock, PROOF_BYTES))

@@ -106,6 +106,21 @@ class Credentials:
         self.purpose = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
         self._key = _mac(cluster_key, b"matrixfs link key 2", cluster_uuid, purpose.encode())
 
+    @classmethod
+    def of_token(cls, cluster_uuid: bytes, token_id: bytes, secret: bytes) -> Credentials:
+        """What a guest has in common with the cluster: a join token (``reception.py``).
+
+        Args:
+            cluster_uuid: 16 bytes.
+            token_id: 16 bytes; travels in the clear, in place of the purpose.
+            secret: 32 bytes.
+        """
+        assert len(token_id) == 16
+        assert len(secret) == KEY_BYTES
+        made = cls(cluster_uuid, secret, f"guest:{token_id.hex()}")
+        made.purpose = token_id
+        return made
+
     @property
     def flags(self) -> int:
         """Of our HELLO or CHALLENGE."""
@@ -256,6 +271,11 @@ def check_prefix_untrusted(prefix: bytes) -> None:
         raise BadMessage("no handshake of MatrixFS")
     if version != VERSION:
         raise BadMessage(f"the caller speaks link protocol {version}, we {VERSION}: run one MatrixFS on all nodes")
+
+
+def purpose_untrusted(hello: bytes) -> bytes:
+    """The purpose that a HELLO of ``HELLO_BYTES`` claims: nothing else of it is looked at."""
+    return hello[PREFIX_BYTES : PREFIX_BYTES + 16]
 
 
 def _check_flags(flags: int, credentials: Credentials, who: str) -> None:

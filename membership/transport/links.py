@@ -33,6 +33,7 @@ from membership.transport.handshake import NOTHING, Credentials, Instance, Resum
 from membership.transport.inbox import Inbox, Signal
 from membership.transport.peer import UP, PeerLink
 from membership.transport.pulse import BEAT_SECONDS, Pulse
+from membership.transport.reception import Guests
 
 GRACE_SECONDS = 1.0
 BACKOFF_SECONDS_MIN = 0.010
@@ -106,6 +107,7 @@ class LinkMesh:
         *,
         grace: float = GRACE_SECONDS,
         encrypt: bool = True,
+        guests: Guests | None = None,
     ) -> None:
         """Make an idle mesh; ``listen``, then ``run``.
 
@@ -118,6 +120,7 @@ class LinkMesh:
             rng: nonces and jitter; must be unpredictable in production.
             grace: seconds a lost peer may take to come back without a LinkDown.
             encrypt: what is said to peers; the same on all nodes of a cluster.
+            guests: answers holders of join tokens that call at our door; None: they are strangers.
         """
         self._me = Instance(identity.node, identity.incarnation)
         self._credentials = Credentials(cluster_uuid, cluster_key, purpose, encrypt=encrypt)
@@ -135,7 +138,7 @@ class LinkMesh:
         self._sessions = 0
         self._local = 0  # messages to ourselves
         self._caller = Caller(self._credentials, self._me, clock, rng)
-        self._door = Door(self._credentials, self._me, clock, rng, self)
+        self._door = Door(self._credentials, self._me, clock, rng, self, guests)
 
     # ---- the Transport seam
 
@@ -231,6 +234,7 @@ class LinkMesh:
             "reconnects": self._reconnects,
             "sessions": self._sessions,
             "rejected": self._door.rejected,
+            "guests": self._door.guests,
             "local": self._local,
         }
 

@@ -113,8 +113,8 @@ async def test_every_message_comes_once_and_in_order_whichever_path_is_cut(seed)
     """Both directions or one, silently or by a reset, at random moments; the other path is whole."""
     rng = random.Random(seed)
     async with cluster() as start, trio.open_nursery() as nursery:
-        a, b, wires = await two_wires(start, nursery)
-        sent, events, done = numbers(6000), [], trio.Event()
+        a, b, wires = await two_wires(start, nursery, grace=LONG)  # a machine that stands still for a second is no news
+        sent = numbers(6000)
 
         async def send(node, to: int) -> None:
             for i, payload in enumerate(sent):
@@ -126,10 +126,8 @@ async def test_every_message_comes_once_and_in_order_whichever_path_is_cut(seed)
             got: list[bytes] = []
             while len(got) < len(sent):
                 event = await node.mesh.receive()
-                if isinstance(event, Delivery):
-                    got.append(event.payload)
-                else:
-                    events.append(event)
+                assert isinstance(event, Delivery)
+                got.append(event.payload)
             assert got == sent
 
         async def trouble() -> None:
@@ -143,14 +141,12 @@ async def test_every_message_comes_once_and_in_order_whichever_path_is_cut(seed)
                     wire.reset()
                 await until(lambda before=before: a.mesh.links()[0].moves > before)  # only a cut path is left
                 wire.heal()
-            done.set()
 
         async with trio.open_nursery() as work:
             await a.next(LinkUp)
             await b.next(LinkUp)
             for task in partial(send, a, 1), partial(send, b, 0), partial(take, a), partial(take, b), trouble:
                 work.start_soon(task)
-        assert events == []
         assert a.mesh.links()[0].moves >= 5
         assert [node.mesh.statistics()["sessions"] for node in (a, b)] == [1, 1]
         nursery.cancel_scope.cancel()
@@ -159,7 +155,7 @@ async def test_every_message_comes_once_and_in_order_whichever_path_is_cut(seed)
 @pytest.mark.usefixtures("beat")
 async def test_path_that_is_back_is_not_gone_back_to():
     async with cluster() as start, trio.open_nursery() as nursery:
-        a, b, wires = await two_wires(start, nursery)
+        a, b, wires = await two_wires(start, nursery, grace=LONG)
         await a.next(LinkUp)
         await b.next(LinkUp)
         assert path(a) == wires[0].host
@@ -177,7 +173,7 @@ async def test_path_that_is_back_is_not_gone_back_to():
 async def test_peer_that_answers_nowhere_keeps_its_link():
     """Stopped, that is: it must not lose a session because it has two addresses."""
     async with cluster() as start, trio.open_nursery() as nursery:
-        a, b, wires = await two_wires(start, nursery)
+        a, b, wires = await two_wires(start, nursery, grace=LONG)
         await a.next(LinkUp)
         await b.next(LinkUp)
         for wire in wires:
@@ -194,7 +190,7 @@ async def test_peer_that_answers_nowhere_keeps_its_link():
 
 async def test_first_path_that_is_dead_from_the_start_costs_no_link_down():
     async with cluster() as start, trio.open_nursery() as nursery:
-        a, b, wires = await two_wires(start, nursery)
+        a, b, wires = await two_wires(start, nursery, grace=LONG)
         wires[0].cut()
         a.mesh.send(1, b"over the other")
         assert await a.mesh.receive() == LinkUp(1)
