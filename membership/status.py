@@ -27,6 +27,7 @@ class NodeStatus(TypedDict):
     others: list[str]  # its further addresses
     path: str  # its address that the link uses, or used last; "" without one
     moves: int  # times the link took another path
+    trouble: str  # why it does not take us, or we not it, though it answers; "" when that is not so
 
 
 class MountStatus(TypedDict):

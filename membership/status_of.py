@@ -108,6 +108,7 @@ def _nodes(core: NodeCore, own: HeartbeatSlot, links: dict[int, LinkStatus], now
                 others=list(slot.other_hosts),
                 path=path.path if path is not None else "",
                 moves=path.moves if path is not None else 0,
+                trouble=path.trouble if path is not None else "",
             )
         )
     return result

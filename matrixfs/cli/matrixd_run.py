@@ -117,7 +117,8 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
         except MatrixError as error:
             failure = error
             continue
-        log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, options.host)
+        hosts = ", ".join((options.host, *options.others))
+        log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, hosts)
         return label
     assert failure is not None
     raise failure

@@ -84,7 +84,8 @@ def _nodes(status: Fields) -> list[str]:
                 node["mounts"],
             )
         )
-    return ["Nodes (* this one)", *table(rows, right={0, 6, 7})]
+    troubles = [f"  NO LINK to {node['name']}: {node['trouble']}" for node in status["nodes"] if node["trouble"]]
+    return ["Nodes (* this one)", *table(rows, right={0, 6, 7}), *troubles]
 
 
 def _paths(status: Fields, names: Mapping[int, str]) -> list[str]:
@@ -99,7 +100,8 @@ def _paths(status: Fields, names: Mapping[int, str]) -> list[str]:
     for whose, node, link in links:
         addresses = " ".join(others.get(node, [])) or "-"
         rows.append((whose, _name(node, names), link["path"] or "-", addresses, link["moves"]))
-    return ["Paths of this node's links", *table(rows, right={4})]
+    own = " ".join(status["others"]) or "none"
+    return [f"Paths of this node's links; its own further addresses: {own}", *table(rows, right={4})]
 
 
 def _lease(node: Fields, status: Fields) -> str:

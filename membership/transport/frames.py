@@ -57,7 +57,7 @@ class _Seal(Protocol):
         """The next frame."""
         ...
 
-    def open_untrusted(self, header: memoryview, sealed: memoryview) -> bytes:
+    def open_untrusted(self, header: bytes, sealed: bytes) -> bytes:
         """The body of the next frame, given all behind its header.  Raises BadMessage."""
         ...
 
@@ -72,11 +72,11 @@ class _Mac:
         self._keyed = hashlib.blake2b(key=key, digest_size=TAG_BYTES)
         self.count = 0
 
-    def _next(self, *parts: bytes | memoryview) -> bytes:
+    def _next(self, header: bytes, body: bytes) -> bytes:
         mac = self._keyed.copy()  # the key block is already absorbed
         mac.update(_COUNTER.pack(self.count))
-        for part in parts:
-            mac.update(part)
+        mac.update(header)
+        mac.update(body)
         self.count += 1
         return mac.digest()
 
@@ -84,12 +84,12 @@ class _Mac:
         """See ``_Seal``."""
         return header + body + self._next(header, body)
 
-    def open_untrusted(self, header: memoryview, sealed: memoryview) -> bytes:
+    def open_untrusted(self, header: bytes, sealed: bytes) -> bytes:
         """See ``_Seal``."""
         body = sealed[:-TAG_BYTES]
         if not hmac.compare_digest(self._next(header, body), sealed[-TAG_BYTES:]):
             raise BadMessage("frame with a wrong MAC")
-        return bytes(body)
+        return body
 
 
 class _Cipher:
@@ -108,7 +108,7 @@ class _Cipher:
         self.count += 1
         return header + self._aes.encrypt(nonce, body, header)
 
-    def open_untrusted(self, header: memoryview, sealed: memoryview) -> bytes:
+    def open_untrusted(self, header: bytes, sealed: bytes) -> bytes:
         """See ``_Seal``."""
         nonce = _NONCE.pack(0, self.count)
         self.count += 1
@@ -173,15 +173,15 @@ class FrameReader:
         packets: list[Packet] = []
         at, end = 0, len(data)
         self._wanted = 0
-        view = memoryview(data)
+        seal = self._seal
         while end - at >= HEADER_BYTES:
-            kind, count, body_bytes, first, ack = _check_header(data, at, self._seal.version)
+            kind, count, body_bytes, first, ack = _check_header(data, at, seal.version)
             body_at = at + HEADER_BYTES
             next_at = body_at + body_bytes + TAG_BYTES
             if next_at > end:
                 self._wanted = next_at - at
                 break
-            body = self._seal.open_untrusted(view[at:body_at], view[body_at:next_at])
+            body = seal.open_untrusted(data[at:body_at], data[body_at:next_at])
             packets.append(Packet(first, ack, _parse_body(body, count), kind))
             at = next_at
         if at < end or self._buffer:

@@ -170,6 +170,20 @@ async def test_path_that_is_back_is_not_gone_back_to():
 
 
 @pytest.mark.usefixtures("beat")
+async def test_path_that_is_cut_only_to_the_peer_is_left_because_the_peer_says_so():
+    """The connecting side hears the peer's PINGs all the time."""
+    async with cluster() as start, trio.open_nursery() as nursery:
+        a, b, wires = await two_wires(start, nursery, grace=LONG)
+        await a.next(LinkUp)
+        await b.next(LinkUp)
+        wires[0].cut(to_a=False)
+        a.mesh.send(1, b"swallowed at first")
+        assert await collect(b, 1) == [b"swallowed at first"]
+        assert path(a) == wires[1].host
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("beat")
 async def test_peer_that_answers_nowhere_keeps_its_link():
     """Stopped, that is: it must not lose a session because it has two addresses."""
     async with cluster() as start, trio.open_nursery() as nursery:
