@@ -14,6 +14,7 @@ from membership.errors import BadMessage
 from membership.transport.connection import open_socket
 from membership.transport.door import HANDSHAKE_SECONDS_MAX, Offer, dial
 from membership.transport.handshake import ENTROPY_BYTES, Connector, Credentials, Instance
+from membership.transport.pulse import BEAT_SECONDS
 
 if TYPE_CHECKING:
     from membership.seams import Clock, LinkDown, LinkUp, Rng
@@ -40,7 +41,7 @@ class Caller:
         refused, paths = 0, link.paths.order(len(link.address.hosts))
         for position in paths:
             try:
-                found = await self._dial(link, position, len(paths))
+                found = await self._dial(link, position, self._patience(link, len(paths)))
             except ConnectionRefusedError:
                 refused += 1
                 continue
@@ -52,11 +53,15 @@ class Caller:
         return None, link.unanswered(refused, len(paths), self._clock.monotonic())
 
     async def detour(self, link: PeerLink) -> Offer | Instance | None:
-        """Try every path but the present one, whose connection stands: who answers, if anybody."""
-        paths = link.paths.order(len(link.address.hosts))
-        for position in paths[1:]:
+        """Try every path but the present one, whose connection stands: who answers, if anybody.
+
+        About as long as a beat, after which it is tried again if need be: with several silent paths, too, the peer is
+        found before others call it dead.
+        """
+        paths = link.paths.order(len(link.address.hosts))[1:]
+        for position in paths:
             try:
-                found = await self._dial(link, position, len(paths))
+                found = await self._dial(link, position, max(PATIENCE_SECONDS_MIN, BEAT_SECONDS / len(paths)))
             except ConnectionRefusedError:
                 continue
             if found is not None:
@@ -79,14 +84,14 @@ class Caller:
                 pass
         return link.unanswered(refused, len(paths), self._clock.monotonic())
 
-    async def _dial(self, link: PeerLink, position: int, paths: int) -> Offer | Instance | None:
+    async def _dial(self, link: PeerLink, position: int, patience: float) -> Offer | Instance | None:
         """One attempt; None when the path gives no usable connection.  Raises ConnectionRefusedError."""
         address = link.address
         wanted = Instance(address.node, address.incarnation)
         entropy = self._rng.randbytes(ENTROPY_BYTES)
         connector = Connector(self._credentials, self._me, wanted, link.resume_point, entropy)
         try:
-            with trio.move_on_after(self._patience(link, paths)):
+            with trio.move_on_after(patience):
                 found = await dial(address.hosts[position], address.port, connector, self._source(position))
                 if isinstance(found, Offer):
                     link.paths.position = position
