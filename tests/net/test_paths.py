@@ -72,17 +72,17 @@ class TwoNetworks(Lab):
     def plug_in(self, network: int) -> None:
         self.inside(self.nodes[0], "ip", "link", "set", f"net{network}", "up")
 
-    def swallow(self, network: int) -> None:
-        """The second node receives nothing of that network, and what it sends goes nowhere."""
+    def swallow(self, node: LabNode, network: int, *ways: str) -> None:
+        """What the node sends over that network goes nowhere (output), or it receives nothing (input)."""
         rules = "".join(
-            f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; policy accept; }};"
-            f'add rule inet cut {hook} {way} "net{network}" drop;'
-            for hook, way in (("input", "iifname"), ("output", "oifname"))
+            f"add chain inet cut {way} {{ type filter hook {way} priority 0; policy accept; }};"
+            f'add rule inet cut {way} {way[0]}ifname "net{network}" drop;'
+            for way in ways
         )
-        self.inside(self.nodes[1], "nft", f"add table inet cut; {rules}")
+        self.inside(node, "nft", f"add table inet cut; {rules}")
 
-    def spit_out(self) -> None:
-        self.inside(self.nodes[1], "nft", "delete table inet cut")
+    def spit_out(self, node: LabNode) -> None:
+        self.inside(node, "nft", "delete table inet cut")
 
     def networks_in_use(self) -> set[str]:
         """Of all links: of both matrixds and both mounts."""
@@ -166,10 +166,16 @@ def test_work_goes_on_whichever_of_two_networks_is_cut(lab: TwoNetworks) -> None
     counting.go_on("over the second network")
     lab.plug_in(1)
 
-    lab.swallow(2)
+    lab.swallow(lab.nodes[1], 2, "input", "output")
     wait_until(lambda: lab.networks_in_use() == {"1"}, "all links use the first network again")
     counting.go_on("over the first network again")
-    lab.spit_out()
+    lab.spit_out(lab.nodes[1])
+
+    for node, network, other in (lab.nodes[0], 1, "2"), (lab.nodes[1], 2, "1"):
+        lab.swallow(node, network, "input")
+        wait_until(lambda other=other: lab.networks_in_use() == {other}, "a network that works one way is left")
+        counting.go_on(f"while {node.name} hears nothing over one of two networks")
+        lab.spit_out(node)
 
     assert counting.end() == sum(counting.counts)
     after = lab.status(lab.nodes[0])
@@ -177,7 +183,7 @@ def test_work_goes_on_whichever_of_two_networks_is_cut(lab: TwoNetworks) -> None
     assert after["fences"] == before["fences"] == []
     for node in lab.nodes:
         (peer,) = lab.counters(node)["peers"]
-        assert (peer["losses"], peer["moves"]) == (0, 2)
+        assert (peer["losses"], peer["moves"]) == (0, 4)
     text = lab.run("matrixctl", "--state", lab.nodes[0].state, "status").stdout
     assert "Paths of this node's links" in text
     assert "10.111.2.2" in text
