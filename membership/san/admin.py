@@ -330,8 +330,9 @@ class AdminCore:
     def _elect(self, now: float) -> None:
         """Of those that reach the store; not when we are the last one and off the header: nobody is left to serve."""
         assert self._view is not None
-        if not (self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}):
-            sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+        sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+        is_last = self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}
+        if sighted and not is_last:  # who is sighted is said of the group's view, which may be newer than ours
             self._election.elect(sighted, self._view.number, now)
 
     def _on_nominate(self, node: int, body: Nominate, now: float) -> None:

@@ -292,3 +292,10 @@ def test_an_administrator_whose_lease_lapsed_evicts_and_buries_nobody():
     events = rig.drive()[1]
     assert NodeDead(2, 102) not in events
     assert FenceOrder(2, 102, rig.now) in events
+
+
+def test_nobody_is_nominated_when_all_who_reach_the_store_are_of_a_view_that_is_not_told_yet():
+    """Seen in simulation: the coordinator's matrixd died of it."""
+    rig = Rig(0, view=(0, 1))
+    rig.sighted = frozenset({2})
+    assert rig.drive() == ([], [])
