@@ -60,7 +60,7 @@ from membership.messages import (
 )
 from membership.naming import Naming
 from membership.orders import Left
-from membership.san.admin import AdminCore, Role
+from membership.san.admin import AdminCore
 from membership.san.agent import MountAgent
 from membership.san.disk_lock_agent import DiskLockAgent
 from membership.san.disk_locks import DiskLocks
@@ -68,6 +68,7 @@ from membership.san.events import HeaderInForce, NodeDead, ReadHeader
 from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
 from membership.san.recovery import Finished
+from membership.san.roles import Role
 from membership.seams import Delivery, LinkUp
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ PURE = (
     "matrixfs/fs/groups.py", "matrixfs/fs/inode.py", "matrixfs/fuse/handles.py", "matrixfs/ondisk", "membership/group",
     "membership/lease/core.py", "membership/areas/poll.py",
     "membership/records.py", "membership/san/admin.py", "membership/san/agent.py", "membership/san/ballot.py",
-    "membership/san/recovery.py", "membership/san/election.py", "membership/san/events.py",
+    "membership/san/recovery.py", "membership/san/election.py", "membership/san/events.py", "membership/san/roles.py",
     "membership/transport/frames.py", "membership/transport/handshake.py",
     "membership/transport/session.py", "membership/views.py", "membership/orders.py",
     "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",

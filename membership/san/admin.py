@@ -19,7 +19,6 @@ A6. An administrator evicts, fences and calls nodes dead only while its lease ho
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from membership.group.connectivity import may_act
@@ -39,6 +38,7 @@ from membership.san.changes import NamingChange
 from membership.san.election import Election
 from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.header import NOBODY, make_header
+from membership.san.roles import TRANSITIONS, Role, RoleEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,15 +51,6 @@ if TYPE_CHECKING:
     from membership.seams import PeerAddress
 
 AdminBody = Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
-
-
-class Role(Enum):
-    """A node's part in Figure 11."""
-
-    PEER = "peer"
-    CANDIDATE = "candidate"  # 1720: trying for the SAN lock
-    ELECTED = "elected"  # 1730: has it, waits for the coordinator
-    ADMIN = "administrator"
 
 
 class AdminCore:
@@ -113,18 +104,16 @@ class AdminCore:
         """The header on disk.  An older one than ours changes nothing (S2), but see ``header_overwritten``."""
         if header.generation <= self.header.generation:
             return
-        old = self.header
         self.header = header
         self._evicted_at = {key: self._evicted_at.get(key, now) for key in header.fencing.items()}
         mine = (header.administrator, header.administrator_incarnation) == (self.me.node, self.me.incarnation)
         if not mine and self.role is Role.ADMIN:
             self._log("role", f"generation {header.generation}: node {header.administrator} is administrator now")
+        self._step(RoleEvent.IN_FORCE if mine else RoleEvent.SUPERSEDED)
         if not mine:
-            self.role, self._busy, self._bid = Role.PEER, False, None
+            self._busy, self._bid = False, None
             self._fencing.clear()
             self.change.deposed()
-        elif header.administrator != old.administrator or self.role is not Role.ADMIN:
-            self.role = Role.ADMIN
         if self._admin_works():
             self._election.over()
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
@@ -179,7 +168,8 @@ class AdminCore:
             if self._has_lease:  # else ``drive`` begins anew when it is renewed
                 self._write()
         elif self.role is Role.CANDIDATE and self._bid is not None:
-            self.role, self._since = Role.ELECTED, now
+            self._step(RoleEvent.WON)
+            self._since = now
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
 
     def header_written(self, header: SanHeader, now: float) -> None:
@@ -281,6 +271,9 @@ class AdminCore:
         voters = {n for n in everyone if self.header.members.get(n) == known[n].incarnation} or everyone
         return may_act(reached & voters, voters, known)
 
+    def _step(self, event: RoleEvent) -> None:
+        self.role = TRANSITIONS[self.role, event]
+
     def _log(self, kind: str, text: str) -> None:
         self._out.tell(Log(kind, text))
 
@@ -340,8 +333,8 @@ class AdminCore:
             return
         self._passed_over = max(self._passed_over, body.undone)
         if self._bid != (node, body.nomination) or self.role is Role.PEER:
-            self._bid = (node, body.nomination)
-            self.role, self._since = Role.CANDIDATE, now
+            self._bid, self._since = (node, body.nomination), now
+            self._step(RoleEvent.NOMINATED)
         self._say_again()
 
     def _on_verdict(self, node: int, body: Commit | Undo) -> None:
@@ -356,7 +349,7 @@ class AdminCore:
         """1752: our generation stays without a header; the next candidate passes over it (A4)."""
         if self.role in (Role.CANDIDATE, Role.ELECTED):
             self._log("election", f"candidacy dropped: {reason}")
-            self.role = Role.PEER
+        self._step(RoleEvent.DROPPED)
         self._bid = None
 
     def _give_up(self, reason: str) -> None:

@@ -8,11 +8,12 @@ from membership.effects import Outbox
 from membership.group.state import View
 from membership.label import DEFAULT_TIMING
 from membership.messages import CandidateFailed, Commit, HeaderChanged, JoinRequest, LeaveRequest, Nominate, Undo, Won
-from membership.san.admin import AdminCore, Role
+from membership.san.admin import AdminCore
 from membership.san.ballot import Decided, Passed
 from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.fence import FenceResult
 from membership.san.header import NOBODY, make_header
+from membership.san.roles import Role
 from membership.seams import PeerAddress
 
 CLUSTER = b"C" * 16

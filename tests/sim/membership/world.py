@@ -2,8 +2,8 @@
 
 What it models: SIGKILL of a node (matrixd and mounts at once) or of one mount, SIGSTOP of either, network cuts in
 both directions or one, partitions, a path to the disk that is slow, hangs, fails or is lost, restart under a new
-incarnation, one machine (process fence works) or many (lease fence only).  The mounts keep no files: they answer orders,
-write their journals, and note what they were told.  ``checkers.py`` holds the invariants.
+incarnation, one machine (process fence works) or many (lease fence only).  The mounts keep no files: they answer
+orders, write their journals, and note what they were told.  ``checkers.py`` holds the invariants.
 """
 
 from __future__ import annotations
