@@ -204,16 +204,17 @@ class NodeCore:
             renewal: when the renewal that read it began, if it was one.
             settled: it is on a majority of the areas; else it extends no lease (M3 of areas/quorum.py).
         """
-        if header.generation < self.admin.header.generation:
-            self.lease.failed(now)
-            self.admin.header_overwritten()
-        else:
-            if settled:
-                listed = header.members.get(self.me.node) == self.me.incarnation
-                self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
-            else:
-                self.lease.failed(now)
+        if settled and header.generation >= self.admin.header.generation:
+            listed = header.members.get(self.me.node) == self.me.incarnation
+            self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
+            if not listed and self.admin.was_member:
+                self.lease.evicted()  # also who never had a lease: the others may have called this instance dead
             self.admin.header_read(header, now)
+            self.admin.header_stands(renewal, now)
+        else:
+            self.lease.failed(now)
+            self.admin.header_read(header, now)
+            self.admin.header_in_doubt(now)
         self._settle(now)
 
     def tick(self, now: float) -> None:

@@ -241,7 +241,7 @@ class NodeDisk:
 
     async def put(self, header: SanHeader) -> None:
         """WriteHeader."""
-        good = await self._areas.put_header(header)
+        good = await self._areas.put_header(header, within=self._core.timing.lease)
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:

@@ -180,9 +180,19 @@ class Checkers:
             self.went_back += 1
         if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
             self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
+        for instance in self.dead_nodes & set(header.members.items()) - set(before.members.items()):
+            self._check_return(instance)
         if header.generation > self.newest.generation:
             self._check_eviction(writer, self.newest, header)
             self.newest = header
+
+    def _check_return(self, instance: tuple[int, int]) -> None:
+        """Who was called dead is listed again: only an instance that never had a lease may be (L2)."""
+        machines = {(m.node.node_id, m.node.incarnation): m for m in self.world.machines.values()}
+        machine = machines.get(instance)
+        if machine is not None and machine.running and machine.node.core.lease.state is not LeaseState.OUT:
+            self.broke(f"C4: {machine.name} was called dead and is listed again")
+        self.dead_nodes.discard(instance)
 
     def _data_landed(self, writer: SimMount, journal: int) -> None:
         who = f"{writer.machine.name}, mount {writer.pid}"

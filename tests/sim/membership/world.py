@@ -149,6 +149,9 @@ class World:
 
     async def __aexit__(self, *error) -> None:
         self._nursery.cancel_scope.cancel()
+        for port in [port for ports in self.ports.values() for port in ports]:
+            port.path.mend()
+            port.kill()  # nobody waits for a device any more
         await self._manager.__aexit__(*error)
         if error[0] is None:
             self.demand_unbroken()
