@@ -15,8 +15,8 @@ A5. Who can't reach the store is not kept: an administrator is replaced when ano
     When nobody reaches it nothing happens: the cluster pauses.
 A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
     finds out first whether it still is the administrator.
-A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force, and
-    only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
+A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
+    and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class AdminCore:
         self.header = header
         self.role = Role.PEER
         self.is_leaving = False
-        self.was_member = self.is_member()  # a header listed this incarnation: it never joins again (L2 of lease/core.py)
+        self.was_member = self.is_member()  # listed once: this incarnation never joins again (L2 of lease/core.py)
         self._timing = timing
         self._out = outbox
         self._view: View | None = None
@@ -140,7 +140,7 @@ class AdminCore:
             return
         self._log("alert", f"generation {self.header.generation} is not on the disks any more: written again")
         self._busy = True
-        self._out.tell(WriteHeader(self.header))
+        self._out.tell(WriteHeader(self.header, self.header.generation))
 
     def header_stands(self, renewal: float, now: float) -> None:
         """Our header was read as the one in force; by the renewal that began at ``renewal``, or -inf."""
@@ -198,8 +198,9 @@ class AdminCore:
         self._tell_header()
 
     def write_failed(self, now: float) -> None:
-        """A header of ours could not be written, or was overtaken."""
+        """A header of ours could not be written, or was overtaken.  Its generation is spent: it may land yet (A1)."""
         self._busy = False
+        self._passed_over = max(self._passed_over, self._generation)
         self._retry_at = now + self._timing.heartbeat
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
@@ -484,4 +485,4 @@ class AdminCore:
             areas_before=naming.areas_before if naming is not None else self.header.areas_before,
         )
         self._busy = True
-        self._out.tell(WriteHeader(header))
+        self._out.tell(WriteHeader(header, self.header.generation))
