@@ -16,9 +16,9 @@ from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import NODE_SLOTS
 from membership.lease.core import LeaseState
 from membership.lease.records import FLAG_LEFT
-from membership.san.admin import Role
 from membership.san.ballot import Passed
 from membership.san.fence import FenceResult, fence_target, is_gone
+from membership.san.roles import Role
 from membership.san.store import take_generation
 
 if TYPE_CHECKING:

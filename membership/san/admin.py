@@ -333,7 +333,13 @@ class AdminCore:
             self._out.post(self.header.administrator, body)
 
     def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again."""
+        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again.
+
+        Who was told to go does not come back in the same incarnation (L2 of lease/core.py), and may not know of it.
+        """
+        if (node, body.incarnation) in self._expelled:
+            self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
+            return
         refusal = self.admission(body)
         if refusal == "" and body.naming < self.header.naming:
             refusal = None
@@ -362,13 +368,6 @@ class AdminCore:
             self._bid, self._since = (node, body.nomination), now
             self._step(RoleEvent.NOMINATED)
         self._say_again()
-
-    def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: who was told to go does not come back in the same incarnation; it may not know that it has to."""
-        if (node, body.incarnation) in self._expelled:
-            self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
-        else:
-            self._joiners[node] = body.incarnation
 
     def _on_verdict(self, node: int, body: Commit | Undo) -> None:
         if self.role is not Role.ELECTED or self._bid != (node, body.nomination) or self._busy:
