@@ -239,9 +239,9 @@ class NodeDisk:
         used = {node for node, sight in sights.items() if not sight.slot.is_left}
         return set(range(NODE_SLOTS)) - used - header.members.keys() - header.fencing.keys() - {self._core.me.node}
 
-    async def put(self, header: SanHeader) -> None:
+    async def put(self, header: SanHeader, base: int) -> None:
         """WriteHeader."""
-        good = await self._areas.put_header(header, within=self._core.timing.lease)
+        good = await self._areas.put_header(header, base, within=self._core.timing.lease)
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:

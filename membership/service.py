@@ -435,7 +435,7 @@ class Node:
         if isinstance(event, TakeGeneration):
             self._nursery.start_soon(disk.take, event.generation)
         elif isinstance(event, WriteHeader):
-            self._nursery.start_soon(disk.put, event.header)
+            self._nursery.start_soon(disk.put, event.header, event.base)
         elif isinstance(event, FenceOrder):
             self._nursery.start_soon(disk.fence, event)
         elif isinstance(event, ReadHeader):

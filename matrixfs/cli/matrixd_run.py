@@ -91,10 +91,7 @@ async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
-        for store in options.stores:
-            await _add(disks, store)
-        if not disks.opened:
-            raise OperatorError(f"no disk of the cluster can be opened: {', '.join(options.stores)}")
+        await _open(disks, options.stores)
         await _serve(options, readiness, disks, label, clock)
     finally:
         await disks.aclose()
@@ -124,12 +121,17 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
     raise failure
 
 
-async def _add(disks: ClusterDisks, store: str) -> None:
-    """A store that was given; one of several may be away just now."""
-    try:
-        await disks.add(store)
-    except MatrixError as error:
-        log.warning("%s", error)
+async def _open(disks: ClusterDisks, stores: tuple[str, ...]) -> None:
+    """The stores that were given; of several, some may be away just now.  Raises what is wrong when all are."""
+    failure: MatrixError | None = None
+    for store in stores:
+        try:
+            await disks.add(store)
+        except MatrixError as error:
+            failure = error
+            log.warning("%s", error)
+    if not disks.opened and failure is not None:
+        raise failure
 
 
 async def _serve(
