@@ -22,14 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from matrixfs.store_names import ISCSI
 from membership.errors import OperatorError
 
-SCHEME: Final = "iscsi://"
 PORT_DEFAULT: Final = 3260
 LUN_MAX: Final = 16383  # flat addressing, SAM-5 4.7.7.3
 INITIATOR_VARIABLE: Final = "MATRIXFS_INITIATOR"
 USER_VARIABLE: Final = "LIBISCSI_CHAP_USERNAME"
-PASSWORD_VARIABLE: Final = "LIBISCSI_CHAP_PASSWORD"
+PASSWORD_VARIABLE: Final = "LIBISCSI_CHAP_PASSWORD"  # noqa: S105 - the name of one
 _NAME_PREFIX: Final = "iqn.2026-11.org.matrixfs:"
 _NAME_BYTES_MAX: Final = 223  # RFC 7143 4.2.7.1
 _TARGET: Final = re.compile(r"(iqn\.\d{4}-\d{2}\.[^\s/]+|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16,32})")
@@ -55,7 +55,7 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == PORT_DEFAULT else f":{self.port}"
         digest = "?header_digest=crc32c" if self.header_digest else ""
-        return f"{SCHEME}{host}{port}/{self.target}/{self.lun}{digest}"
+        return f"{ISCSI}{host}{port}/{self.target}/{self.lun}{digest}"
 
 
 class Identity(NamedTuple):
@@ -66,19 +66,14 @@ class Identity(NamedTuple):
     isid_qualifier: int  # 16 bits
 
 
-def is_iscsi(store: str) -> bool:
-    """Whether the name of a store means a LUN, and not a path."""
-    return store.startswith(SCHEME)
-
-
 def parse_address(url: str, environment: Mapping[str, str]) -> Address:
     """The address that ``url`` means; user and password from ``environment`` where it has none.
 
     Raises:
         OperatorError: it means none; the line says how to write one, and shows no password.
     """
-    rest = url.removeprefix(SCHEME)
-    shown = SCHEME + rest.rpartition("@")[2]
+    rest = url.removeprefix(ISCSI)
+    shown = ISCSI + rest.rpartition("@")[2]
     rest, _, query = rest.partition("?")
     before, at, after = rest.rpartition("@")  # a password may hold a slash
     authority, _, path = after.partition("/")

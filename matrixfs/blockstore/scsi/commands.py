@@ -59,9 +59,9 @@ def write_16(lba: int, blocks: int, *, fua: bool = False) -> bytes:
     return _RW_16.pack(WRITE_16, _FUA if fua else 0, lba, blocks, 0, 0)
 
 
-def synchronize_cache() -> bytes:
-    """Descriptor block of SYNCHRONIZE CACHE(16) over the whole unit."""
-    return _RW_16.pack(SYNCHRONIZE_CACHE_16, 0, 0, 0, 0, 0)
+def synchronize_cache(lba: int = 0, blocks: int = 0) -> bytes:
+    """Descriptor block of SYNCHRONIZE CACHE(16); no ``blocks``: up to the end of the unit."""
+    return _RW_16.pack(SYNCHRONIZE_CACHE_16, 0, lba, blocks, 0, 0)
 
 
 def test_unit_ready() -> Command:
@@ -71,9 +71,7 @@ def test_unit_ready() -> Command:
 
 def read_capacity() -> Command:
     """READ CAPACITY(16); see ``answers.capacity_untrusted``."""
-    return Command(
-        "READ CAPACITY(16)", _RW_16.pack(0x9E, 0x10, 0, _CAPACITY_BYTES, 0, 0), receives=_CAPACITY_BYTES
-    )
+    return Command("READ CAPACITY(16)", _RW_16.pack(0x9E, 0x10, 0, _CAPACITY_BYTES, 0, 0), receives=_CAPACITY_BYTES)
 
 
 def inquiry() -> Command:

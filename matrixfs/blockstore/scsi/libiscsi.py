@@ -146,12 +146,12 @@ def _call_back(key: int, answer: Answer) -> None:
         done(answer)
 
 
-@_Callback
+@_Callback  # type: ignore[untyped-decorator]
 def _on_plain(_context: int, status: int, _data: int, key: int) -> None:
     _call_back(key, Answer(status))
 
 
-@_Callback
+@_Callback  # type: ignore[untyped-decorator]
 def _on_management(_context: int, status: int, data: int, key: int) -> None:
     response = c.cast(data, c.POINTER(c.c_uint32)).contents.value if data and status == GOOD else 0
     _call_back(key, Answer(status, response=response))

@@ -32,7 +32,7 @@ from membership.errors import DeviceError
 
 DEPTH: Final = 64
 LOGIN_SECONDS_MAX: Final = 5.0
-COMMAND_SECONDS_MAX: Final = 10.0
+COMMAND_SECONDS_MAX: Final = 5.0
 LOGOUT_SECONDS_MAX: Final = 1.0
 _TICK_SECONDS: Final = 0.5  # between two looks for commands without an answer
 _ATTENTIONS_MAX: Final = 8  # unit attentions queue up: power on, reset, capacity, reservations, ...
@@ -137,6 +137,11 @@ class Session:
 
     def _said(self) -> str:
         return (self._context.error or self.reason or "no reason given").rstrip(".")
+
+    @property
+    def where(self) -> str:
+        """The LUN, for messages."""
+        return str(self._address)
 
     # -- commands
 
