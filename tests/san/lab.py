@@ -106,8 +106,11 @@ class Target(ABC):
         self.start()
 
     def freeze(self) -> None:
-        """It hangs: connections stay, nobody answers."""
+        """It hangs: connections stay, nobody answers.  Returns when its last thread stands still."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        _wait(lambda: all(_state(task) == "T" for task in tasks.iterdir()), f"{self.program} is stopped")
 
     def thaw(self) -> None:
         """It goes on with what it has."""
@@ -271,6 +274,10 @@ def _program(name: str) -> str:
     if found is None:
         raise SanError(f"there is no {name} (scripts/install --develop gets it)")
     return found
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _free_port() -> int:

@@ -74,8 +74,8 @@ def parse_address(url: str, environment: Mapping[str, str]) -> Address:
     """
     rest = url.removeprefix(ISCSI)
     shown = ISCSI + rest.rpartition("@")[2]
-    rest, _, query = rest.partition("?")
-    before, at, after = rest.rpartition("@")  # a password may hold a slash
+    before, at, after = rest.rpartition("@")  # a password may hold anything
+    after, _, query = after.partition("?")
     authority, _, path = after.partition("/")
     found = _AUTHORITY.fullmatch(before + at + authority)
     target, slash, lun = path.rpartition("/")

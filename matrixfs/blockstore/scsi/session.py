@@ -39,6 +39,7 @@ _ATTENTIONS_MAX: Final = 8  # unit attentions queue up: power on, reset, capacit
 _BUSY_SECONDS_FIRST: Final = 0.01
 _BUSY_SECONDS_MAX: Final = 0.5
 _REDIRECT: Final = 0x101
+_COVERS_THE_CAUSE: Final = "Can not reconnect right now"  # what libiscsi says instead of it
 
 
 class LoginRefused(DeviceError):
@@ -82,6 +83,7 @@ class Session:
         self.attention: Callable[[UnitAttention], None] | None = None
         self.ended = trio.Event()
         self.reason = ""
+        self._leaving = False
 
     @classmethod
     async def login(
@@ -136,7 +138,10 @@ class Session:
             raise LoginRefused(f"{self._address}: login refused: {self._said()}")
 
     def _said(self) -> str:
-        return (self._context.error or self.reason or "no reason given").rstrip(".")
+        said = self._context.error.rstrip(".")
+        if not said or _COVERS_THE_CAUSE in said:
+            return "the other end refused or closed the connection"
+        return said
 
     @property
     def where(self) -> str:
@@ -256,6 +261,7 @@ class Session:
     async def aclose(self) -> None:
         """Log out, if the target answers in time, and end."""
         if not self.ended.is_set():
+            self._leaving = True
             with trio.move_on_after(LOGOUT_SECONDS_MAX, shield=True):
                 await self._wait(self._begin(self._context.logout, math.inf), cancellable=True)
         self.drop("closed")
@@ -310,7 +316,7 @@ class Session:
     def _serve(self, events: int) -> None:
         """Let libiscsi do what it can; the callbacks come in here."""
         if not self.ended.is_set() and not self._context.service(events):
-            self.drop(f"the connection is broken ({self._said()})")
+            self.drop("closed" if self._leaving else f"the connection is broken ({self._said()})")
 
     def _look_out(self) -> None:
         """Wake the writer when something can't be sent at once."""
