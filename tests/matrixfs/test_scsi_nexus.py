@@ -10,7 +10,7 @@ import pytest
 
 from matrixfs.blockstore.scsi import libiscsi, status
 from matrixfs.blockstore.scsi.address import identity_of
-from matrixfs.blockstore.scsi.answers import BlockLimits, Caching, Capacity
+from matrixfs.blockstore.scsi.answers import BlockLimits, Capacity
 from matrixfs.blockstore.scsi.nexus import TRANSITIONS, Event, State
 from matrixfs.blockstore.scsi.status import Sense
 from matrixfs.blockstore.scsi.unit import Unit
@@ -88,7 +88,7 @@ def test_unsupported() -> None:
     assert not status.CheckCondition("", Sense(5, 0x2100)).unsupported
 
 
-DISK = Unit("x", "naa.1", Capacity(1000, 512), BlockLimits(0, 0), Caching(True, True, False))
+DISK = Unit("x", "naa.1", Capacity(1000, 512), BlockLimits(0, 0), None)
 
 
 def test_another_disk() -> None:

@@ -176,7 +176,9 @@ class Tgt(Target):
 
     def _admin(self, mode: str, operation: str, *arguments: str, check: bool = True) -> bool:
         command = [_program("tgtadm"), "-C", str(self._control), "--lld", "iscsi", "--mode", mode, "--op", operation]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=self._environment())
+        done = subprocess.run(
+            [*command, *arguments], check=False, capture_output=True, text=True, env=self._environment()
+        )
         if check and done.returncode:
             raise SanError(f"tgtadm {mode} {operation}: {done.stderr}{done.stdout}")
         return done.returncode == 0

@@ -223,10 +223,13 @@ class Session:
             def start(done: Done) -> None:
                 self._context.scsi(self._address.lun, cdb, direction, address, length, done)
 
-            answer = await self._wait(self._begin(start, trio.current_time() + self._timeout))
+            try:
+                answer = await self._wait(self._begin(start, trio.current_time() + self._timeout))
+            except DeviceError:  # it was not taken: not logged in any more
+                answer = Answer(LOST)
         if answer.status >= LOST:
             self.drop(f"the connection is broken ({self._said()})")
-            raise SessionLost(f"{self._address}: the session has ended: {self.reason}")
+            self._check_alive()
         return answer
 
     async def abort_task_set(self) -> None:
