@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +15,7 @@ from matrixfs.blockstore.scsi import answers, commands
 from matrixfs.blockstore.scsi.address import identity_of, parse_address
 from matrixfs.blockstore.scsi.libiscsi import Direction
 from matrixfs.blockstore.scsi.session import DEPTH, LoginRefused, Session
+from matrixfs.blockstore.scsi.session import _forget_at_close as forget_at_close
 from matrixfs.blockstore.scsi.status import CheckCondition, Miscompare, NoSuchUnit, SessionLost
 from membership.errors import DeviceError
 from tests.san.lab import KINDS, MIB, Istgt, Target, san
@@ -140,20 +143,39 @@ async def test_an_idle_session_notices_its_end() -> None:
             assert "broken" in session.reason
 
 
-async def test_a_timed_out_write_is_not_a_failed_write(target: Target) -> None:
+async def test_a_timed_out_write_is_not_a_failed_write() -> None:
     """Why a session ends at a time-out, and why nothing is told to have failed before its successor stands."""
-    async with login(target.url(), timeout=0.2) as session:
-        await session.command(commands.write_one(100, b"a" * 512, 512))
-        target.freeze()
-        try:
-            with pytest.raises(SessionLost):
-                await session.command(commands.write_one(100, b"b" * 512, 512))
-            assert target.read(0, 100 * 512, 1) == b"a"
-        finally:
-            target.thaw()
-        with trio.fail_after(10):
-            while target.read(0, 100 * 512, 1) != b"b":  # noqa: ASYNC110 - another process's file
-                await trio.sleep(0.01)
+    with san("tgt") as target:
+        async with login(target.url(), timeout=0.2) as session:
+            await session.command(commands.write_one(100, b"a" * 512, 512))
+            target.freeze()
+            try:
+                with pytest.raises(SessionLost):
+                    await session.command(commands.write_one(100, b"b" * 512, 512))
+                assert target.read(0, 100 * 512, 1) == b"a"
+            finally:
+                target.thaw()
+            with trio.fail_after(10):
+                while target.read(0, 100 * 512, 1) != b"b":  # noqa: ASYNC110 - another process's file
+                    await trio.sleep(0.01)
+
+
+def test_nothing_is_sent_after_the_end() -> None:
+    """A closed connection is reset: what was not sent is forgotten, and the other end learns of it at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+        with there:
+            forget_at_close(client.fileno())
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client.send(bytes(MIB))
+            client.close()
+            received = 0
+            with pytest.raises(ConnectionResetError):
+                while True:
+                    received += len(there.recv(MIB))
 
 
 async def test_reinstatement() -> None:

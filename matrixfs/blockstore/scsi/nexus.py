@@ -118,7 +118,7 @@ class Nexus:
         self._timeout = timeout
         self._outage = outage
         self._state = State.NEW
-        self._reason = ""
+        self._reason = "is not open"
         self._session: Session
         self._unit: Unit
         self._lost_at = 0.0

@@ -9,6 +9,8 @@ Invariants:
     S2  Who waits for an answer can't be cancelled out of it: the memory is libiscsi's until then.  It is bounded:
         a command without an answer for ``timeout`` seconds ends the whole session, for there is no other way to know
         that it won't land later, and its memory comes back only with the end.
+        The connection is closed with a reset, also when this process is killed: what our kernel has not sent by then it
+        forgets, where it would otherwise go on sending for minutes (socket(7), SO_LINGER).
     S3  At the end of the session everything in flight raises SessionLost: outcome unknown.
 """
 
@@ -17,7 +19,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import os
 import select
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -130,6 +135,7 @@ class Session:
         answer = await self._wait(operation, cancellable=True)
         if answer.status != GOOD:
             raise DeviceError(f"{self._address}: nobody answers at {portal} ({self._said()})")
+        _forget_at_close(self._context.fd)
         trio.lowlevel.spawn_system_task(self._read, name=f"iSCSI in {self._address}")
         answer = await self._wait(self._begin(self._context.login, math.inf), cancellable=True)
         if answer.status == _REDIRECT:
@@ -359,6 +365,12 @@ class Session:
         now = trio.current_time()
         if any(operation.deadline <= now for operation in self._operations.values()):
             self.drop(f"no answer to a command for {self._timeout:g} s")
+
+
+def _forget_at_close(fd: int) -> None:
+    """Let no byte leave this host after the socket was closed, by whomever (S2)."""
+    with socket.socket(fileno=os.dup(fd)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def _resolve(address: Address) -> str:
