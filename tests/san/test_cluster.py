@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.mount.lab import Lab, LabNode
 from tests.san.lab import KINDS, MIB, Target, san
 
 TEST_SECONDS = 100  # for a broken product, not a bound under test
+HANG_SECONDS = 1.0  # shorter than a lease
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -71,6 +74,24 @@ def test_it_goes_on_when_the_target_was_restarted(cluster: tuple[Lab, Target]) -
     counters = [lab.counters(node)["store"] for node in lab.nodes]
     assert [each["reconnects"] for each in counters] == [1, 1, 1]
     assert [each["errors"] for each in counters] == [0, 0, 0]
+
+
+def test_it_goes_on_when_the_target_hung(cluster: tuple[Lab, Target]) -> None:
+    lab, target = cluster
+    before = [lab.counters(node)["store"]["reconnects"] for node in lab.nodes]
+    target.freeze()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            writes = [pool.submit((node.mountpoint / f"hang {node.name}").write_bytes, b"4") for node in lab.nodes]
+            time.sleep(HANG_SECONDS)
+            target.thaw()
+            assert [write.result() for write in writes] == [1, 1, 1]
+    finally:
+        target.thaw()
+    os.sync()
+    for node in lab.nodes:
+        assert seen_by(lab.nodes, f"hang {node.name}") == 3 * [b"4"]
+    assert [lab.counters(node)["store"]["reconnects"] for node in lab.nodes] == before
 
 
 def test_a_disk_in_use_is_not_formatted(cluster: tuple[Lab, Target]) -> None:

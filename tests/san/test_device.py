@@ -145,6 +145,17 @@ async def test_stores_by_url(target: Target, monkeypatch: pytest.MonkeyPatch) ->
         await opened_store(target.url().rpartition("/")[0] + "/99")
 
 
+async def test_one_identity_on_two_luns_of_a_target(target: Target) -> None:
+    """A node has three membership disks, or two clusters: their sessions must not throw each other out."""
+    stores = [await opened_store(target.url(i), identity="matrixd", host="n1") for i in (0, 1)]
+    for _ in range(2):
+        for store in stores:
+            assert len(await store.read(0, 4096)) == 4096
+    assert [store.statistics()["reconnects"] for store in stores] == [0, 0]
+    for store in stores:
+        await store.aclose()
+
+
 async def test_keys_are_a_sign_of_use(target: Target, opened: Open) -> None:
     user, device = await opened(target.url(2)), await opened(target.url(2))
     assert not await device.refuse_if_used(force=False)
@@ -162,6 +173,32 @@ async def test_keys_are_a_sign_of_use(target: Target, opened: Open) -> None:
 def mkfs(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).parent / "mkfs.matrixfs"
     return subprocess.run([program, "-n", "san", *arguments], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("mkfs.matrixfs", "-n", "x"), 2),
+        (("fsck.matrixfs", "-n"), 8),
+        (("matrixd", "--address", "127.0.0.1", "--store"), 2),
+    ],
+    ids=lambda part: part[0] if isinstance(part, tuple) else "",
+)
+def test_commands_say_what_is_wrong(target: Target, tmp_path: Path, command: tuple[str, ...], code: int) -> None:
+    state = ["--state", str(tmp_path)] if command[0] == "matrixd" else []
+    program = Path(sys.executable).parent / command[0]
+    wrong = {
+        target.url().replace(str(target.port), "1"): "nobody answers at 127.0.0.1:1",
+        target.url().replace("lab:san", "lab:other"): "login refused",
+        f"{target.url()}7": "no such LUN",
+        "iscsi://joe%secret@host": "is no address of a LUN",
+    }
+    for url, said in wrong.items():
+        done = subprocess.run([program, *command[1:], url, *state], check=False, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert "secret" not in done.stderr
 
 
 async def test_mkfs_on_a_disk_whose_cluster_died(target: Target, opened: Open) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from matrixfs.blockstore.device.iscsi import IscsiDevice
 from matrixfs.blockstore.scsi import reservation_commands as pr

@@ -362,9 +362,14 @@ class Session:
 
     def _expire(self) -> None:
         """End the session when a command goes without an answer (S2)."""
-        now = trio.current_time()
-        if any(operation.deadline <= now for operation in self._operations.values()):
+        if self._is_overdue():
+            self._serve(select.POLLIN)  # the answer may have come while it was us who stood still
+        if self._is_overdue():
             self.drop(f"no answer to a command for {self._timeout:g} s")
+
+    def _is_overdue(self) -> bool:
+        now = trio.current_time()
+        return any(operation.deadline <= now for operation in self._operations.values())
 
 
 def _forget_at_close(fd: int) -> None:
