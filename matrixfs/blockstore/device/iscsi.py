@@ -48,6 +48,7 @@ from membership.errors import BadMessage, DeviceError, Fenced, MatrixError, Oper
 from membership.seams import Buffer
 
 _SECTORS: Final = (512, 4096)
+_LOOK_SECONDS: Final = 0.25
 
 
 class IscsiDevice:
@@ -255,8 +256,9 @@ class IscsiDevice:
     async def aclose(self) -> None:
         """``SectorDevice.aclose``.  In an outage what waits for the disk fails now."""
         self._closed = True
-        if self.nexus.state is State.UP:
-            await self._in_flight.wait_idle()
+        while self._in_flight.count and self.nexus.state is State.UP:
+            with trio.move_on_after(_LOOK_SECONDS):
+                await self._in_flight.wait_idle()
         await self.nexus.aclose()
         await self._in_flight.wait_idle()
         self._buffers.drain()

@@ -368,8 +368,8 @@ class Session:
             self.drop(f"no answer to a command for {self._timeout:g} s")
 
     def _is_overdue(self) -> bool:
-        now = trio.current_time()
-        return any(operation.deadline <= now for operation in self._operations.values())
+        first = next(iter(self._operations.values()), None)  # all have the same time, so it is the oldest
+        return first is not None and first.deadline <= trio.current_time()
 
 
 def _forget_at_close(fd: int) -> None:
