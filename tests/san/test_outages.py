@@ -194,15 +194,6 @@ async def test_closing_when_it_hangs_ends_the_wait(disk: Target) -> None:
     assert [error.errno for error in errors] == [errno.EBADF]
 
 
-async def test_two_with_one_identity_slow_down(opened: Open) -> None:
-    """An operator's mistake: they throw each other out, but not as fast as they can."""
-    with san("istgt", size=16 * MIB) as target:
-        devices = [await opened(target.url(), "the same") for _ in range(2)]
-        with trio.move_on_after(4):
-            await trio.sleep_forever()
-        assert 1 <= sum(device.nexus.reconnects for device in devices) <= 20
-
-
 async def test_a_disk_that_shrank_is_another_disk(disk: Target, opened: Open) -> None:
     device = await opened(disk.url())
     disk.kill()
