@@ -107,7 +107,7 @@ class _Mount:
     async def run(self) -> None:
         """See ``run_mount``."""
         check_extension(local_locks=self._options.local_locks)
-        self._session = await MountSession.connect(self._options.state_dir)
+        self._session = await MountSession.connect(self._options.state_dir, self._options.source)
         cluster = self._session.cluster
         self._store = await opened_store(
             cluster.store_path, identity=f"mount {self._incarnation:016x}", host=cluster.node_name

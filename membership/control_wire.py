@@ -12,7 +12,8 @@ lock        matrixctl               filesystem, name, exclusive, wait; answered 
                                     lock is held for as long as the connection is
 events      matrixctl               none; answered by ``result`` or ``error``
 stop        matrixctl               none; answered by ``result`` or ``error``
-hello       mount process           version, pid, start_ticks; answered by ``welcome`` or ``error``
+command     matrixctl               what, arguments: for the administrator; answered by ``result`` or ``error``
+hello       mount process           version, pid, start_ticks, filesystem; answered by ``welcome`` or ``error``
 join        mount process           request (MountRequest); answered by ``admitted`` or ``error``
 reply       mount process           reply (membership/orders.py)
 answer      mount process           serial, value: bytes of a map ``value`` (value) or ``error``; to a ``query``
@@ -50,7 +51,7 @@ from membership.label import Timing
 
 Message: TypeAlias = dict[str, Any]
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 SOCKET_NAME: Final = "matrixd.sock"
 FRAME_BYTES_MAX: Final = 8 << 20  # the answers of 64 mounts, each at most messages.ANSWER_BYTES_MAX
 DEPTH_MAX: Final = 16

@@ -34,7 +34,7 @@ def status_of(node: Node) -> Status:
     return Status(
         cluster_name=node.label.cluster_name,
         cluster_uuid=node.label.owner.hex(),
-        store=node.device.name,
+        store=node.areas.name,
         node=node.node_id,
         name=node.config.name,
         host=node.config.host,

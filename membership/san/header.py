@@ -19,26 +19,34 @@ from typing import TYPE_CHECKING
 
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
-from membership.records import Record, record, u64, u64_array
+from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from membership.seams import SectorDevice
 
 COPY_BYTES = BLOCK_BYTES // 2
 NOBODY = NODE_SLOTS  # ``administrator`` when there is none
+AREAS_MAX = 3
+_UUID_BYTES = 16
 
 
-@record(magic=b"MXFSSANH", size=COPY_BYTES)
+@record(magic=b"MXFSSANH", size=COPY_BYTES, version=2)
 class SanHeader(Record):
-    """One copy.  ``owner`` is the cluster, ``address`` HEADER_BLOCK, ``generation`` the SAN generation."""
+    """One copy.  ``owner`` is the cluster, ``address`` HEADER_BLOCK, ``generation`` the SAN generation.
+
+    Version 2 added what follows ``fencing_incarnations``; version 1 reads as zeros there: one area, the disk itself.
+    """
 
     administrator: int = u64(48, "node id of the administrator; 64: none", default=NOBODY)
     administrator_incarnation: int = u64(56, "its incarnation")
     view: int = u64(64, "group view under which this was decided: for people")
     member_incarnations: tuple[int, ...] = u64_array(128, NODE_SLOTS, "by node id: incarnation of the member, or 0")
     fencing_incarnations: tuple[int, ...] = u64_array(640, NODE_SLOTS, "by node id: evicted, fence unconfirmed, or 0")
+    naming: int = u64(1152, "version of the naming in the membership database that is in force (1604)")
+    area_disks: bytes = raw(1160, AREAS_MAX * _UUID_BYTES, "uuids of the disks whose areas count; 0: this disk alone")
+    area_disks_before: bytes = raw(1208, AREAS_MAX * _UUID_BYTES, "while the set is changed: those that count as well")
 
     @property
     def members(self) -> dict[int, int]:
@@ -50,6 +58,21 @@ class SanHeader(Record):
         """Evicted but not confirmed fenced: incarnation by node id."""
         return {node: inc for node, inc in enumerate(self.fencing_incarnations) if inc}
 
+    @property
+    def areas(self) -> tuple[bytes, ...]:
+        """Uuids of the disks whose areas count; empty: the one it was read from."""
+        return _uuids(self.area_disks)
+
+    @property
+    def areas_before(self) -> tuple[bytes, ...]:
+        """Those that count as well while the set is being changed."""
+        return _uuids(self.area_disks_before)
+
+
+def _uuids(data: bytes) -> tuple[bytes, ...]:
+    parts = (data[at : at + _UUID_BYTES] for at in range(0, len(data), _UUID_BYTES))
+    return tuple(part for part in parts if any(part))
+
 
 def make_header(
     cluster: bytes,
@@ -59,8 +82,12 @@ def make_header(
     view: int = 0,
     members: Mapping[int, int],
     fencing: Mapping[int, int],
+    naming: int = 0,
+    areas: Sequence[bytes] = (),
+    areas_before: Sequence[bytes] = (),
 ) -> SanHeader:
     """A header of plain maps.  ``administrator`` is NOBODY or one of the members."""
+    assert max(len(areas), len(areas_before)) <= AREAS_MAX
     return SanHeader(
         owner=cluster,
         address=HEADER_BLOCK,
@@ -70,6 +97,9 @@ def make_header(
         view=view,
         member_incarnations=tuple(members.get(node, 0) for node in range(NODE_SLOTS)),
         fencing_incarnations=tuple(fencing.get(node, 0) for node in range(NODE_SLOTS)),
+        naming=naming,
+        area_disks=b"".join(areas).ljust(AREAS_MAX * _UUID_BYTES, b"\0"),
+        area_disks_before=b"".join(areas_before).ljust(AREAS_MAX * _UUID_BYTES, b"\0"),
     )
 
 

@@ -7,6 +7,7 @@ import random
 import pytest
 import trio
 
+from membership.areas.quorum import one_area
 from membership.errors import CorruptRecord, OperatorError
 from membership.fence.process import HostIdentity
 from membership.label import BLOCK_BYTES, DATA_BLOCK, NODE_SLOTS, timing_of
@@ -16,7 +17,7 @@ from membership.lease.slots import Claimant, claim_slot
 from membership.san.fence import FenceResult
 from membership.san.header import make_header, write_header
 from tests.sim.disk import SimDisk
-from tests.sim.membership_world import LABEL
+from tests.sim.membership.world import LABEL
 from tests.sim.network import SimClock
 
 TIMING = timing_of(LABEL)
@@ -43,7 +44,8 @@ def disk(seed: int = 0) -> SimDisk:
 
 def claimant(device, name: str = "a", incarnation: int = 1, driver: Driver | None = None) -> Claimant:
     drivers = (driver or Driver(None),)
-    return Claimant(device, LABEL.owner, TIMING, SimClock(), drivers, HOST, name, "10.0.0.1", incarnation)
+    areas = one_area(LABEL, device, SimClock())
+    return Claimant(areas, LABEL.owner, TIMING, SimClock(), drivers, HOST, name, "10.0.0.1", incarnation)
 
 
 def slot(node: int, **changes) -> HeartbeatSlot:

@@ -12,10 +12,18 @@ from membership.errors import BadMessage
 from membership.messages import (
     ANSWER_BYTES_MAX,
     ARGUMENT_BYTES_MAX,
+    DISK_LOCKS_MAX,
     PACKET_BYTES_MAX,
     Answer,
     Ask,
+    AskDiskLocks,
     Body,
+    DiskLock,
+    DiskLockAnswer,
+    DiskLockAsk,
+    DiskLocksReport,
+    DiskUnlock,
+    DiskUnlocked,
     Heartbeat,
     MountJoin,
     MountReport,
@@ -93,6 +101,17 @@ REPORT = MountReport(
     ((Instance(0, 1),),), (DEAD,), (Instance(3, 1),),
 )  # fmt: skip
 
+LOCK = DiskLock(BIG, b"D" * 16, "backup on n1", True)
+DISK_LOCK_BODIES = [
+    AskDiskLocks(BIG),
+    DiskLocksReport(1, BIG, (LOCK,) * DISK_LOCKS_MAX),
+    DiskLockAsk(BIG, LOCK, wait=False),
+    DiskLockAnswer(1, BIG, 2, "granted", ""),
+    DiskLockAnswer(1, 1, 2, "refused", "held by node 1"),
+    DiskUnlock(BIG, 2),
+    DiskUnlocked(1, BIG, 2),
+]
+
 
 def via_wire(data: dict) -> dict:
     """As a socket delivers it: tuples are lists."""
@@ -157,6 +176,7 @@ def test_message_numbers_are_unique_and_packets_round_trip():
         Answer(1, 0, 4711, "web", "/mnt", None),
         Report(1, (REPORT,)),
         OrderTo(1, b"F" * 16, 2, order_to_dict(ORDERS[1])),
+        *DISK_LOCK_BODIES,
     ):
         packet = packet_untrusted(encode(9, body))
         assert packet.view == 9
@@ -188,6 +208,9 @@ def test_reports_out_of_range_are_refused(change):
         Ask(1, "x" * 33, b""), Ask(1, "x", bytes(ARGUMENT_BYTES_MAX + 1)), Ask(-1, "x", b""),
         Answer(1, 65, 1, "", "", None), Answer(1, 0, 1, "", "", bytes(ANSWER_BYTES_MAX + 1)),
         Answer(1, 0, 1, "x" * 5000, "", None),
+        DiskLocksReport(1, 1, (LOCK,) * (DISK_LOCKS_MAX + 1)), DiskLockAnswer(1, 1, 1, "perhaps", ""),
+        DiskLockAsk(1, msgspec.structs.replace(LOCK, disk=b"D"), True), DiskUnlock(-1, 1),
+        DiskLockAsk(1, msgspec.structs.replace(LOCK, owner="x" * 257), True), AskDiskLocks(-1),
     ],
     ids=lambda body: repr(body)[:40],
 )  # fmt: skip
@@ -204,6 +227,7 @@ def test_hostile_packets_raise_one_error():
         encode(3, OrderTo(1, b"F" * 16, 2, {"a": [1]})),
         encode(4, Ask(1, "locks", b"\xa0")),
         encode(4, Answer(1, 2, 4711, "web", "/mnt", b"\xa0")),
+        *(encode(5, body) for body in DISK_LOCK_BODIES),
     ]
     for _ in range(3000):
         data = bytearray(rng.choice(good))
