@@ -60,7 +60,7 @@ from membership.messages import (
 )
 from membership.naming import Naming
 from membership.orders import Left
-from membership.san.admin import AdminCore, Role
+from membership.san.admin import AdminCore
 from membership.san.agent import MountAgent
 from membership.san.disk_lock_agent import DiskLockAgent
 from membership.san.disk_locks import DiskLocks
@@ -68,6 +68,7 @@ from membership.san.events import HeaderInForce, NodeDead, ReadHeader
 from membership.san.evictions import Expel
 from membership.san.filesystems import Filesystems
 from membership.san.recovery import Finished
+from membership.san.roles import Role
 from membership.seams import Delivery, LinkUp
 
 if TYPE_CHECKING:
@@ -203,16 +204,17 @@ class NodeCore:
             renewal: when the renewal that read it began, if it was one.
             settled: it is on a majority of the areas; else it extends no lease (M3 of areas/quorum.py).
         """
-        if header.generation < self.admin.header.generation:
-            self.lease.failed(now)
-            self.admin.header_overwritten()
-        else:
-            if settled:
-                listed = header.members.get(self.me.node) == self.me.incarnation
-                self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
-            else:
-                self.lease.failed(now)
+        if settled and header.generation >= self.admin.header.generation:
+            listed = header.members.get(self.me.node) == self.me.incarnation
+            self.lease.finished(renewal, now, listed=listed, leaving=self.admin.is_leaving)
+            if not listed and self.admin.was_member:
+                self.lease.evicted()  # also who never had a lease: the others may have called this instance dead
             self.admin.header_read(header, now)
+            self.admin.header_stands(renewal, now)
+        else:
+            self.lease.failed(now)
+            self.admin.header_read(header, now)
+            self.admin.header_in_doubt(now)
         self._settle(now)
 
     def tick(self, now: float) -> None:

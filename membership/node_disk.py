@@ -16,9 +16,9 @@ from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import NODE_SLOTS
 from membership.lease.core import LeaseState
 from membership.lease.records import FLAG_LEFT
-from membership.san.admin import Role
 from membership.san.ballot import Passed
 from membership.san.fence import FenceResult, fence_target, is_gone
+from membership.san.roles import Role
 from membership.san.store import take_generation
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class NodeDisk:
 
     async def put(self, header: SanHeader) -> None:
         """WriteHeader."""
-        good = await self._areas.put_header(header)
+        good = await self._areas.put_header(header, within=self._core.timing.lease)
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:

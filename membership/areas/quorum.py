@@ -15,6 +15,7 @@ M4. Who is refused by a reservation on any area has lost its right: the whole op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -196,13 +197,18 @@ class Areas:
         newest = max(header.generation for header in answers.values())
         return is_enough([disk for disk, header in answers.items() if header.generation == newest], self._groups)
 
-    async def put_header(self, header: SanHeader) -> bool:
+    async def put_header(self, header: SanHeader, within: float = math.inf) -> bool:
         """Write the header and read it back; False when that failed on a majority, or a newer one stands there.
 
-        A header older than ours that appears later was on its way when we won: AdminCore.header_overwritten.
+        A header older than ours that appears later was on its way when we won: AdminCore.header_in_doubt.
+
+        Args:
+            header: it.
+            within: seconds from now; no area is written later (S5 of san/header.py).
         """
+        is_timely = self._until(within)
         try:
-            await self._ask("header", lambda area: _put_header(area.opened(), header))
+            await self._ask("header", lambda area: _put_header(area.opened(), header, is_timely))
         except DeviceError:
             return False
         return True
@@ -232,8 +238,20 @@ class Areas:
         """The database, durably on a majority.  Raises OperatorError (too large), DeviceError, Fenced."""
         await self._ask("image", lambda area: write_image(area.opened(), self.cluster, image))
 
-    async def repair(self, header: SanHeader, image: DatabaseImage | None, disks: Collection[bytes]) -> list[bytes]:
+    def _until(self, within: float) -> Callable[[], bool]:
+        end = self._clock.monotonic() + within
+        return lambda: self._clock.monotonic() < end
+
+    async def repair(
+        self, header: SanHeader, image: DatabaseImage | None, disks: Collection[bytes], within: float = math.inf
+    ) -> list[bytes]:
         """Bring areas up to date, one after the other; by the administrator, with what is in force.
+
+        Args:
+            header: in force.
+            image: in force, if there is one.
+            disks: whose areas.
+            within: as for ``put_header``.
 
         Returns:
             The disks that are now.
@@ -248,7 +266,7 @@ class Areas:
                     if image is not None:
                         await _refresh_image(area.device, self.cluster, image)
                 async with area.lock("header"):
-                    await _put_header(area.device, header)
+                    await _put_header(area.device, header, self._until(within))
             except (DeviceError, CorruptRecord) as error:
                 area.failure = str(error)
                 continue
@@ -353,7 +371,7 @@ class _Call(Generic[T]):
             self.over.set()
 
 
-async def _put_header(device: SectorDevice, header: SanHeader) -> None:
+async def _put_header(device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool]) -> None:
     """Write a header over an older or damaged one, and read it back.  Raises DeviceError, CorruptRecord."""
     try:
         before = await read_header(device, header.owner)
@@ -362,7 +380,7 @@ async def _put_header(device: SectorDevice, header: SanHeader) -> None:
     if before is not None and before.generation > header.generation:
         raise DeviceError(f"{device.name}: a newer SAN header stands there")
     if before != header:
-        await write_header(device, header)
+        await write_header(device, header, is_timely)
     if await read_header(device, header.owner) != header:
         raise DeviceError(f"{device.name}: the SAN header was overwritten at once")
 

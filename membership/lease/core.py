@@ -39,6 +39,7 @@ class LeaseEvent(Enum):
     UNLISTED = "unlisted"  # a renewal finished and the header does not list us
     FAILED = "failed"  # a renewal failed: I/O error or a torn header
     DEADLINE = "deadline"  # the clock passed the deadline
+    EVICTED = "evicted"  # we were listed and are not any more, or the administrator says so
     GONE = "gone"  # our clean leave is on the header
 
 
@@ -47,16 +48,19 @@ TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
     (LeaseState.OUT, LeaseEvent.UNLISTED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.FAILED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.DEADLINE): LeaseState.OUT,
+    (LeaseState.OUT, LeaseEvent.EVICTED): LeaseState.FENCED,  # listed once, though it never had a lease (L2)
     (LeaseState.OUT, LeaseEvent.GONE): LeaseState.LEFT,
     (LeaseState.MEMBER, LeaseEvent.LISTED): LeaseState.MEMBER,
     (LeaseState.MEMBER, LeaseEvent.UNLISTED): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.FAILED): LeaseState.MEMBER,
     (LeaseState.MEMBER, LeaseEvent.DEADLINE): LeaseState.LAPSED,
+    (LeaseState.MEMBER, LeaseEvent.EVICTED): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.GONE): LeaseState.LEFT,
     (LeaseState.LAPSED, LeaseEvent.LISTED): LeaseState.MEMBER,
     (LeaseState.LAPSED, LeaseEvent.UNLISTED): LeaseState.FENCED,
     (LeaseState.LAPSED, LeaseEvent.FAILED): LeaseState.LAPSED,
     (LeaseState.LAPSED, LeaseEvent.DEADLINE): LeaseState.LAPSED,
+    (LeaseState.LAPSED, LeaseEvent.EVICTED): LeaseState.FENCED,
     (LeaseState.LAPSED, LeaseEvent.GONE): LeaseState.LEFT,
     **{(LeaseState.FENCED, event): LeaseState.FENCED for event in LeaseEvent},
     **{(LeaseState.LEFT, event): LeaseState.LEFT for event in LeaseEvent},
@@ -91,8 +95,8 @@ class LeaseCore:
         self._step(LeaseEvent.FAILED)
 
     def evicted(self) -> None:
-        """The administrator says that a durable header without us is in force."""
-        self._step(LeaseEvent.UNLISTED)
+        """A durable header without us is in force, after one that had us; or the administrator says so."""
+        self._step(LeaseEvent.EVICTED)
 
     def tick(self, now: float) -> None:
         """Notice the deadline."""

@@ -13,13 +13,14 @@ A4. A candidate becomes administrator only after the coordinator's Commit (1754)
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
     evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
     When nobody reaches it nothing happens: the cluster pauses.
-A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
-    finds out first whether it still is the administrator.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the
+    store, finds out first whether it still is the administrator.
+A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
+    and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from membership.group.connectivity import may_act
@@ -39,6 +40,7 @@ from membership.san.changes import NamingChange
 from membership.san.election import Election
 from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.header import NOBODY, make_header
+from membership.san.roles import TRANSITIONS, Role, RoleEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,15 +55,6 @@ if TYPE_CHECKING:
 AdminBody = Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
 
 
-class Role(Enum):
-    """A node's part in Figure 11."""
-
-    PEER = "peer"
-    CANDIDATE = "candidate"  # 1720: trying for the SAN lock
-    ELECTED = "elected"  # 1730: has it, waits for the coordinator
-    ADMIN = "administrator"
-
-
 class AdminCore:
     """One node's view of the administration."""
 
@@ -70,6 +63,7 @@ class AdminCore:
         self.header = header
         self.role = Role.PEER
         self.is_leaving = False
+        self.was_member = self.is_member()  # listed once: this incarnation never joins again (L2 of lease/core.py)
         self._timing = timing
         self._out = outbox
         self._view: View | None = None
@@ -84,7 +78,9 @@ class AdminCore:
         self._joiners: dict[int, int] = {}
         self._confirmed: set[tuple[int, int]] = set()  # fenced, not yet off the header
         self._fencing: set[tuple[int, int]] = set()  # fence under way
-        self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
+        self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is in force (A7); inf: no
+        self._fence_at: dict[tuple[int, int], float] = {}  # not to be ordered again before
+        self._looked_at = float("-inf")  # start of the last renewal that saw our header in force
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
         self._refused: set[tuple[int, int]] = set()  # joiners that were told why not
@@ -110,21 +106,22 @@ class AdminCore:
         self._say_again()
 
     def header_read(self, header: SanHeader, now: float) -> None:
-        """The header on disk.  An older one than ours changes nothing (S2), but see ``header_overwritten``."""
+        """The header on disk.  An older one than ours changes nothing (S2), but see ``header_in_doubt``."""
         if header.generation <= self.header.generation:
             return
-        old = self.header
         self.header = header
-        self._evicted_at = {key: self._evicted_at.get(key, now) for key in header.fencing.items()}
+        self.was_member |= self.is_member()
         mine = (header.administrator, header.administrator_incarnation) == (self.me.node, self.me.incarnation)
         if not mine and self.role is Role.ADMIN:
             self._log("role", f"generation {header.generation}: node {header.administrator} is administrator now")
+        known = self._evicted_at if self.role is Role.ADMIN else {}  # what we did not watch over counts from now on
+        self._evicted_at = {key: known.get(key, now) for key in header.fencing.items()}
+        self._fence_at = {key: at for key, at in self._fence_at.items() if key in self._evicted_at}
+        self._step(RoleEvent.IN_FORCE if mine else RoleEvent.SUPERSEDED)
         if not mine:
-            self.role, self._busy, self._bid = Role.PEER, False, None
+            self._busy, self._bid = False, None
             self._fencing.clear()
             self.change.deposed()
-        elif header.administrator != old.administrator or self.role is not Role.ADMIN:
-            self.role = Role.ADMIN
         if self._admin_works():
             self._election.over()
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
@@ -133,14 +130,22 @@ class AdminCore:
         self.change.header_in_force(header)
         self._out.tell(HeaderInForce(header, mine))
 
-    def header_overwritten(self) -> None:
-        """The disk shows an older header than ours: a late write of a former administrator.  Write ours again."""
-        if self.role is not Role.ADMIN or self._busy:
+    def header_in_doubt(self, now: float) -> None:
+        """The disks show an older header than ours, or ours not on a majority of the areas: write it again.
+
+        The former is a late write of a former administrator, the latter what is left of a write that failed.
+        """
+        self._evicted_at = dict.fromkeys(self._evicted_at, float("inf"))  # until it stands, or is written
+        if self.role is not Role.ADMIN or self._busy or now < self._retry_at:
             return
-        self._log("alert", f"a former administrator overwrote generation {self.header.generation}: written again")
-        self._evicted_at = dict.fromkeys(self._evicted_at, float("inf"))  # until ``header_written``
+        self._log("alert", f"generation {self.header.generation} is not on the disks any more: written again")
         self._busy = True
         self._out.tell(WriteHeader(self.header))
+
+    def header_stands(self, renewal: float, now: float) -> None:
+        """Our header was read as the one in force; by the renewal that began at ``renewal``, or -inf."""
+        self._looked_at = max(self._looked_at, renewal)
+        self._count_evictions(now)
 
     def receive(self, node: int, body: AdminBody, now: float) -> None:
         """A message of a node in the view."""
@@ -179,14 +184,15 @@ class AdminCore:
             if self._has_lease:  # else ``drive`` begins anew when it is renewed
                 self._write()
         elif self.role is Role.CANDIDATE and self._bid is not None:
-            self.role, self._since = Role.ELECTED, now
+            self._step(RoleEvent.WON)
+            self._since = now
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
 
     def header_written(self, header: SanHeader, now: float) -> None:
         """A header of ours is durable and was read back (A2)."""
         self._busy = False
         if header.generation == self.header.generation:
-            self._evicted_at = dict.fromkeys(self._evicted_at, now)
+            self._count_evictions(now)
             return
         self.header_read(header, now)
         self._tell_header()
@@ -205,8 +211,8 @@ class AdminCore:
             return
         if not result.confirmed:
             self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
-        elif result.driver == "lease" and now < self._evicted_at[node, incarnation] + self._timing.dead:
-            self._log("alert", f"node {node}: its eviction was overwritten meanwhile, waiting again")
+        elif result.driver == "lease" and not self._is_over(self._evicted_at[node, incarnation], now):
+            self._fence_at[node, incarnation] = now + self._timing.heartbeat
         else:
             self._confirmed.add((node, incarnation))
             self._log("fenced", f"node {node} by {result.driver}: {result.detail}")
@@ -281,6 +287,18 @@ class AdminCore:
         voters = {n for n in everyone if self.header.members.get(n) == known[n].incarnation} or everyone
         return may_act(reached & voters, voters, known)
 
+    def _count_evictions(self, now: float) -> None:
+        """What was in doubt counts from now on (A7)."""
+        self._evicted_at = {key: now if at == float("inf") else at for key, at in self._evicted_at.items()}
+
+    def _is_over(self, evicted_at: float, now: float) -> bool:
+        """A7: whether a node that was evicted then can have no lease any more."""
+        late = evicted_at + self._timing.lease + self._timing.io_bound
+        return now >= evicted_at + self._timing.dead and self._looked_at >= late
+
+    def _step(self, event: RoleEvent) -> None:
+        self.role = TRANSITIONS[self.role, event]
+
     def _log(self, kind: str, text: str) -> None:
         self._out.tell(Log(kind, text))
 
@@ -307,14 +325,21 @@ class AdminCore:
         body: JoinRequest | LeaveRequest | None = None
         if self.is_leaving and self.is_member():
             body = LeaveRequest(self.me.incarnation)
-        elif not self.is_leaving and not self.is_member():
+        elif not self.is_leaving and not self.was_member:
             body = JoinRequest(self.me.incarnation, self.own_naming, self.own_name)
         if body is not None:
             self._asked_at = now
             self._out.post(self.header.administrator, body)
 
     def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again."""
+        """1404: admit it, or say why not.
+
+        Who was told to go does not come back in the same incarnation; it may not know that it has to.  A mismatch of
+        the naming is no refusal: the joiner reads it and asks again.
+        """
+        if (node, body.incarnation) in self._expelled:
+            self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
+            return
         refusal = self.admission(body)
         if refusal == "" and body.naming < self.header.naming:
             refusal = None
@@ -330,8 +355,9 @@ class AdminCore:
     def _elect(self, now: float) -> None:
         """Of those that reach the store; not when we are the last one and off the header: nobody is left to serve."""
         assert self._view is not None
-        if not (self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}):
-            sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+        sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+        is_last = self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}
+        if sighted and not is_last:  # who is sighted is said of the group's view, which may be newer than ours
             self._election.elect(sighted, self._view.number, now)
 
     def _on_nominate(self, node: int, body: Nominate, now: float) -> None:
@@ -339,8 +365,8 @@ class AdminCore:
             return
         self._passed_over = max(self._passed_over, body.undone)
         if self._bid != (node, body.nomination) or self.role is Role.PEER:
-            self._bid = (node, body.nomination)
-            self.role, self._since = Role.CANDIDATE, now
+            self._bid, self._since = (node, body.nomination), now
+            self._step(RoleEvent.NOMINATED)
         self._say_again()
 
     def _on_verdict(self, node: int, body: Commit | Undo) -> None:
@@ -355,7 +381,7 @@ class AdminCore:
         """1752: our generation stays without a header; the next candidate passes over it (A4)."""
         if self.role in (Role.CANDIDATE, Role.ELECTED):
             self._log("election", f"candidacy dropped: {reason}")
-            self.role = Role.PEER
+        self._step(RoleEvent.DROPPED)
         self._bid = None
 
     def _give_up(self, reason: str) -> None:
@@ -427,7 +453,8 @@ class AdminCore:
             self._tell_header()  # who is evicted and hears us may have missed it
         for node, incarnation in self.header.fencing.items():
             key, evicted_at = (node, incarnation), self._evicted_at[node, incarnation]
-            if key not in self._fencing | self._confirmed and evicted_at != float("inf"):
+            is_due = evicted_at != float("inf") and now >= self._fence_at.get(key, now)
+            if is_due and key not in self._fencing | self._confirmed:
                 self._fencing.add(key)
                 self._out.tell(FenceOrder(node, incarnation, evicted_at))
         if not self._busy and now >= self._retry_at and self._is_change_wanted():

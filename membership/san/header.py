@@ -8,6 +8,10 @@ S3. A node extends its lease only on a header that lists its incarnation.  So on
     its right ends ``lease`` seconds later at the latest (R4).
 S4. Who is dropped without a clean leave stands in ``fencing`` until its fence is confirmed, across administrators:
     nothing of it may be recovered before.
+S5. A header write is handed over within ``lease`` of the moment from which on nobody newer was seen, or never.  So what
+    an administrator that was stopped in between still writes has landed before anybody it lists, and a newer header
+    does not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of
+    admin.py).
 
 The 4 KiB block holds two copies of 2 KiB.  A change writes the block twice, first with the first copy changed,
 then with both: a torn write leaves one whole copy.
@@ -17,12 +21,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from membership.errors import CorruptRecord
+from membership.errors import CorruptRecord, DeviceError
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
 from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from membership.seams import SectorDevice
 
@@ -133,13 +137,34 @@ async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
     return header_untrusted(await device.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES), cluster)
 
 
-async def write_header(device: SectorDevice, header: SanHeader) -> None:
-    """Write both copies, one after the other, durably.  Raises DeviceError.
+async def write_header(
+    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True
+) -> None:
+    """Write both copies, one after the other, durably.
 
-    The second copy of the first write is what the block holds now, so that its sectors don't change.
+    The first write leaves one whole copy as the block holds it now, so that its sectors don't change.
+
+    Args:
+        device: where.
+        header: what.
+        is_timely: asked right before each write; False: too late (S5).
+
+    Raises:
+        DeviceError: it failed, or is too late; one of the two copies may be written.
     """
     at = HEADER_BLOCK * BLOCK_BYTES
     image = header.encode()
     old = await device.read(at, BLOCK_BYTES)
-    await device.write(at, image + old[COPY_BYTES:], durable=True)
-    await device.write(at, image + image, durable=True)
+    keeps_second = _is_whole(old[COPY_BYTES:], header.owner) or not _is_whole(old[:COPY_BYTES], header.owner)
+    for block in (image + old[COPY_BYTES:] if keeps_second else old[:COPY_BYTES] + image, image + image):
+        if not is_timely():
+            raise DeviceError(f"{device.name}: the SAN header was not written in time, and must not be written late")
+        await device.write(at, block, durable=True)
+
+
+def _is_whole(copy: bytes, cluster: bytes) -> bool:
+    try:
+        SanHeader.decode_untrusted(copy, "SAN header", owner=cluster, address=HEADER_BLOCK)
+    except CorruptRecord:
+        return False
+    return True

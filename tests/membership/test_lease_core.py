@@ -86,6 +86,16 @@ def test_a_lapsed_node_that_was_evicted_is_fenced():
     assert core.state is LeaseState.FENCED
 
 
+def test_an_eviction_ends_every_state_but_a_clean_leave():
+    for state in LeaseState:
+        left = state is LeaseState.LEFT
+        assert TRANSITIONS[state, LeaseEvent.EVICTED] is (LeaseState.LEFT if left else LeaseState.FENCED)
+    core = LeaseCore(DEFAULT_TIMING)
+    core.evicted()  # listed once, and never had a lease
+    core.finished(1.0, 1.0, listed=True)
+    assert core.state is LeaseState.FENCED
+
+
 def test_off_the_header_is_fenced_unless_we_asked_for_it():
     fenced, left = LeaseCore(DEFAULT_TIMING), LeaseCore(DEFAULT_TIMING)
     for core in (fenced, left):

@@ -31,9 +31,10 @@ from membership.errors import CorruptRecord
 from membership.group.connectivity import address_key
 from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK
 from membership.lease.core import LeaseState
-from membership.san.admin import NodeDead, Role
+from membership.san.events import NodeDead
 from membership.san.evictions import Expel
 from membership.san.header import SanHeader, header_untrusted, make_header
+from membership.san.roles import Role
 from tests.sim.membership.mounts import JOURNAL_BLOCKS, SimMount
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Checkers:
         if lease.state is LeaseState.MEMBER:
             latest = self._last_listed(me) + self.world.timing.lease
             if lease.deadline > latest + EPSILON:
-                self.broke(f"C3: {machine.name} has a lease until {lease.deadline:.3f}, the header allows {latest:.3f}")
+                self.broke(f"C3: {machine.name} has a lease until {lease.deadline:.3f}, not {latest:.3f} at most")
         if core.admin.role is Role.ADMIN:
             self._check_administrators(machine)
 
@@ -92,9 +93,9 @@ class Checkers:
         """A node's core wants something done."""
         core = machine.node.core
         if isinstance(event, NodeDead):
-            if core.lease.state is not LeaseState.MEMBER or trio.current_time() >= core.lease.deadline:
-                state = core.lease.state.value
-                self.broke(f"C2: {machine.name} calls node {event.node} dead, its own lease is {state}")
+            state = core.lease.state
+            if state is not LeaseState.MEMBER or trio.current_time() >= core.lease.deadline:
+                self.broke(f"C2: {machine.name} calls node {event.node} dead, its own lease is {state.value}")
             self.dead_nodes.add((event.node, event.incarnation))
             self._check_dead()
         elif isinstance(event, Expel):
@@ -179,17 +180,28 @@ class Checkers:
             self.went_back += 1
         if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
             self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
+        for instance in self.dead_nodes & set(header.members.items()) - set(before.members.items()):
+            self._check_return(instance)
         if header.generation > self.newest.generation:
             self._check_eviction(writer, self.newest, header)
             self.newest = header
+
+    def _check_return(self, instance: tuple[int, int]) -> None:
+        """Who was called dead is listed again: only an instance that never had a lease may be (L2)."""
+        machines = {(m.node.node_id, m.node.incarnation): m for m in self.world.machines.values()}
+        machine = machines.get(instance)
+        if machine is not None and machine.running and machine.node.core.lease.state is not LeaseState.OUT:
+            self.broke(f"C4: {machine.name} was called dead and is listed again")
+        self.dead_nodes.discard(instance)
 
     def _data_landed(self, writer: SimMount, journal: int) -> None:
         who = f"{writer.machine.name}, mount {writer.pid}"
         if self._is_dead(writer):
             self.broke(f"C4: a write of {who}, which is dead, lands in journal {journal}")
-        elif self.world.journals[journal] != writer.instance and self._replaying.get(journal) is not writer:
-            if writer.alive:  # a dead replayer's write may still land until it is called dead
-                self.broke(f"C4: a write of {who} lands in journal {journal} of {self.world.journals[journal]}")
+            return
+        is_theirs = self.world.journals[journal] == writer.instance or self._replaying.get(journal) is writer
+        if writer.alive and not is_theirs:  # a dead replayer's write may still land until it is called dead
+            self.broke(f"C4: a write of {who} lands in journal {journal} of {self.world.journals[journal]}")
 
     def _is_dead(self, mount: SimMount) -> bool:
         node = mount.machine.node

@@ -21,21 +21,19 @@ def describe(world: World) -> str:
 
 def _machine(machine: Machine) -> list[str]:
     core = machine.node.core
-    lines = [
-        f"{machine.name}: running={machine.running} frozen={machine.freezer.is_frozen} paths={machine.paths}"
-        f" error={machine.error}"
-    ]
+    lines = [f"{machine.name}: running={machine.running} frozen={machine.freezer.is_frozen} error={machine.error}"]
+    lines += [f"   {path}" for path in machine.paths if not path.is_healthy]
     if core is None:
         return lines
     admin, group, now = core.admin, core.group, trio.current_time()
     peers = {n: p.state.value for n, p in group.peers.items()}
-    lines += [
-        f"   node {core.me.node}: {core.lease.state} until {core.lease.deadline:.3f} {admin.role} busy={admin._busy}",
-        f"   view={group.view.number} {sorted(group.view.members)} accepted={group._accepted} peers={peers}"
-        f" settled={group.is_settled(core.watch.alive(now))} alive={sorted(core.watch.alive(now))}",
-        f"   header g{admin.header.generation} a{admin.header.administrator} m{sorted(admin.header.members)}"
-        f" f{sorted(admin.header.fencing)}",
-    ]
+    lines.append(f"   node {core.me.node}: {core.lease.state} until {core.lease.deadline:.3f} {admin.role}")
+    lines.append(f"   view {group.view.number} {sorted(group.view.members)} accepted={group._accepted} peers={peers}")
+    settled, alive = group.is_settled(core.watch.alive(now)), sorted(core.watch.alive(now))
+    lines.append(f"   settled={settled} alive={alive} sighted={sorted(group.sighted())} busy={admin._busy}")
+    header = admin.header
+    text = f"   header g{header.generation} by {header.administrator} members {sorted(header.members)}"
+    lines.append(f"{text} fencing {sorted(header.fencing)}")
     if core.filesystems is not None:
         lines += [
             f"   fs {fs.phase.value} waiting={fs.waiting} members={sorted(fs.members)} dead={list(fs.dead)}"

@@ -165,7 +165,7 @@ class Faults:
             self._mend(each)
 
     async def trip(self, machine: Machine) -> None:
-        """Stopped, killed or cut off exactly when it writes a header, a ballot or its slot for the nth time."""
+        """Stopped, killed or cut off while its nth write of a header, a ballot or its slot is on its way."""
         first, count = self.rng.choice(((HEADER_BLOCK, 1), (BALLOT_BLOCK, NODE_SLOTS), (HEARTBEAT_BLOCK, NODE_SLOTS)))
         left = self.rng.choice((1, 1, 2, 3))
         action = self.rng.choice((self.pause_now, self.pause_now, self.kill_now, self.cut_now))

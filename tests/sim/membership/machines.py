@@ -1,4 +1,4 @@
-"""A simulated machine: one matrixd with its links, its way to the disk and its processes, each of which can be killed."""
+"""A simulated machine: one matrixd with its links, its ways to the disks, and the mount processes beside it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class SimMesh:
         self._inner = net.transport(identity.node, identity.incarnation)
         self.set_peers, self.send = self._inner.set_peers, self._inner.send
 
-    async def listen(self, host: str, port: int = 0) -> int:
+    def links(self) -> list:
+        return []
+
+    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
         await trio.lowlevel.checkpoint()
         return self._inner.address.port
 
@@ -127,8 +130,8 @@ class Machine:
     def make_port(self, area: int, name: str, who: object) -> Port:
         world = self.world
         return Port(
-            world.disks[area], self.paths[area], self.freezer, name, world.disk_rng, world.timing.io_bound, world.start_soon,
-            world.checkers.landed, who,
+            world.disks[area], self.paths[area], self.freezer, name, world.disk_rng, world.timing.io_bound,
+            world.start_soon, world.checkers.landed, who,
         )  # fmt: skip
 
     def freeze(self) -> None:

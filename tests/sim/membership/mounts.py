@@ -1,4 +1,4 @@
-"""A simulated mount process: answers orders, and writes its own journal through the gate and the patience of a real one.
+"""A simulated mount process: answers orders, writes its own journal through a real gate and a real patience.
 
 It keeps no files.  What it writes says who it is; the checkers look at every write that lands (checkers.py).
 """

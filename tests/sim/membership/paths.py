@@ -43,7 +43,7 @@ class Path:
     slow: tuple[float, float] = (0.0, 0.0)  # seconds more
     errors: float = 0.0  # probability that an operation fails
     hanging: trio.Event | None = None  # answers wait for it
-    trip: Callable[[int], None] | None = None  # told the block of each write that is about to be handed over
+    trip: Callable[[int], None] | None = None  # told the block of each write that was handed over
 
     @property
     def is_healthy(self) -> bool:
@@ -145,14 +145,14 @@ class Port:
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False, guard: Guard | None = None) -> None:
         check_range(self, "write", offset, buffer_bytes(data))
-        if self.path.trip is not None and not self.freezer.is_frozen:
-            self.path.trip(offset // BLOCK_BYTES)
         await self._hand_over(guard)
         seconds = self._seconds()
         flight = Flight(offset, bytes(data), trio.current_time())
         self.flights.append(flight)
         landed = trio.Event()
         self.start(self._land, flight, min(seconds, self.io_bound), landed)
+        if self.path.trip is not None:
+            self.path.trip(offset // BLOCK_BYTES)
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:

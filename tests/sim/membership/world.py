@@ -2,8 +2,8 @@
 
 What it models: SIGKILL of a node (matrixd and mounts at once) or of one mount, SIGSTOP of either, network cuts in
 both directions or one, partitions, a path to the disk that is slow, hangs, fails or is lost, restart under a new
-incarnation, one machine (process fence works) or many (lease fence only).  The mounts keep no files: they answer orders,
-write their journals, and note what they were told.  ``checkers.py`` holds the invariants.
+incarnation, one machine (process fence works) or many (lease fence only).  The mounts keep no files: they answer
+orders, write their journals, and note what they were told.  ``checkers.py`` holds the invariants.
 """
 
 from __future__ import annotations
@@ -149,6 +149,9 @@ class World:
 
     async def __aexit__(self, *error) -> None:
         self._nursery.cancel_scope.cancel()
+        for port in [port for ports in self.ports.values() for port in ports]:
+            port.path.mend()
+            port.kill()  # nobody waits for a device any more
         await self._manager.__aexit__(*error)
         if error[0] is None:
             self.demand_unbroken()
