@@ -43,11 +43,12 @@ log = logging.getLogger(__name__)
 
 _NOT_YET: Final = ("starting", "joining")
 
+
 @dataclass(frozen=True, slots=True)
 class MatrixdOptions:
     """What the command line said, checked."""
 
-    stores: tuple[str, ...]  # absolute paths of disks of the cluster; the first that opens leads to the others
+    stores: tuple[str, ...]  # absolute paths or URLs of disks of the cluster; the first that opens leads to the others
     name: str
     host: str  # IP address
     port: int  # 0: any
@@ -87,7 +88,7 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    opener = HostOpener(options.stores, options.scan)
+    opener = HostOpener(options.stores, options.scan, options.name)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
