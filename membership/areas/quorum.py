@@ -26,6 +26,7 @@ from membership.database.image import DatabaseImage, read_image, write_image
 from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import BALLOT_BLOCK, BLOCK_BYTES, NODE_SLOTS
 from membership.lease.area import read_slot, read_slots, write_slot
+from membership.pauses import never
 from membership.san.header import read_header, write_header
 from membership.san.records import Ballot, ballot_block, ballot_image, ballot_untrusted
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot
+    from membership.pauses import Pause
     from membership.san.header import SanHeader
     from membership.seams import Clock, SectorDevice
 
@@ -196,13 +198,13 @@ class Areas:
         newest = max(header.generation for header in answers.values())
         return is_enough([disk for disk, header in answers.items() if header.generation == newest], self._groups)
 
-    async def put_header(self, header: SanHeader) -> bool:
+    async def put_header(self, header: SanHeader, pause: Pause = never) -> bool:
         """Write the header and read it back; False when that failed on a majority, or a newer one stands there.
 
         A header older than ours that appears later was on its way when we won: AdminCore.header_overwritten.
         """
         try:
-            await self._ask("header", lambda area: _put_header(area.opened(), header))
+            await self._ask("header", lambda area: _put_header(area.opened(), header, pause))
         except DeviceError:
             return False
         return True
@@ -353,7 +355,7 @@ class _Call(Generic[T]):
             self.over.set()
 
 
-async def _put_header(device: SectorDevice, header: SanHeader) -> None:
+async def _put_header(device: SectorDevice, header: SanHeader, pause: Pause = never) -> None:
     """Write a header over an older or damaged one, and read it back.  Raises DeviceError, CorruptRecord."""
     try:
         before = await read_header(device, header.owner)
@@ -362,7 +364,7 @@ async def _put_header(device: SectorDevice, header: SanHeader) -> None:
     if before is not None and before.generation > header.generation:
         raise DeviceError(f"{device.name}: a newer SAN header stands there")
     if before != header:
-        await write_header(device, header)
+        await write_header(device, header, pause)
     if await read_header(device, header.owner) != header:
         raise DeviceError(f"{device.name}: the SAN header was overwritten at once")
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
+from membership.pauses import never
 from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from membership.pauses import Pause
     from membership.seams import SectorDevice
 
 COPY_BYTES = BLOCK_BYTES // 2
@@ -133,7 +135,7 @@ async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
     return header_untrusted(await device.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES), cluster)
 
 
-async def write_header(device: SectorDevice, header: SanHeader) -> None:
+async def write_header(device: SectorDevice, header: SanHeader, pause: Pause = never) -> None:
     """Write both copies, one after the other, durably.  Raises DeviceError.
 
     The second copy of the first write is what the block holds now, so that its sectors don't change.
@@ -142,4 +144,5 @@ async def write_header(device: SectorDevice, header: SanHeader) -> None:
     image = header.encode()
     old = await device.read(at, BLOCK_BYTES)
     await device.write(at, image + old[COPY_BYTES:], durable=True)
+    await pause("HeaderHalf")
     await device.write(at, image + image, durable=True)
