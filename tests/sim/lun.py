@@ -176,7 +176,7 @@ class SimLun:
         gone = [self.entries[i][1] for i in at]
         for i in reversed(at):
             self._remove(i)
-        held = self.kind == REGISTRANTS_ONLY and self.holder is not None
+        held = self.kind != ALL_REGISTRANTS and self.holder is not None
         if held and any(self._same(self.holder, login) for login in gone):
             self.kind, self.holder, self.held_key = kind, by, own
         if abort and self.quirks.abort_stops:
@@ -332,7 +332,7 @@ class SimNexus:
             if lun.quirks.keys_shift:
                 return Reservation(lun.held_key, lun.kind)
             held = [k for k, login in lun.entries if lun.holder is not None and lun._same(login, lun.holder)]
-            return Reservation(held[0] if held and lun.kind == REGISTRANTS_ONLY else 0, lun.kind)
+            return Reservation(held[0] if held and lun.kind != ALL_REGISTRANTS else 0, lun.kind)
 
         return await self._do("read_reservation", effect)
 
