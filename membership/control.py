@@ -251,7 +251,7 @@ class _Server:
             cluster_name=label.cluster_name,
             cluster_uuid=label.owner,
             cluster_key=label.cluster_key,
-            store_path=os.path.abspath(status["store"]),
+            store_path=status["store"],
             data_offset=label.data_block * BLOCK_BYTES,
             data_length=label.data_blocks * BLOCK_BYTES,
             timing=timing_of(label),

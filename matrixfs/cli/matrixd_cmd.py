@@ -17,6 +17,7 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, state_option
+from matrixfs.store_names import absolute_name, is_iscsi
 from membership.errors import OperatorError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -26,7 +27,9 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 @click.command(cls=MatrixCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="matrixd")
-@click.option("--store", required=True, metavar="PATH", help="The shared cluster disk, as mkfs.matrixfs made it.")
+@click.option(
+    "--store", required=True, metavar="STORE", help="The cluster disk that mkfs.matrixfs made: a path or URL."
+)
 @click.option(
     "--address",
     required=True,
@@ -48,7 +51,7 @@ def main(
     host, port = parse_address(address)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
-    if not os.path.exists(store):
+    if not is_iscsi(store) and not os.path.exists(store):
         raise OperatorError(f"{store}: no such store (make one with mkfs.matrixfs)")
     directory = os.path.abspath(state)
 
@@ -56,7 +59,7 @@ def main(
 
     lock = lock_state(directory)
     log_path = os.path.join(directory, LOG_NAME) if daemon else None
-    store = os.path.abspath(store)
+    store = absolute_name(store)
     readiness = go_background(log_path) if log_path else Readiness()
     lock.write_pid()
     start_logging(log_level, log_path)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from matrixfs.blockstore import open_store
+from matrixfs.blockstore import opened_store
 from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
@@ -35,7 +35,7 @@ from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
-    from matrixfs.blockstore.device.direct import DirectDevice
+    from matrixfs.blockstore.device.api import Store
     from matrixfs.cli.host import Readiness
     from membership.seams import PeerAddress, SectorDevice
 
@@ -43,11 +43,12 @@ log = logging.getLogger(__name__)
 
 _NOT_YET: Final = ("starting", "joining")
 
+
 @dataclass(frozen=True, slots=True)
 class MatrixdOptions:
     """What the command line said, checked."""
 
-    store: str  # absolute path
+    store: str  # absolute path, or URL of a LUN
     name: str
     host: str  # IP address
     port: int  # 0: any
@@ -84,7 +85,7 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
-    device = open_store(options.store)
+    device = await opened_store(options.store, identity="matrixd", host=options.name)
     try:
         label = await read_label(device)
         log.info("cluster %s on %s: node %s at %s", label.cluster_name, device.name, options.name, options.host)
@@ -93,7 +94,7 @@ async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
         await device.aclose()
 
 
-async def _serve(options: MatrixdOptions, readiness: Readiness, device: DirectDevice, label: Label) -> None:
+async def _serve(options: MatrixdOptions, readiness: Readiness, device: Store, label: Label) -> None:
     clock = SystemClock()
     node = _make_node(options, device, label, clock)
     stopped = trio.Event()

@@ -40,6 +40,35 @@ class GuardedDevice(SectorDevice, Protocol):
         ...
 
 
+class Store(GuardedDevice, Protocol):
+    """A whole store, as its owner opened it by name (``store.open_store``), whatever is behind the name."""
+
+    @property
+    def counters(self) -> Counters:
+        """What it did since it was opened."""
+        ...
+
+    async def open(self) -> None:
+        """Learn what the store is; ``sector_bytes``, ``size_bytes`` and I/O are for after this.  Idempotent.
+
+        Raises:
+            OperatorError: a store far away can't be reached, refuses us, or is none.  Let go of then.
+        """
+        ...
+
+    async def find_user(self) -> str | None:
+        """Who else uses it, as far as the store itself can tell; words for a message.  Raises DeviceError."""
+        ...
+
+    def statistics(self) -> dict[str, int | str]:
+        """Counters of the device and of what carries its I/O."""
+        ...
+
+    def close_unused(self) -> None:
+        """Let go of a store that has done no I/O; allowed outside trio."""
+        ...
+
+
 @dataclass(slots=True)
 class Counters:
     """What a device did since it was opened; bytes and calls, not kernel operations."""

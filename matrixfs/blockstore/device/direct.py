@@ -92,6 +92,16 @@ class DirectDevice:
         """Pid of another process of this host (or of this one, by another descriptor) that has the store open."""
         return presence.find_holder(self._fd)
 
+    async def open(self) -> None:
+        """``Store.open``: all is known since the descriptor was opened."""
+        await trio.lowlevel.checkpoint()
+
+    async def find_user(self) -> str | None:
+        """``Store.find_user``: a process of this host."""
+        await trio.lowlevel.checkpoint()
+        holder = self.find_holder()
+        return None if holder is None else f"process {holder} has it open (ps {holder}); stop it first"
+
     async def read(self, offset: int, length: int, *, guard: Guard | None = None) -> bytes:
         """``SectorDevice.read``."""
         check_range(self, "read", offset, length)
