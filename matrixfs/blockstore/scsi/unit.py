@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from matrixfs.blockstore.scsi import answers, commands
-from matrixfs.blockstore.scsi.status import CheckCondition, NoSuchUnit
+from matrixfs.blockstore.scsi.status import CheckCondition, NoSuchUnit, ReservationConflict
 from membership.errors import BadMessage, DeviceError
 
 if TYPE_CHECKING:
@@ -91,12 +91,16 @@ async def _name(session: Session) -> str:
 
 
 async def _asked(session: Session, command: commands.Command, parse: Callable[[bytes], _T], otherwise: _T) -> _T:
-    """The parsed answer; ``otherwise`` where the target doesn't know the question, or answers with nonsense."""
+    """The parsed answer; ``otherwise`` where the target doesn't know the question, or answers with nonsense.
+
+    And where it refuses it: under a reservation MODE SENSE is for registered nexuses only (SPC-4 5.13.1; tgt does so),
+    and whoever opens a store is not registered yet.
+    """
     try:
         return parse(await session.command(command))
     except NoSuchUnit:
         raise
-    except (CheckCondition, BadMessage):
+    except (CheckCondition, BadMessage, ReservationConflict):
         return otherwise
 
 
