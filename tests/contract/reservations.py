@@ -1,7 +1,7 @@
 """What every implementation of the seam ``Reservations`` does, simulated or on a real target.
 
-Run by ``test_reservations.py`` (simulated) and ``tests/matrixfs/test_real_reservations.py`` (tgt and istgt).  Each
-check gets a LUN without registrations.  Where targets differ, the traits say what is expected.
+Run by ``test_reservations.py`` (simulated) and ``tests/san/test_reservations.py`` (tgt and istgt).  Each check
+gets a LUN without registrations.  Where targets differ, the traits say what is expected.
 """
 
 from __future__ import annotations
