@@ -67,7 +67,7 @@ class StorageAccess:
         self._key = 0
         self._on: dict[str, int] = {}  # key by name of LUN
         self._strays: dict[tuple[str, int], float] = {}  # since when such a key of ours is there
-        self._turn = trio.Lock()  # one admission, reconnection or withdrawal at a time
+        self._turn = trio.Lock()  # one admission or withdrawal at a time
 
     @property
     def key(self) -> int:
@@ -115,22 +115,22 @@ class StorageAccess:
             Fenced: they may not, ever.
             DeviceError: not known; ask again.
         """
-        async with self._turn:
-            if self._registration.step(Event.RECONNECT) is Action.NOTHING:
-                return
-            lun = next((lun for lun in self._usable() if lun.name == name), None)
-            if lun is None:
-                return
-            reservations = _of(lun)
-            with self._conflicts():
-                if lun.traits.keeps_over_login:
-                    if self._key not in await reservations.read_keys():
-                        raise Conflict(f"{name}: our registration is gone, so this node was fenced")
-                elif await self._allowed():
-                    await self._register_on(lun)
-            await self._look()  # also finds out that ``allowed`` said no above
-            with self._conflicts():
-                await ensure_reserved(lun, self._key, strangers=False)
+        # Not in turn: an admission may be waiting for this very session.  Both register the same key, and look.
+        if self._registration.step(Event.RECONNECT) is Action.NOTHING:
+            return
+        lun = next((lun for lun in self._usable() if lun.name == name), None)
+        if lun is None:
+            return
+        reservations = _of(lun)
+        with self._conflicts():
+            if lun.traits.keeps_over_login:
+                if self._key not in await reservations.read_keys():
+                    raise Conflict(f"{name}: our registration is gone, so this node was fenced")
+            elif await self._allowed():
+                await self._register_on(lun)
+        await self._look()  # also finds out that ``allowed`` said no above
+        with self._conflicts():
+            await ensure_reserved(lun, self._key, strangers=False)
 
     async def withdraw(self) -> list[str]:
         """Leave all LUNs; the process writes no more.  Returns what was left behind, for the log (A4)."""

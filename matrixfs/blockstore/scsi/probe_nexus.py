@@ -71,6 +71,11 @@ class IscsiProbeNexus(ScsiReservations):
         capacity = (await examine(session)).capacity
         return cls(address, identity, session, capacity.sector_bytes, capacity.size_bytes)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its session is."""
+        return not self._now.ended.is_set()
+
     async def _get(self) -> Session:
         return self._now
 
