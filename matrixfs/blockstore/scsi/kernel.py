@@ -8,7 +8,8 @@ bytes, against a scripted kernel.
 
 Invariants:
     D1  ``register`` and ``unregister`` go to every path (each is a nexus of its own); one at least must answer.
-        Everything else goes to the first path that does, and a conflict is an answer.
+        Everything else goes to the first path that does it; a path that was away then is not registered, so one
+        that refuses is passed over, too.
     D2  The nexus is the host's: all its processes share the registration (``Lun.nexus_per_process`` is False).
 Sources: scsi/sg.h (struct sg_io_hdr, SG_SCSI_RESET), SPC-4 4.5 (sense data), Documentation/ABI/stable/sysfs-block.
 """
@@ -98,7 +99,7 @@ class Kernel(Protocol):
     """The system calls; another one in tests."""
 
     def ioctl(self, device: str, request: int, argument: ctypes.Structure | ctypes.c_int) -> int:
-        """Call ioctl(2) on a device node; ``argument`` is changed in place.  Raises OSError."""
+        """Control a device node; ``argument`` is changed in place.  Raises OSError."""
         ...
 
 
@@ -240,15 +241,21 @@ class ScsiKernelReservations:
             raise DeviceError(f"{self._name}: {error}") from None
 
     async def _on_first(self, work: Callable[[str], Awaitable[_T]]) -> _T:
-        """On the first path that answers (D1)."""
-        for path in self._paths[:-1]:
+        """On the first path that does it (D1)."""
+        refused: ReservationConflict | None = None
+        failed: DeviceError | None = None
+        for path in self._paths:
             try:
                 return await work(path)
             except (CheckCondition, Unsupported):
                 raise
-            except DeviceError:
-                continue
-        return await work(self._paths[-1])
+            except ReservationConflict as error:
+                refused = refused or error
+            except DeviceError as error:
+                failed = failed or error
+        error = refused or failed
+        assert error is not None
+        raise error
 
     async def _command(self, path: str, command: Command) -> bytes:
         """Raises ReservationConflict, Unsupported, DeviceError."""

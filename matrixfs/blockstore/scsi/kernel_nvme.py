@@ -1,9 +1,11 @@
-"""Reservations of an NVMe namespace through the kernel: IOC_PR_* ioctls, and the reservation report for the keys.
+"""Reservations of an NVMe namespace through the kernel, by NVME_IOCTL_IO_CMD.
 
-**Never run on real hardware**, as ``kernel`` says; NVMe has no LUN RESET, and needs none: it has preempt-and-abort.
+Why not the kernel's IOC_PR_* ioctls: they can't read the keys, make "unregister" a "replace by key 0", and in some
+kernels PREEMPT always aborts (drivers/nvme, ``nvme_pr_register``, ``nvme_pr_preempt``).  NVMe has no LUN RESET, and
+needs none: it has preempt-and-abort.  **Never run on real hardware**, as ``kernel`` says.
 
-Sources: linux/pr.h (requests, structures, status), linux/nvme_ioctl.h (struct nvme_passthru_cmd), NVMe base
-specification, Reservation Report (little-endian).
+Sources: linux/nvme_ioctl.h (struct nvme_passthru_cmd), NVMe base specification: Reservation Register, Acquire, Release,
+Report (little-endian).
 """
 
 from __future__ import annotations
@@ -15,72 +17,28 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from membership.errors import BadMessage, DeviceError
-from membership.fence.reservations import (
-    ALL_REGISTRANTS,
-    REGISTRANTS_ONLY,
-    Conflict,
-    Refused,
-    Reservation,
-    Unsupported,
-    refusal,
-)
+from membership.fence.reservations import ALL_REGISTRANTS, REGISTRANTS_ONLY, Reservation, Unsupported, refusal
 
 if TYPE_CHECKING:
     from matrixfs.blockstore.scsi.kernel import Kernel
 
-PR_REGISTER: Final = 0x401870C8
-PR_RESERVE: Final = 0x401070C9
-PR_RELEASE: Final = 0x401070CA
-PR_PREEMPT: Final = 0x401870CB
-PR_PREEMPT_ABORT: Final = 0x401870CC
-PR_CLEAR: Final = 0x401070CD
-_IGNORE_KEY: Final = 1
-_CONFLICTS: Final = (0x18, 0x83)  # PR_STS_RESERVATION_CONFLICT since Linux 6.4; before, NVMe's own status code
-_UNSUPPORTED_ERRNOS: Final = (25, 95)  # ENOTTY, EOPNOTSUPP
 NVME_ID: Final = 0x4E40
 NVME_IO_CMD: Final = 0xC0484E43
-_RESERVATION_REPORT: Final = 0x0E
+REGISTER, REPORT, ACQUIRE, RELEASE = 0x0D, 0x0E, 0x11, 0x15  # commands
+_DO_REGISTER, _DO_UNREGISTER, _DO_REPLACE = 0, 1, 2  # actions of REGISTER
+_DO_ACQUIRE, _DO_PREEMPT, _DO_PREEMPT_AND_ABORT = 0, 1, 2  # of ACQUIRE
+_DO_RELEASE, _DO_CLEAR = 0, 1  # of RELEASE
+_IGNORE_KEY: Final = 1 << 3
+_PERSIST: Final = 3 << 30  # through power loss
+_TYPE_AT: Final = 8
 _EXTENDED: Final = 1
-_HOST_ID_INCONSISTENT: Final = 0x18
+_STATUS: Final = 0x7FF  # type and code, without "do not retry" and the like
+_INVALID_OPCODE, _INVALID_FIELD, _HOST_ID_INCONSISTENT, _CONFLICT = 0x01, 0x02, 0x18, 0x83
 _REPORT_BYTES: Final = 4096
 _TIMEOUT_MS: Final = 10_000
-# Kind of reservation as SCSI numbers it: as linux/pr.h does, which is as NVMe does.
+# Kind of reservation: as SCSI numbers it, as NVMe does.
 _TYPES: Final = {REGISTRANTS_ONLY: 3, ALL_REGISTRANTS: 5}
 _KINDS: Final = {1: 1, 2: 3, 3: REGISTRANTS_ONLY, 4: 6, 5: ALL_REGISTRANTS, 6: 8}
-
-
-class Registration(ctypes.Structure):
-    """``struct pr_registration``."""
-
-    _fields_ = (
-        ("old_key", ctypes.c_uint64),
-        ("new_key", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-    )
-
-
-class Reserved(ctypes.Structure):
-    """``struct pr_reservation``."""
-
-    _fields_ = (("key", ctypes.c_uint64), ("type", ctypes.c_uint32), ("flags", ctypes.c_uint32))
-
-
-class Preemption(ctypes.Structure):
-    """``struct pr_preempt``."""
-
-    _fields_ = (
-        ("old_key", ctypes.c_uint64),
-        ("new_key", ctypes.c_uint64),
-        ("type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-    )
-
-
-class Clearing(ctypes.Structure):
-    """``struct pr_clear``."""
-
-    _fields_ = (("key", ctypes.c_uint64), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32))
 
 
 class PassthruCmd(ctypes.Structure):
@@ -109,8 +67,10 @@ class PassthruCmd(ctypes.Structure):
 
 
 assert ctypes.sizeof(PassthruCmd) == 72
-assert ctypes.sizeof(Registration) == ctypes.sizeof(Preemption) == 24
-assert ctypes.sizeof(Reserved) == ctypes.sizeof(Clearing) == 16
+
+
+class _Conflicted(Exception):
+    """The status RESERVATION CONFLICT."""
 
 
 class NvmeReservations:
@@ -120,8 +80,7 @@ class NvmeReservations:
         self._name = name
         self._node = node
         self._kernel = kernel
-        # The kernel asks for persistence through power loss with every registration by itself (nvme/host/pr.c).
-        self._power_loss = power_loss
+        self._persist = _PERSIST if power_loss else 0
 
     @property
     def name(self) -> str:
@@ -129,35 +88,40 @@ class NvmeReservations:
         return self._name
 
     async def register(self, key: int) -> None:
-        """See ``Reservations``."""
-        await self._do("register", PR_REGISTER, Registration(new_key=key, flags=_IGNORE_KEY), key)
+        """See ``Reservations``.  "Register" is for hosts that are not registered yet, "replace" for all others."""
+        flags = _IGNORE_KEY | self._persist
+        try:
+            await self._send("register", REGISTER, _DO_REGISTER | flags, 0, key)
+        except _Conflicted:
+            await self._do("register", REGISTER, _DO_REPLACE | flags, 0, key, own=key)
 
     async def unregister(self, key: int) -> None:
         """See ``Reservations``."""
         try:
-            await self._do("unregister", PR_REGISTER, Registration(old_key=key), key)
-        except (Conflict, Refused):
+            await self._send("unregister", REGISTER, _DO_UNREGISTER | _IGNORE_KEY, key)
+        except _Conflicted:
             return  # it is not registered
 
     async def reserve(self, key: int, kind: int) -> None:
         """See ``Reservations``."""
-        await self._do("reserve", PR_RESERVE, Reserved(key=key, type=_TYPES[kind]), key)
+        await self._do("reserve", ACQUIRE, _DO_ACQUIRE | _TYPES[kind] << _TYPE_AT, key, own=key)
 
     async def release(self, key: int, kind: int) -> None:
         """See ``Reservations``."""
-        await self._do("release", PR_RELEASE, Reserved(key=key, type=_TYPES[kind]), key)
+        await self._do("release", RELEASE, _DO_RELEASE | _TYPES[kind] << _TYPE_AT, key, own=key)
 
     async def preempt(self, own: int, victim: int, kind: int, *, abort: bool) -> None:
-        """See ``Reservations``.  In pr.h ``old_key`` is the victim's, ``new_key`` ours."""
-        request = PR_PREEMPT_ABORT if abort else PR_PREEMPT
-        await self._do("preempt", request, Preemption(old_key=victim, new_key=own, type=_TYPES[kind]), own)
+        """See ``Reservations``."""
+        action = _DO_PREEMPT_AND_ABORT if abort else _DO_PREEMPT
+        await self._do("preempt", ACQUIRE, action | _TYPES[kind] << _TYPE_AT, own, victim, own=own)
 
     async def clear(self, key: int) -> None:
         """See ``Reservations``."""
-        await self._do("clear", PR_CLEAR, Clearing(key=key), key)
+        await self._do("clear", RELEASE, _DO_CLEAR, key, own=key)
 
     async def reset_lun(self) -> None:
         """NVMe has none."""
+        await trio.lowlevel.checkpoint()
         raise Unsupported(f"{self._name}: an NVMe namespace has no LUN RESET")
 
     async def read_keys(self) -> list[int]:
@@ -172,47 +136,60 @@ class NvmeReservations:
         held = [key for key, holds in registrants if holds]
         return Reservation(held[0] if held and kind != ALL_REGISTRANTS else 0, kind)
 
+    # -- commands
+
     async def _report(self) -> tuple[int, list[tuple[int, bool]]]:
         """(kind, (key, whether it holds the reservation) of each registered controller)."""
-        nsid = await self._call("namespace id", NVME_ID, ctypes.c_int())
-        extended = True
-        while True:
+        for extended in (True, False):  # the latter for hosts with an identifier of 64 bits
             data = ctypes.create_string_buffer(_REPORT_BYTES)
-            command = PassthruCmd(
-                opcode=_RESERVATION_REPORT,
-                nsid=nsid,
-                addr=ctypes.addressof(data),
-                data_len=_REPORT_BYTES,
-                cdw10=_REPORT_BYTES // 4 - 1,
-                cdw11=_EXTENDED if extended else 0,
-                timeout_ms=_TIMEOUT_MS,
-            )
-            status = await self._call("reservation report", NVME_IO_CMD, command)
+            flags = _EXTENDED if extended else 0
+            status = await self._execute("reservation report", REPORT, _REPORT_BYTES // 4 - 1, flags, data)
             if status == 0:
+                try:
+                    return report_untrusted(data.raw, extended=extended)
+                except BadMessage as error:
+                    raise DeviceError(f"{self._name}: {error}") from None
+            if status != _HOST_ID_INCONSISTENT:
                 break
-            if status & 0x7FF != _HOST_ID_INCONSISTENT or not extended:
-                raise DeviceError(f"{self._name}: reservation report failed (status {status:#x})")
-            extended = False  # the host has a 64-bit identifier
+        raise self._failed("reservation report", status)
+
+    async def _do(self, what: str, opcode: int, action: int, *keys: int, own: int) -> None:
         try:
-            return report_untrusted(data.raw, extended=extended)
-        except BadMessage as error:
-            raise DeviceError(f"{self._name}: {error}") from None
+            await self._send(what, opcode, action, *keys)
+        except _Conflicted:
+            raise await refusal(self, own, what) from None
 
-    async def _do(self, what: str, request: int, argument: ctypes.Structure, own: int) -> None:
-        status = await self._call(what, request, argument)
-        if status and status & 0x7FF in _CONFLICTS:
-            raise await refusal(self, own, what)
+    async def _send(self, what: str, opcode: int, action: int, *keys: int) -> None:
+        data = ctypes.create_string_buffer(struct.pack(f"<{len(keys)}Q", *keys), 8 * len(keys))
+        status = await self._execute(what, opcode, action, 0, data)
+        if status == _CONFLICT:
+            raise _Conflicted
         if status:
-            raise DeviceError(f"{self._name}: {what} failed (status {status:#x})")
+            raise self._failed(what, status)
 
-    async def _call(self, what: str, request: int, argument: ctypes.Structure | ctypes.c_int) -> int:
+    def _failed(self, what: str, status: int) -> DeviceError:
+        kind = Unsupported if status in {_INVALID_OPCODE, _INVALID_FIELD} else DeviceError
+        return kind(f"{self._name}: {what} failed (NVMe status {status:#05x})")
+
+    async def _execute(self, what: str, opcode: int, cdw10: int, cdw11: int, data: ctypes.Array[ctypes.c_char]) -> int:
+        """Status type and code of an I/O command; 0 is success."""
+        nsid = await self._ioctl(what, NVME_ID, ctypes.c_int())
+        command = PassthruCmd(
+            opcode=opcode,
+            nsid=nsid,
+            addr=ctypes.addressof(data),
+            data_len=len(data),
+            cdw10=cdw10,
+            cdw11=cdw11,
+            timeout_ms=_TIMEOUT_MS,
+        )
+        return await self._ioctl(what, NVME_IO_CMD, command) & _STATUS
+
+    async def _ioctl(self, what: str, request: int, argument: ctypes.Structure | ctypes.c_int) -> int:
         try:
             return await trio.to_thread.run_sync(self._kernel.ioctl, self._node, request, argument)
         except OSError as error:
-            text = f"{self._name}: {what} failed: {error.strerror}"
-            if error.errno in _UNSUPPORTED_ERRNOS:
-                raise Unsupported(text) from None
-            raise DeviceError(text, error.errno or 0) from None
+            raise DeviceError(f"{self._name}: {what} failed: {error.strerror}", error.errno or 0) from None
 
 
 def report_untrusted(data: bytes, *, extended: bool) -> tuple[int, list[tuple[int, bool]]]:
