@@ -184,7 +184,10 @@ class ScsiKernelReservations:
 
     async def release(self, key: int, kind: int) -> None:
         """See ``Reservations``; on every path, for one of them holds it, and the others' release does nothing."""
-        await self._everywhere(reserve_out(Action.RELEASE, key, type_=kind))
+        try:
+            await self._everywhere(reserve_out(Action.RELEASE, key, type_=kind))
+        except ReservationConflict:
+            raise await refusal(self, key, "RELEASE") from None
 
     async def read_keys(self) -> list[int]:
         """See ``Reservations``."""
@@ -218,11 +221,11 @@ class ScsiKernelReservations:
     # -- commands
 
     async def _everywhere(self, command: Command) -> None:
-        failures: list[DeviceError] = []
+        failures: list[DeviceError | ReservationConflict] = []
         for path in self._paths:
             try:
                 await self._command(path, command)
-            except DeviceError as error:
+            except (DeviceError, ReservationConflict) as error:
                 failures.append(error)
         if len(failures) == len(self._paths):
             raise failures[0]
@@ -253,9 +256,9 @@ class ScsiKernelReservations:
                 refused = refused or error
             except DeviceError as error:
                 failed = failed or error
-        error = refused or failed
-        assert error is not None
-        raise error
+        reason = refused or failed
+        assert reason is not None
+        raise reason
 
     async def _command(self, path: str, command: Command) -> bytes:
         """Raises ReservationConflict, Unsupported, DeviceError."""
