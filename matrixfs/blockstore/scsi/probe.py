@@ -99,9 +99,6 @@ async def probe(
     run = _Probe(open_nexus, scratch_block * BLOCK_BYTES, progress)
     try:
         await run.begin()
-    except Unsupported as error:
-        progress(f"no persistent reservations: {error}")
-    try:
         if run.began:
             await run.reservations()
         await run.counters()
@@ -122,25 +119,36 @@ class _Probe:
         self._nexuses: dict[str, ProbeNexus] = {}
         self.traits = LunTraits()
         self.began = False
+        self._wrote = False
 
     async def begin(self) -> None:
-        """Q1.  Raises Unsupported when there are no reservations."""
+        """Q1."""
         a = await self._nexus("a")
-        keys, reservation = await a.read_keys(), await a.read_reservation()
+        try:
+            keys, reservation = await a.read_keys(), await a.read_reservation()
+        except Unsupported as error:
+            self._progress(f"no persistent reservations: {error}")
+            return
         if keys or reservation is not None:
             who = ", ".join(describe_key(key) for key in dict.fromkeys(keys)) or "a reservation without keys"
             raise OperatorError(f"{a.name}: in use: {who}; stop who uses it, or clear it by force")
-        await a.register(_A)
+        try:
+            await a.register(_A)
+        except Unsupported as error:
+            self._progress(f"no persistent reservations: {error}")
+            return
         self.began = True
 
     async def reservations(self) -> None:
         """Everything about reservations, each step from a clean start."""
+        self._wrote = True
         for kind in (REGISTRANTS_ONLY, ALL_REGISTRANTS):
             if not self.traits.kind and await self._step(f"reservation of type {kind}", partial(self._holds, kind)):
                 self._found(kind=kind)
         if not self.traits.kind:
             return
-        await self._leaks()
+        if not await self._step("commands that pass by the reservation", self._leaks):
+            self._found(leaks=~Leak(0))  # not known: all of them
         for name, text, step in (
             ("keys_are_true", "the list of keys after preempts", self._keys_are_true),
             ("outlives_holder", "the holder's session ends", self._outlives_holder),
@@ -159,6 +167,7 @@ class _Probe:
 
     async def counters(self) -> None:
         """COMPARE AND WRITE."""
+        self._wrote = True
         self._found(compare_and_write=await self._step("COMPARE AND WRITE", self._counts))
 
     async def end(self) -> None:
@@ -167,7 +176,7 @@ class _Probe:
             a = await self._nexus("a")
             if self.began:
                 await a.register(_A)
-            for block in range(_RACE_BLOCKS + 1):
+            for block in range(_RACE_BLOCKS + 1 if self._wrote else 0):
                 await a.write(self._at + block * BLOCK_BYTES, bytes(BLOCK_BYTES))
             if self.began:
                 await a.clear(_A)
@@ -249,7 +258,7 @@ class _Probe:
             found is not None and found.kind == kind and await self._can_write(a, b, c, d) == [False, True, True, False]
         )
 
-    async def _leaks(self) -> None:
+    async def _leaks(self) -> bool:
         _, _, _, d = await self._start()
         leaks = Leak(0)
         for leak in Leak:
@@ -261,6 +270,7 @@ class _Probe:
                 leaks |= leak
                 self._progress(f"an unregistered {str(leak.name).replace('_', ' ')}: {error}")
         self._found(leaks=leaks)
+        return True
 
     async def _keys_are_true(self) -> bool:
         a, b, c, d = await self._start()
@@ -343,16 +353,24 @@ class _Probe:
                     done += 1
                     if done > _RACE_WRITES:
                         under_way.set()
+            under_way.set()
 
+        failure: MatrixError | None = None
         async with trio.open_nursery() as nursery:
             for _ in range(_RACE_WRITES):
                 nursery.start_soon(write_on)
             await under_way.wait()
-            await a.preempt(_A, _C, self.traits.kind, abort=abort)
-            if not abort:
-                await a.reset_lun()
-            for at in marks:
-                await a.write(at, mark)
+            try:
+                await a.preempt(_A, _C, self.traits.kind, abort=abort)
+                if not abort:
+                    await a.reset_lun()
+                for at in marks:
+                    await a.write(at, mark)
+            except MatrixError as error:
+                failure = error  # not from within the nursery, which would wrap it
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         await trio.sleep(_SETTLE_SECONDS)
         return all([await a.read(at, BLOCK_BYTES) == mark for at in marks])
 
