@@ -9,7 +9,8 @@ Invariants (the races are argued in decision 0016):
     A2. Registered, then looked: after every registration under a node's key ``allowed`` reads header and slot, and
         only when they list this process is anything else written.  Otherwise the registration is taken back, and lost.
     A3. After a lost session the same holds: no write passes the session until ``reconnected`` has returned.  On a LUN
-        that remembers registrations a key that is gone was preempted, so nothing is registered again.
+        that forgets no registration, a key that is gone was preempted, so nothing is registered again; on others it
+        may have been the session's end or a restart of the target, and the look decides, before and after.
     A4. Who holds the reservation does not unregister: the LUN would be open to everybody, also to a fenced process
         that wakes up, until another one reserves.  Its key stays, and whoever comes next preempts it, which moves the
         reservation without a gap.  The last one to leave leaves the LUN locked in the same way.
@@ -122,11 +123,12 @@ class StorageAccess:
         if lun is None:
             return
         reservations = _of(lun)
+        traits = lun.traits
         with self._conflicts():
-            if lun.traits.keeps_over_login:
-                if self._key not in await reservations.read_keys():
-                    raise Conflict(f"{name}: our registration is gone, so this node was fenced")
-            elif await self._allowed():
+            is_there = traits.keeps_over_login and self._key in await reservations.read_keys()
+            if not is_there and traits.keeps_over_login and traits.keeps_over_power_loss:
+                raise Conflict(f"{name}: our registration is gone, so this node was fenced")
+            if not is_there and await self._allowed():  # the target has forgotten it, or we were fenced
                 await self._register_on(lun)
         await self._look()  # also finds out that ``allowed`` said no above
         with self._conflicts():

@@ -156,7 +156,7 @@ async def test_a_session_that_comes_back(quirks, autojump_clock):
     assert luns[0].kind == REGISTRANTS_ONLY
 
 
-@FORMS
+@pytest.mark.parametrize("quirks", [CONFORMING, TGT, replace(CONFORMING, power_loss=False)])
 async def test_fenced_while_the_session_was_lost(quirks, autojump_clock):
     luns = make_luns(quirks)
     a, b = await member("a", 3, 0xA1, luns), await member("b", 4, 0xB1, luns)
@@ -171,6 +171,22 @@ async def test_fenced_while_the_session_was_lost(quirks, autojump_clock):
     assert ("b", "register") not in luns[0].commands
     assert not await b.writes()
     assert len(b.lost) == 1
+
+
+@pytest.mark.parametrize("quirks", [TGT, replace(CONFORMING, power_loss=False)])
+async def test_a_target_that_forgot_everything_fences_nobody(quirks, autojump_clock):
+    """A restart without APTPL: the members come back, and the LUN is locked again."""
+    luns = make_luns(quirks)
+    nodes = [await member("a", 3, 0xA1, luns), await member("b", 4, 0xB1, luns)]
+    luns[0].power_cycle()
+    for node in nodes:
+        await node.nexuses[0].relogin()
+        await node.access.reconnected("lun0")
+    assert sorted(luns[0].keys) == [key_of(3, 0xA1), key_of(4, 0xB1)]
+    assert luns[0].kind == REGISTRANTS_ONLY
+    assert [await node.writes() for node in nodes] == [True, True]
+    assert not nodes[0].lost
+    assert not nodes[1].lost
 
 
 async def test_evicted_between_look_and_registration(autojump_clock):
