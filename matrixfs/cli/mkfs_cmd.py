@@ -126,6 +126,7 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
 async def _make(
     device: Store, request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng, /
 ) -> tuple[Label, Superblock]:
+    from matrixfs.blockstore.in_use import refuse_if_holding_data
     from matrixfs.blockstore.initialize import data_blocks, data_window, prepare_disk, write_label
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
@@ -133,10 +134,11 @@ async def _make(
     journal_blocks = None if request.journal_bytes is None else request.journal_bytes // BLOCK_BYTES
     await device.open()
     try:
-        user = await device.find_user()
-        if user is not None:
-            raise OperatorError(f"{device.name}: {user}")
+        left_behind = await device.refuse_if_used(force=request.force)
         plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
+        if left_behind:
+            await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
+            await device.clear_users()
         label = await prepare_disk(device, request.name, DEFAULT_TIMING, rng, clock, force=request.force)
         superblock = await format_volume(
             data_window(device, label),

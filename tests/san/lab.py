@@ -106,8 +106,11 @@ class Target(ABC):
         self.start()
 
     def freeze(self) -> None:
-        """It hangs: connections stay, nobody answers."""
+        """It hangs: connections stay, nobody answers.  Returns when its last thread stands still."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        _wait(lambda: all(_state(task) == "T" for task in tasks.iterdir()), f"{self.program} is stopped")
 
     def thaw(self) -> None:
         """It goes on with what it has."""
@@ -173,7 +176,9 @@ class Tgt(Target):
 
     def _admin(self, mode: str, operation: str, *arguments: str, check: bool = True) -> bool:
         command = [_program("tgtadm"), "-C", str(self._control), "--lld", "iscsi", "--mode", mode, "--op", operation]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=self._environment())
+        done = subprocess.run(
+            [*command, *arguments], check=False, capture_output=True, text=True, env=self._environment()
+        )
         if check and done.returncode:
             raise SanError(f"tgtadm {mode} {operation}: {done.stderr}{done.stdout}")
         return done.returncode == 0
@@ -271,6 +276,10 @@ def _program(name: str) -> str:
     if found is None:
         raise SanError(f"there is no {name} (scripts/install --develop gets it)")
     return found
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _free_port() -> int:

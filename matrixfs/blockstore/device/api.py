@@ -56,8 +56,20 @@ class Store(GuardedDevice, Protocol):
         """
         ...
 
-    async def find_user(self) -> str | None:
-        """Who else uses it, as far as the store itself can tell; words for a message.  Raises DeviceError."""
+    async def refuse_if_used(self, *, force: bool) -> bool:
+        """Whether it bears traces of users, who may be dead; for mkfs.
+
+        Args:
+            force: traces alone are no reason to refuse.
+
+        Raises:
+            OperatorError: somebody uses it, or (not forced) seems to.
+            DeviceError: it can't be asked.
+        """
+        ...
+
+    async def clear_users(self) -> None:
+        """Remove the traces; a user who is alive after all is fenced by it.  Raises DeviceError."""
         ...
 
     def statistics(self) -> dict[str, int | str]:

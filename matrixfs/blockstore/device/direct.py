@@ -96,11 +96,17 @@ class DirectDevice:
         """``Store.open``: all is known since the descriptor was opened."""
         await trio.lowlevel.checkpoint()
 
-    async def find_user(self) -> str | None:
-        """``Store.find_user``: a process of this host."""
+    async def refuse_if_used(self, *, force: bool) -> bool:
+        """``Store.refuse_if_used``: a process of this host is alive, so nothing forces it."""
         await trio.lowlevel.checkpoint()
         holder = self.find_holder()
-        return None if holder is None else f"process {holder} has it open (ps {holder}); stop it first"
+        if holder is not None:
+            raise OperatorError(f"{self._name}: process {holder} has it open (ps {holder}); stop it first")
+        return False
+
+    async def clear_users(self) -> None:
+        """``Store.clear_users``: what is left of a dead process goes by itself."""
+        await trio.lowlevel.checkpoint()
 
     async def read(self, offset: int, length: int, *, guard: Guard | None = None) -> bytes:
         """``SectorDevice.read``."""

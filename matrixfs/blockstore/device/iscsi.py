@@ -10,6 +10,9 @@ write cache, FUA honoured (DPOFUA 1)      WRITE(16) with FUA
 write cache, no FUA; or there is no page  WRITE(16), then SYNCHRONIZE CACHE(16), which costs the others too
 ========================================  =======================================================================
 
+While somebody else's reservation forbids us the question, the last row holds.  A target that comes back is trusted to
+have kept what it answered (arrays mirror their cache, or give it a battery), as Linux's own disk driver does.
+
 Invariants:
     I1  The guard is asked each time a command is handed to libiscsi: also when a command is issued again (E4).
     I2  A write whose answer did not come is never given up while its old session may still carry it to the disk: it
@@ -22,6 +25,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -33,15 +37,18 @@ from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer
 from matrixfs.blockstore.scsi import commands
 from matrixfs.blockstore.scsi import reservation_commands as reservations
 from matrixfs.blockstore.scsi.address import Address, Identity
+from matrixfs.blockstore.scsi.answers import Caching
 from matrixfs.blockstore.scsi.commands import Command
 from matrixfs.blockstore.scsi.libiscsi import Direction
 from matrixfs.blockstore.scsi.nexus import OUTAGE_SECONDS_MAX, Nexus, State
 from matrixfs.blockstore.scsi.session import COMMAND_SECONDS_MAX
 from matrixfs.blockstore.scsi.status import CheckCondition, ReservationConflict, SessionLost
-from membership.errors import DeviceError, Fenced, MatrixError, OperatorError
+from matrixfs.blockstore.scsi.unit import CAUTIOUS, caching_of
+from membership.errors import BadMessage, DeviceError, Fenced, MatrixError, OperatorError
 from membership.seams import Buffer
 
 _SECTORS: Final = (512, 4096)
+_LOOK_SECONDS: Final = 0.25
 
 
 class IscsiDevice:
@@ -75,12 +82,15 @@ class IscsiDevice:
         self._closed = False
         self._sector_bytes = self._size_bytes = self._part_bytes = 0
         self._reissued = 0
+        self._caching: Caching | None = None
+        self._caching_of = 0  # reconnects of the nexus when it was asked
         self._outage = outage
         self.nexus = Nexus(address, identity, timeout=timeout, outage=outage)
         self.counters = Counters()
 
     async def open(self) -> None:
         """``Store.open``: log in, and learn what it is.  Raises OperatorError, Fenced."""
+        self._check_open()
         if self._size_bytes:
             return
         try:
@@ -89,9 +99,11 @@ class IscsiDevice:
             self._sector_bytes, self._size_bytes = unit.capacity.sector_bytes, unit.capacity.size_bytes
             self._check_unit()
         except BaseException:
+            self._closed, self._size_bytes = True, 0
             with trio.CancelScope(shield=True):
                 await self.nexus.aclose()
             raise
+        self._caching = unit.caching
         limit = unit.limits.transfer_blocks_max * self._sector_bytes
         self._part_bytes = min(TRANSFER_BYTES_MAX, limit) if limit else TRANSFER_BYTES_MAX
 
@@ -104,7 +116,8 @@ class IscsiDevice:
             raise OperatorError(
                 f"{self._name}: too small for a cluster disk ({self._size_bytes} bytes, the least is {self._size_min})"
             )
-        if self.nexus.unit.caching.write_protected and not self._read_only:
+        caching = self.nexus.unit.caching
+        if caching is not None and caching.write_protected and not self._read_only:
             raise OperatorError(f"{self._name}: is write-protected")
 
     @property
@@ -139,14 +152,29 @@ class IscsiDevice:
             "buffer_bytes_idle": self._buffers.retained_bytes,
         }
 
-    async def find_user(self) -> str | None:
-        """``Store.find_user``: reservation keys say that a cluster has this disk, or died with it."""
+    async def refuse_if_used(self, *, force: bool) -> bool:
+        """``Store.refuse_if_used``: reservation keys say that a cluster has this disk, or died with it."""
+        keys = await self._keys()
+        if keys and not force:
+            raise OperatorError(
+                f"{self._name}: {len(keys)} reservation keys are registered on it: a cluster uses it, or did; "
+                "--force overwrites it when no node is alive"
+            )
+        return bool(keys)
+
+    async def clear_users(self) -> None:
+        """``Store.clear_users``: CLEAR, which takes every key and the reservation away, and needs a key of its own."""
+        key = int.from_bytes(hashlib.sha256(repr(self.nexus.identity).encode()).digest()[:8], "big") | 1
+        await self.command(reservations.reserve_out(reservations.Action.REGISTER_AND_IGNORE, 0, key))
+        await self.command(reservations.reserve_out(reservations.Action.CLEAR, key))
+
+    async def _keys(self) -> tuple[int, ...]:
         try:
-            answer = await self.command(reservations.read_keys())
+            return reservations.keys_untrusted(await self.command(reservations.read_keys())).keys
         except CheckCondition:  # it has no reservations
-            return None
-        keys = reservations.keys_untrusted(answer).keys
-        return f"{len(keys)} reservation keys are registered on it" if keys else None
+            return ()
+        except BadMessage as error:
+            raise DeviceError(f"{self._name}: {error}") from None
 
     async def command(self, command: Command) -> bytes:
         """Send any command once over the present session, for probes and reservations; see ``Session.command``.
@@ -197,7 +225,7 @@ class IscsiDevice:
             buffers = [self._buffers.take(size) for _, size in parts]
             try:
                 _copy(memoryview(data).cast("B"), buffers, [size for _, size in parts])
-                caching = self.nexus.unit.caching
+                caching = await self._cache() if durable else CAUTIOUS
                 fua = durable and caching.write_cache and caching.fua
                 await _together(
                     [
@@ -217,7 +245,7 @@ class IscsiDevice:
         """``SectorDevice.flush``: SYNCHRONIZE CACHE, where there is one."""
         self._check_open()
         with self._in_flight:
-            if self.nexus.unit.caching.write_cache:
+            if (await self._cache()).write_cache:
                 await self._synchronize(guard)
             else:
                 if guard is not None:
@@ -228,8 +256,9 @@ class IscsiDevice:
     async def aclose(self) -> None:
         """``SectorDevice.aclose``.  In an outage what waits for the disk fails now."""
         self._closed = True
-        if self.nexus.state is State.UP:
-            await self._in_flight.wait_idle()
+        while self._in_flight.count and self.nexus.state is State.UP:
+            with trio.move_on_after(_LOOK_SECONDS):
+                await self._in_flight.wait_idle()
         await self.nexus.aclose()
         await self._in_flight.wait_idle()
         self._buffers.drain()
@@ -238,6 +267,16 @@ class IscsiDevice:
         """``Store.close_unused``."""
         assert not self._size_bytes, "was opened: aclose it"
         self._closed = True
+
+    async def _cache(self) -> Caching:
+        """How the unit's writes become durable, asked anew of each session: a target may come back otherwise."""
+        if self._caching is None or self._caching_of != self.nexus.reconnects:
+            asked, session = self.nexus.reconnects, await self.nexus.session()
+            try:
+                self._caching, self._caching_of = await caching_of(session), asked
+            except DeviceError:  # the session ended; the command that follows sees to that
+                self._caching = None
+        return self._caching or CAUTIOUS
 
     # -- parts
 

@@ -52,8 +52,10 @@ def open_store(name: str, *, read_only: bool = False, identity: str = "", host: 
     if not is_iscsi(name):
         return open_path(name, read_only=read_only)
     variables = environment()
-    me = identity_of(identity or f"process {os.getpid()}", host or os.uname().nodename.split(".")[0], variables)
-    return IscsiDevice(parse_address(name, variables), me, size_min=STORE_BYTES_MIN, read_only=read_only)
+    address = parse_address(name, variables)
+    who = f"{identity or f'process {os.getpid()}'} on {address.target} {address.lun}"  # a session for each LUN (A2)
+    me = identity_of(who, host or os.uname().nodename.split(".")[0], variables)
+    return IscsiDevice(address, me, size_min=STORE_BYTES_MIN, read_only=read_only)
 
 
 async def opened_store(name: str, *, read_only: bool = False, identity: str = "", host: str = "") -> Store:

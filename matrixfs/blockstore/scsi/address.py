@@ -8,8 +8,8 @@ come from the environment, by the names that libiscsi uses.
 Invariants:
     A1  ``str`` and ``repr`` of an address never show the password, nor does any error.
     A2  An I_T nexus is (initiator name, ISID) and (target, portal group).  All processes of a node have the node's
-        initiator name, so an array's access list needs one entry per node; each *identity* (``n1:matrixd``,
-        ``n1:mount:`` and its incarnation) has its own ISID, for two sessions of one ISID throw each other out.
+        initiator name, so an array's access list needs one entry per node; each *identity* (matrixd, or a mount
+        process, on one LUN) has its own ISID, for two sessions of one ISID at one target throw each other out.
         The same identity has the same ISID for ever: who comes back reinstates his old session (RFC 7143 6.3.5).
 """
 
@@ -74,8 +74,8 @@ def parse_address(url: str, environment: Mapping[str, str]) -> Address:
     """
     rest = url.removeprefix(ISCSI)
     shown = ISCSI + rest.rpartition("@")[2]
-    rest, _, query = rest.partition("?")
-    before, at, after = rest.rpartition("@")  # a password may hold a slash
+    before, at, after = rest.rpartition("@")  # a password may hold anything
+    after, _, query = after.partition("?")
     authority, _, path = after.partition("/")
     found = _AUTHORITY.fullmatch(before + at + authority)
     target, slash, lun = path.rpartition("/")

@@ -193,17 +193,17 @@ class Context:
     @property
     def fd(self) -> int:
         """The socket, or -1."""
-        return int(self._library.iscsi_get_fd(self._context))
+        return int(self._library.iscsi_get_fd(self._context)) if self._context else -1
 
     @property
     def events(self) -> int:
         """What the library waits for, as poll(2) says it."""
-        return int(self._library.iscsi_which_events(self._context))
+        return int(self._library.iscsi_which_events(self._context)) if self._context else 0
 
     @property
     def error(self) -> str:
         """What went wrong last, in the library's words."""
-        said = self._library.iscsi_get_error(self._context)
+        said = self._library.iscsi_get_error(self._context) if self._context else None
         return said.decode(errors="replace").strip() if said else ""
 
     def service(self, events: int) -> bool:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from functools import partial
@@ -49,6 +50,7 @@ OUTAGE_SECONDS_MAX: Final = 30.0
 _CHECK_SECONDS: Final = 0.25
 _PAUSE_SECONDS_FIRST: Final = 0.05
 _PAUSE_SECONDS_MAX: Final = 1.0
+_STABLE_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +120,12 @@ class Nexus:
         self._timeout = timeout
         self._outage = outage
         self._state = State.NEW
-        self._reason = ""
+        self._reason = "is not open"
         self._session: Session
         self._unit: Unit
         self._lost_at = 0.0
+        self._up_at = -math.inf
+        self._pause = _PAUSE_SECONDS_FIRST
         self._changed = trio.Event()
         self.on_reconnected: Callable[[Session], Awaitable[None]] | None = None
         self.reconnects = 0
@@ -236,20 +240,29 @@ class Nexus:
                 await self._come_back()
 
     async def _come_back(self) -> None:
-        pause = _PAUSE_SECONDS_FIRST
+        if trio.current_time() - self._up_at > _STABLE_SECONDS:
+            self._pause = _PAUSE_SECONDS_FIRST
+        else:  # it may be another process of our identity that throws us out, as we do it
+            await trio.sleep(self._pause)
         while self._state is State.OUTAGE:
             try:
                 await self._try()
-            except Fenced as error:
-                self.fence(str(error))
-            except _Replaced as error:
-                log.error("%s: it came back, but %s", self._address, error)
-                self._reason = str(error)
-                self._step(Event.OTHER)
             except MatrixError as error:
-                self._reason = str(error).removeprefix(f"{self._address}: ")
-                await trio.sleep(pause)
-                pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+                if self._state is State.OUTAGE:  # else it was fenced or closed meanwhile
+                    self._failed(error)
+            if self._state is State.OUTAGE:
+                await trio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _PAUSE_SECONDS_MAX)
+
+    def _failed(self, error: MatrixError) -> None:
+        """An attempt came to nothing."""
+        if isinstance(error, Fenced):
+            self.fence(str(error))
+            return
+        self._reason = str(error).removeprefix(f"{self._address}: ")
+        if isinstance(error, _Replaced):
+            log.error("%s: it came back, but %s", self._address, error)
+            self._step(Event.OTHER)
 
     async def _try(self) -> None:
         """One attempt to get a session that may be used (N2)."""
@@ -267,7 +280,7 @@ class Nexus:
         if self._state is not State.OUTAGE:  # fenced or closed meanwhile
             session.drop(self._reason)
             return
-        self._session = session
+        self._session, self._up_at = session, trio.current_time()
         self.reconnects += 1
         log.warning("%s: back after %.1f s", self._address, trio.current_time() - self._lost_at)
         self._step(Event.UP)

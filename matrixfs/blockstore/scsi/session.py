@@ -9,6 +9,8 @@ Invariants:
     S2  Who waits for an answer can't be cancelled out of it: the memory is libiscsi's until then.  It is bounded:
         a command without an answer for ``timeout`` seconds ends the whole session, for there is no other way to know
         that it won't land later, and its memory comes back only with the end.
+        The connection is closed with a reset, also when this process is killed: what our kernel has not sent by then it
+        forgets, where it would otherwise go on sending for minutes (socket(7), SO_LINGER).
     S3  At the end of the session everything in flight raises SessionLost: outcome unknown.
 """
 
@@ -17,7 +19,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import os
 import select
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -39,6 +44,7 @@ _ATTENTIONS_MAX: Final = 8  # unit attentions queue up: power on, reset, capacit
 _BUSY_SECONDS_FIRST: Final = 0.01
 _BUSY_SECONDS_MAX: Final = 0.5
 _REDIRECT: Final = 0x101
+_COVERS_THE_CAUSE: Final = "Can not reconnect right now"  # what libiscsi says instead of it
 
 
 class LoginRefused(DeviceError):
@@ -82,6 +88,7 @@ class Session:
         self.attention: Callable[[UnitAttention], None] | None = None
         self.ended = trio.Event()
         self.reason = ""
+        self._leaving = False
 
     @classmethod
     async def login(
@@ -128,6 +135,7 @@ class Session:
         answer = await self._wait(operation, cancellable=True)
         if answer.status != GOOD:
             raise DeviceError(f"{self._address}: nobody answers at {portal} ({self._said()})")
+        _forget_at_close(self._context.fd)
         trio.lowlevel.spawn_system_task(self._read, name=f"iSCSI in {self._address}")
         answer = await self._wait(self._begin(self._context.login, math.inf), cancellable=True)
         if answer.status == _REDIRECT:
@@ -136,7 +144,10 @@ class Session:
             raise LoginRefused(f"{self._address}: login refused: {self._said()}")
 
     def _said(self) -> str:
-        return (self._context.error or self.reason or "no reason given").rstrip(".")
+        said = self._context.error.rstrip(".")
+        if not said or _COVERS_THE_CAUSE in said:
+            return "the other end refused or closed the connection"
+        return said
 
     @property
     def where(self) -> str:
@@ -218,10 +229,13 @@ class Session:
             def start(done: Done) -> None:
                 self._context.scsi(self._address.lun, cdb, direction, address, length, done)
 
-            answer = await self._wait(self._begin(start, trio.current_time() + self._timeout))
+            try:
+                answer = await self._wait(self._begin(start, trio.current_time() + self._timeout))
+            except DeviceError:  # it was not taken: not logged in any more
+                answer = Answer(LOST)
         if answer.status >= LOST:
             self.drop(f"the connection is broken ({self._said()})")
-            raise SessionLost(f"{self._address}: the session has ended: {self.reason}")
+            self._check_alive()
         return answer
 
     async def abort_task_set(self) -> None:
@@ -256,6 +270,7 @@ class Session:
     async def aclose(self) -> None:
         """Log out, if the target answers in time, and end."""
         if not self.ended.is_set():
+            self._leaving = True
             with trio.move_on_after(LOGOUT_SECONDS_MAX, shield=True):
                 await self._wait(self._begin(self._context.logout, math.inf), cancellable=True)
         self.drop("closed")
@@ -310,7 +325,7 @@ class Session:
     def _serve(self, events: int) -> None:
         """Let libiscsi do what it can; the callbacks come in here."""
         if not self.ended.is_set() and not self._context.service(events):
-            self.drop(f"the connection is broken ({self._said()})")
+            self.drop("closed" if self._leaving else f"the connection is broken ({self._said()})")
 
     def _look_out(self) -> None:
         """Wake the writer when something can't be sent at once."""
@@ -347,9 +362,20 @@ class Session:
 
     def _expire(self) -> None:
         """End the session when a command goes without an answer (S2)."""
-        now = trio.current_time()
-        if any(operation.deadline <= now for operation in self._operations.values()):
+        if self._is_overdue():
+            self._serve(select.POLLIN)  # the answer may have come while it was us who stood still
+        if self._is_overdue():
             self.drop(f"no answer to a command for {self._timeout:g} s")
+
+    def _is_overdue(self) -> bool:
+        first = next(iter(self._operations.values()), None)  # all have the same time, so it is the oldest
+        return first is not None and first.deadline <= trio.current_time()
+
+
+def _forget_at_close(fd: int) -> None:
+    """Let no byte leave this host after the socket was closed, by whomever (S2)."""
+    with socket.socket(fileno=os.dup(fd)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def _resolve(address: Address) -> str:

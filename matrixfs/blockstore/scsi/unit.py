@@ -7,7 +7,7 @@ A LUN is a number that an administrator maps: after an outage another disk may s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from matrixfs.blockstore.scsi import answers, commands
 from matrixfs.blockstore.scsi.status import CheckCondition, NoSuchUnit, ReservationConflict
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matrixfs.blockstore.scsi.session import Session
 
 _T = TypeVar("_T")
+CAUTIOUS: Final = answers.Caching(write_cache=True, fua=False, write_protected=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,7 @@ class Unit:
     name: str  # the unit's own, the same by all paths; empty when it has none
     capacity: answers.Capacity
     limits: answers.BlockLimits
-    caching: answers.Caching
-
-    @property
-    def durable_by_itself(self) -> bool:
-        """Whether an answered write survives a loss of power without more ado."""
-        return not self.caching.write_cache
+    caching: answers.Caching | None  # None: we are not registered, and it tells only those who are
 
     def difference(self, later: Unit) -> str | None:
         """Why ``later`` can't be this disk; None when it can: it may have grown."""
@@ -73,14 +69,19 @@ async def examine(session: Session) -> Unit:
             answers.block_limits_untrusted,
             answers.BlockLimits(0, 0),
         ),
-        # What doesn't tell is taken to have a cache and no FUA: a durable write then is followed by a flush.
-        caching=await _asked(
-            session,
-            commands.mode_sense_caching(),
-            answers.caching_untrusted,
-            answers.Caching(write_cache=True, fua=False, write_protected=False),
-        ),
+        caching=await caching_of(session),
     )
+
+
+async def caching_of(session: Session) -> answers.Caching | None:
+    """How writes become durable; None when a reservation forbids the question (SPC-4 table 66, MODE SENSE).
+
+    What has no such page is taken to have a cache and no FUA: a durable write then is followed by a flush.
+    """
+    try:
+        return await _asked(session, commands.mode_sense_caching(), answers.caching_untrusted, CAUTIOUS)
+    except ReservationConflict:
+        return None
 
 
 async def _name(session: Session) -> str:
