@@ -92,16 +92,12 @@ async def _name(session: Session) -> str:
 
 
 async def _asked(session: Session, command: commands.Command, parse: Callable[[bytes], _T], otherwise: _T) -> _T:
-    """The parsed answer; ``otherwise`` where the target doesn't know the question, or answers with nonsense.
-
-    And where it refuses it: under a reservation MODE SENSE is for registered nexuses only (SPC-4 5.13.1; tgt does so),
-    and whoever opens a store is not registered yet.
-    """
+    """The parsed answer; ``otherwise`` where the target doesn't know the question, or answers with nonsense."""
     try:
         return parse(await session.command(command))
     except NoSuchUnit:
         raise
-    except (CheckCondition, BadMessage, ReservationConflict):
+    except (CheckCondition, BadMessage):
         return otherwise
 
 
