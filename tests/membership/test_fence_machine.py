@@ -329,7 +329,7 @@ def test_nothing_lands_after_a_confirmed_fence(kind) -> None:
         writes += sum(len(lun.disk.writes) for lun in world.luns)
 
     attempt()
-    assert fences > 100
+    assert fences > 50
     assert writes > 1000
 
 
@@ -346,6 +346,7 @@ def test_the_invariant_can_fail() -> None:
     try:
         with pytest.raises(AssertionError, match="wrote after its fence"):
             for seed in range(20):
-                trio.run(run, bad, seed, steps, clock=trio.testing.MockClock(autojump_threshold=0))
+                with deterministic_scheduling(seed):
+                    trio.run(run, bad, seed, steps, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
         globals()["traits_of"] = original

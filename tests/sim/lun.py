@@ -3,7 +3,8 @@
 ``SimLun.nexus(name)`` is one process's way to it: the seam ``Reservations``, a device, and what the probe needs.
 
 What it models (SPC-4 5.13):
-    L1  The reservation is asked when a command arrives; a write then takes the disk's time, and lands after it.
+    L1  The reservation is asked when a command arrives; a write then takes the disk's time, and lands after it:
+        ten times what a reservation command takes, so that what lands too late is seen.
         PREEMPT stops what arrives later; what is in flight lands all the same, unless ABORT or LUN RESET ends it.
     L2  A session that was dropped leaves its writes in flight with the LUN: they land though nobody waits for them.
     L3  A nexus whose write was ended by somebody else's LUN RESET sends it again, as the iSCSI session does.
@@ -369,7 +370,7 @@ class SimNexus:
     async def _do(self, name: str, effect: Callable[[], T]) -> T:
         self._check_session()
         await self.lun.step("before", name, self.owner)
-        await self.lun.disk.delay()
+        await trio.sleep(self.lun.disk.rng.uniform(0, self.lun.disk.latency[1] / 10))
         self._check_session()
         result = effect()
         self.lun.commands.append((self.owner, name))
