@@ -67,7 +67,8 @@ PURE = (
     "membership/san/recovery.py", "membership/transport/frames.py", "membership/transport/handshake.py",
     "membership/transport/session.py", "membership/views.py", "membership/orders.py",
     "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",
-    "membership/control_wire.py", "matrixfs/blockstore/scsi/address.py", "matrixfs/blockstore/scsi/answers.py",
+    "membership/control_wire.py", "membership/fence/keys.py", "membership/fence/registration.py",
+    "membership/fence/reservations.py", "matrixfs/blockstore/scsi/address.py", "matrixfs/blockstore/scsi/answers.py",
     "matrixfs/blockstore/scsi/commands.py", "matrixfs/blockstore/scsi/reservation_commands.py",
     "matrixfs/blockstore/scsi/status.py",
 )  # fmt: skip

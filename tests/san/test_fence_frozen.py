@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from matrixfs.blockstore.device.iscsi import IscsiDevice
-from matrixfs.blockstore.fencing.luns import comes_back, lun_of
+from matrixfs.blockstore.fencing.luns import comes_back, looks_through, lun_of
 from membership.clock import SystemClock
 from membership.errors import Fenced
 from membership.fence.keys import key_of
@@ -60,7 +60,7 @@ class Node:
         comes_back(device, self.lun, self.access)
 
     async def allowed(self) -> bool:
-        await self.lun.reservations.read(4096, 4096)  # where the SAN header is
+        await looks_through(self.device, self.lun).read(4096, 4096)  # where the SAN header is
         return self.is_allowed
 
     async def read_slot(self, node: int) -> HeartbeatSlot:

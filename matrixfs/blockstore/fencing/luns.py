@@ -11,12 +11,24 @@ from matrixfs.blockstore.device.block import BlockDevice
 from matrixfs.blockstore.device.iscsi import IscsiDevice
 from matrixfs.blockstore.scsi.kernel import kernel_reservations
 from matrixfs.blockstore.scsi.reservations import ScsiReservations
-from membership.fence.reservations import Lun, LunTraits
+from membership.fence.reservations import REGISTRANTS_ONLY, Leak, Lun, LunTraits
 
 if TYPE_CHECKING:
     from matrixfs.blockstore.scsi.session import Session
     from membership.fence.storage_access import StorageAccess
     from membership.seams import SectorDevice
+
+
+# Of a LUN behind a kernel device, which one host can't probe: what an operator vouches for who says that the array does
+# what the standard says.  Nothing else makes a fence of it.
+VOUCHED_FOR = LunTraits(
+    kind=REGISTRANTS_ONLY,
+    preempt_and_abort=True,
+    outlives_holder=True,
+    keys_are_true=True,
+    abort_stops=True,
+    leaks=~Leak(0) & ~Leak.WRITE_10,
+)
 
 
 def lun_of(device: SectorDevice, traits: LunTraits) -> Lun:
@@ -41,11 +53,16 @@ def lun_of(device: SectorDevice, traits: LunTraits) -> Lun:
     return Lun(device.name, None, LunTraits())
 
 
+def looks_through(device: SectorDevice, lun: Lun) -> SectorDevice:
+    """Through this ``allowed`` of ``StorageAccess`` reads header and slots, also while the disk comes back (A3)."""
+    return lun.reservations if isinstance(lun.reservations, ScsiReservations) else device
+
+
 def comes_back(device: IscsiDevice, lun: Lun, access: StorageAccess) -> None:
     """Let a lost session carry nothing again before ``access.reconnected`` has agreed (A3).
 
-    What ``access`` looks at (``allowed``) must be read through ``lun.reservations.read``: nobody else gets a session
-    of this LUN meanwhile.
+    What ``access`` looks at (``allowed``) must be read through ``looks_through``: nobody else gets a session of this
+    LUN meanwhile.
     """
     reservations = lun.reservations
     assert isinstance(reservations, ScsiReservations)
