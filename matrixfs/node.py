@@ -107,7 +107,7 @@ class _Mount:
     async def run(self) -> None:
         """See ``run_mount``."""
         check_extension(local_locks=self._options.local_locks)
-        self._session = await MountSession.connect(self._options.state_dir)
+        self._session = await MountSession.connect(self._options.state_dir, self._options.source)
         cluster = self._session.cluster
         self._store = await opened_store(
             cluster.store_path, identity=f"mount {self._incarnation:016x}", host=cluster.node_name
@@ -128,7 +128,7 @@ class _Mount:
                 self._clock,
                 self._rng,
             )
-            port = await self._mesh.listen(cluster.node_address)
+            port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
             admission = await self._session.join(request)
             self._gate = FencingGate(self._store, self._clock)
@@ -174,6 +174,7 @@ class _Mount:
             port=port,
             mountpoint=self._options.mountpoint,
             journals=tuple(states),
+            others=self._session.cluster.node_others,
         )
 
     async def _live(self) -> None:

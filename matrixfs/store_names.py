@@ -13,11 +13,6 @@ def is_iscsi(name: str) -> bool:
     return name.startswith(ISCSI)
 
 
-def absolute_name(name: str) -> str:
-    """The name that means the same in every directory."""
-    return name if is_iscsi(name) else os.path.abspath(name)
-
-
 def public_name(name: str) -> str:
     """The name for messages: absolute, and without user and password."""
     return ISCSI + name.removeprefix(ISCSI).rpartition("@")[2] if is_iscsi(name) else os.path.abspath(name)

@@ -34,6 +34,7 @@ from membership.control_wire import (
     Message,
     cluster_to_map,
     error_message,
+    take,
     take_natural,
 )
 from membership.errors import BadMessage, MatrixError, OperatorError
@@ -44,6 +45,7 @@ from membership.presence import Landing
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from membership.disks import OpenDisk
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
     from membership.relay import Relay
@@ -68,6 +70,14 @@ class ControlledNode(Protocol):
 
     async def stop(self) -> None:
         """Leave cleanly.  Raises OperatorError while mounts exist."""
+        ...
+
+    def disk_of(self, filesystem: str) -> OpenDisk:
+        """The disk with a filesystem.  Raises OperatorError, PeerError."""
+        ...
+
+    async def command(self, what: str, arguments: Message) -> Any:
+        """Have the administrator carry out a command.  Raises MatrixError."""
         ...
 
     def reachable(self) -> Mapping[int, str]:
@@ -153,6 +163,7 @@ class _Server:
             "status": questions.status,
             "events": questions.events,
             "ask": questions.ask,
+            "command": self._command,
             "stop": self._stop,
         }
 
@@ -200,6 +211,9 @@ class _Server:
         log.info("asked to stop")
         await self._node.stop()
 
+    async def _command(self, message: Message) -> Any:
+        return await self._node.command(take(message, "what", str), take(message, "arguments", dict))
+
     async def _serve_mount(self, stream: FrameStream, connection: trio.socket.SocketType, hello: Message) -> None:
         """Hello, welcome, join, admitted, and then as long as the mount lives."""
         try:
@@ -210,7 +224,8 @@ class _Server:
             ) from None
         try:
             _check_hello(hello, process)
-            await stream.send({"kind": "welcome", "cluster": cluster_to_map(self._cluster_info())})
+            cluster = self._cluster_info(take(hello, "filesystem", str))
+            await stream.send({"kind": "welcome", "cluster": cluster_to_map(cluster)})
             message = await stream.receive()
             if message is None:
                 return
@@ -218,12 +233,14 @@ class _Server:
                 raise BadMessage(f"a mount process sent {message['kind']!r} instead of joining")
             request = request_from_dict_untrusted(message.get("request"))
             request = dataclasses.replace(request, pid=process.pid, start_time=process.started)
-            await self._carry_mount(stream, process, await self._node.admit_mount(request))
+            await self._carry_mount(stream, process, await self._node.admit_mount(request), cluster.store_path)
         finally:
             process.close()
 
-    async def _carry_mount(self, stream: FrameStream, process: PeerProcess, channel: MountChannel) -> None:
-        landing = Landing(self._node.status()["store"], self._clock)
+    async def _carry_mount(
+        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, store: str
+    ) -> None:
+        landing = Landing(store, self._clock)
         mount = LocalMount(stream, process, channel, landing, self._clock, timing_of(self._label), self._cut_off)
         admission = {
             "fs_name": channel.request.fs_name,
@@ -240,20 +257,22 @@ class _Server:
         finally:
             self._mounts.discard(mount)
 
-    def _cluster_info(self) -> ClusterInfo:
+    def _cluster_info(self, filesystem: str) -> ClusterInfo:
         status, label = self._node.status(), self._label
         if status["state"] != "member":
             raise OperatorError(f"matrixd is not a member of the cluster ({status['state']}): see matrixctl status")
+        disk = self._node.disk_of(filesystem)
         return ClusterInfo(
             node_id=status["node"],
             node_name=status["name"],
             node_address=status["host"],
+            node_others=tuple(status["others"]),
             cluster_name=label.cluster_name,
             cluster_uuid=label.owner,
             cluster_key=label.cluster_key,
-            store_path=status["store"],
-            data_offset=label.data_block * BLOCK_BYTES,
-            data_length=label.data_blocks * BLOCK_BYTES,
+            store_path=disk.path,
+            data_offset=disk.label.data_block * BLOCK_BYTES,
+            data_length=disk.label.data_blocks * BLOCK_BYTES,
             timing=timing_of(label),
         )
 

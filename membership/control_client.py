@@ -2,7 +2,7 @@
 
 How a mount process uses it::
 
-    session = await MountSession.connect(state_dir)     # after daemonizing: the kernel vouches for this pid
+    session = await MountSession.connect(state_dir, filesystem)     # after daemonizing: the kernel vouches for this pid
     ... open session.cluster.store_path, read the superblock and the journals ...
     admission = await session.join(request)
     async for order in session:                         # raises Fenced when matrixd is gone
@@ -80,11 +80,12 @@ class MountSession:
         self._gone = False
 
     @classmethod
-    async def connect(cls, state_dir: str) -> MountSession:
-        """Connect to the matrixd of ``state_dir`` and learn where the store is.
+    async def connect(cls, state_dir: str, filesystem: str) -> MountSession:
+        """Connect to the matrixd of ``state_dir`` and learn where the store of ``filesystem`` is.
 
         Raises:
-            OperatorError: matrixd is not running there, or not yet a member, or this is not root.
+            OperatorError: matrixd is not running there, or not yet a member, or this is not root, or there is no such
+                filesystem.
             PeerError: it broke the protocol or ended.
         """
         path = socket_path(state_dir)
@@ -94,7 +95,8 @@ class MountSession:
             raise explain_connect_error(path, error) from None
         try:
             pid = os.getpid()
-            hello = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
+            hello: Message = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
+            hello["filesystem"] = filesystem
             welcome = await _request(stream, {"kind": "hello"} | hello, "welcome")
             return cls(stream, cluster_of_untrusted(take(welcome, "cluster", dict)))
         except BaseException:

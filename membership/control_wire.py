@@ -12,7 +12,8 @@ lock        matrixctl               filesystem, name, exclusive, wait; answered 
                                     lock is held for as long as the connection is
 events      matrixctl               none; answered by ``result`` or ``error``
 stop        matrixctl               none; answered by ``result`` or ``error``
-hello       mount process           version, pid, start_ticks; answered by ``welcome`` or ``error``
+command     matrixctl               what, arguments: for the administrator; answered by ``result`` or ``error``
+hello       mount process           version, pid, start_ticks, filesystem; answered by ``welcome`` or ``error``
 join        mount process           request (MountRequest); answered by ``admitted`` or ``error``
 reply       mount process           reply (membership/orders.py)
 answer      mount process           serial, value: bytes of a map ``value`` (value) or ``error``; to a ``query``
@@ -47,10 +48,11 @@ import cbor2
 from membership import errors
 from membership.errors import BadMessage, MatrixError
 from membership.label import Timing
+from membership.transport.paths import others_problem
 
 Message: TypeAlias = dict[str, Any]
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 SOCKET_NAME: Final = "matrixd.sock"
 FRAME_BYTES_MAX: Final = 8 << 20  # the answers of 64 mounts, each at most messages.ANSWER_BYTES_MAX
 DEPTH_MAX: Final = 16
@@ -202,6 +204,7 @@ class ClusterInfo:
     node_id: int
     node_name: str
     node_address: str  # IP address of this node: the lockspace listens there too
+    node_others: tuple[str, ...] = ()  # further addresses of this node: there, too
     cluster_name: str
     cluster_uuid: bytes  # 16 bytes
     cluster_key: bytes  # 32 bytes, authenticates links (R11): never log it
@@ -231,7 +234,7 @@ _TIMING_FIELDS: Final = tuple(f.name for f in dataclasses.fields(Timing))
 
 def cluster_to_map(cluster: ClusterInfo) -> Message:
     """``cluster`` as the ``cluster`` field of a ``welcome``."""
-    plain = {name: getattr(cluster, name) for name in _CLUSTER_FIELDS}
+    plain = {name: getattr(cluster, name) for name in _CLUSTER_FIELDS} | {"node_others": list(cluster.node_others)}
     return plain | {"timing": {name: getattr(cluster.timing, name) for name in _TIMING_FIELDS}}
 
 
@@ -246,6 +249,7 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         node_id=take_natural(fields, "node_id", 6),
         node_name=take(fields, "node_name", str),
         node_address=take(fields, "node_address", str),
+        node_others=_others_untrusted(fields),
         cluster_name=take(fields, "cluster_name", str),
         cluster_uuid=take(fields, "cluster_uuid", bytes),
         cluster_key=take(fields, "cluster_key", bytes),
@@ -254,6 +258,13 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         data_length=take_natural(fields, "data_length"),
         timing=checked,
     )
+
+
+def _others_untrusted(fields: Message) -> tuple[str, ...]:
+    others = tuple(take(fields, "node_others", list))
+    if any(type(host) is not str for host in others) or others_problem(others):
+        raise BadMessage("control message: bad further addresses of the node")
+    return others
 
 
 def admission_of_untrusted(cluster: ClusterInfo, fields: Message) -> Admission:

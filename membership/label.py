@@ -37,13 +37,19 @@ NAME_BYTES_MAX = 64
 assert DATABASE_BLOCK + DATABASE_SLOTS * DATABASE_SLOT_BLOCKS <= DATA_BLOCK
 
 
-@record(magic=b"MXFSLABL", size=BLOCK_BYTES)
+PLAIN_LINKS = 1
+
+
+@record(magic=b"MXFSLABL", size=BLOCK_BYTES, version=2)
 class Label(Record):
-    """Identity of a cluster disk.  ``owner`` is the cluster's uuid, ``address`` 0 (or the copy's block)."""
+    """Identity of a cluster disk.  ``owner`` is the cluster's uuid, ``address`` 0 (or the copy's block).
+
+    Version 2 added what follows ``margin_ms``; a label of version 1 reads as zeros there.
+    """
 
     disk_uuid: bytes = raw(48, 16, "uuid of this disk")
     cluster_name: str = text(64, NAME_BYTES_MAX, "name people give the cluster")
-    cluster_key: bytes = raw(128, 32, "secret that authenticates nodes: whoever may read this disk is a node (R11)")
+    cluster_key: bytes = raw(128, 32, "secret of the nodes (R11): who reads it is one; 0: they get it by token")
     data_block: int = u64(160, "first block of the data area")
     data_blocks: int = u64(168, "blocks of the data area")
     created_ns: int = i64(176, "wall clock at mkfs, ns since the epoch")
@@ -53,6 +59,17 @@ class Label(Record):
     lease_ms: int = u32(196, "a node may write for this long after it began its last renewal")
     io_bound_ms: int = u32(200, "worst time of a write in flight at the store")
     margin_ms: int = u32(204, "clock-rate error and scheduling, between lease end and peers acting")
+    disk_name: str = text(208, NAME_BYTES_MAX, "name of this disk in the cluster; empty: the cluster's name")
+    pr_kind: int = u32(272, "reservation that the probe proved to hold; 0: none")
+    pr_flags: int = u32(276, "what else the probe proved (membership/fence/reservations.py)")
+    pr_leaks: int = u32(280, "commands that slip past a reservation, a bit each")
+    links: int = u32(284, "1: links between nodes are authenticated only; 0: encrypted too")
+    probed_ns: int = i64(288, "wall clock of the probe, ns since the epoch; 0: never probed")
+
+    @property
+    def name(self) -> str:
+        """What the disk is called."""
+        return self.disk_name or self.cluster_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +98,11 @@ class Timing:
     @property
     def stuck(self) -> float:
         """Without any sign of progress for this long a mount that owes something is at a dead end."""
-        return 10 * self.link_dead
+        return 12 * self.link_dead
 
 
-DEFAULT_TIMING = Timing(heartbeat=0.25, link_dead=3.0, renew=0.5, lease=4.0, io_bound=2.0, margin=1.0)
+# A silent node is suspected after 2.5 s; where only time can fence it, its files are free 6.5 s later: 9 s in all.
+DEFAULT_TIMING = Timing(heartbeat=0.25, link_dead=2.5, renew=0.5, lease=3.5, io_bound=2.0, margin=1.0)
 
 
 def timing_of(label: Label) -> Timing:

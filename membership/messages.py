@@ -7,14 +7,15 @@ with its number; fields are only ever added at the end.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from membership.errors import BadMessage
-from membership.label import NODE_SLOTS
+from membership.label import NAME_BYTES_MAX, NODE_SLOTS
 from membership.orders import JOURNALS_MAX, JournalOwner, JournalState
+from membership.transport.paths import others_problem
 from membership.views import DeadInstance, Instance
 
 PACKET_BYTES_MAX = 256 * 1024
@@ -40,6 +41,8 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=1):
 
     hears: Number
     accepted: Number
+    has_storage: bool = True  # a renewal of mine came to its end within the length of a lease
+    naming: Number = 0  # version of the naming that I hold (1606)
 
 
 class Propose(Struct, frozen=True, array_like=True, tag=2):
@@ -102,18 +105,29 @@ class HeaderChanged(Struct, frozen=True, array_like=True, tag=15):
     """The SAN header on disk has this generation now: read it (1758)."""
 
     generation: Number
+    evicted: Members = ()  # who stands in its ``fencing``: who can't read the store learns it nowhere else
 
 
 class JoinRequest(Struct, frozen=True, array_like=True, tag=16):
     """Import me (1402)."""
 
     incarnation: Number
+    naming: Number = 0  # version of the naming that I hold
+    name: Annotated[str, Meta(max_length=NAME_BYTES_MAX)] = ""
 
 
 class LeaveRequest(Struct, frozen=True, array_like=True, tag=17):
     """Drop me without fencing: I write no more."""
 
     incarnation: Number
+
+
+class JoinRefused(Struct, frozen=True, array_like=True, tag=18):
+    """Not imported (1412)."""
+
+    incarnation: Number
+    reason: Text
+    final: bool  # asking again changes nothing: end with this reason
 
 
 # -- filesystems (7B, 7C) ---------------------------------------------------------------------------------------
@@ -136,6 +150,7 @@ class MountReport(Struct, frozen=True, array_like=True):
     history: History  # views since the last that was complete
     dead: Annotated[tuple[DeadInstance, ...], Meta(max_length=JOURNALS_MAX)]
     released: Annotated[tuple[Instance, ...], Meta(max_length=JOURNALS_MAX)]
+    others: tuple[Text, ...] = ()  # further hosts of its transport
 
 
 class AskReport(Struct, frozen=True, array_like=True, tag=20):
@@ -220,6 +235,26 @@ class Recovered(Struct, frozen=True, array_like=True, tag=40):
     ago: Seconds  # seconds since it ended: it is told again to every new view
 
 
+# -- commands (Figure 12) -----------------------------------------------------------------------------------------
+
+COMMAND_BYTES_MAX = 32 * 1024
+
+
+class Command(Struct, frozen=True, array_like=True, tag=60):
+    """Somebody at the sender's control socket wants the administrator to do something; sent again until answered."""
+
+    serial: Number  # the sender's: the administrator carries each out once
+    what: Annotated[str, Meta(max_length=32)]
+    arguments: Annotated[bytes, Meta(max_length=COMMAND_BYTES_MAX)]  # a CBOR map
+
+
+class CommandDone(Struct, frozen=True, array_like=True, tag=61):
+    """What came of it."""
+
+    serial: Number
+    answer: Annotated[bytes, Meta(max_length=COMMAND_BYTES_MAX)]  # a CBOR map of kind ``value`` or ``error``
+
+
 # -- questions (R14) --------------------------------------------------------------------------------------------
 
 ANSWER_BYTES_MAX = 120 * 1024  # of one mount process to one question
@@ -245,6 +280,68 @@ class Answer(Struct, frozen=True, array_like=True, tag=42):
     value: Annotated[bytes, Meta(max_length=ANSWER_BYTES_MAX)] | None  # a CBOR map; None: it did not answer
 
 
+# -- locks on cluster disks for applications (002-24; san/disk_locks.py) ------------------------------------------
+
+DISK_LOCKS_MAX = 64  # of one node, held or waited for
+LockOwner: TypeAlias = Annotated[str, Meta(max_length=256)]
+
+
+class DiskLock(Struct, frozen=True, array_like=True):
+    """One lock of one node, held or wanted."""
+
+    serial: Number  # the node's own number for it, never used again by this incarnation
+    disk: Uuid
+    owner: LockOwner  # who wants it, for people
+    exclusive: bool
+
+
+class AskDiskLocks(Struct, frozen=True, array_like=True, tag=50):
+    """The administrator of ``generation`` asks what locks the receiver holds."""
+
+    generation: Number
+
+
+class DiskLocksReport(Struct, frozen=True, array_like=True, tag=51):
+    """All that the sender holds; what it waits for it asks for again."""
+
+    generation: Number
+    incarnation: Number  # of the sender, as in all that follow
+    held: Annotated[tuple[DiskLock, ...], Meta(max_length=DISK_LOCKS_MAX)]
+
+
+class DiskLockAsk(Struct, frozen=True, array_like=True, tag=52):
+    """Grant this lock; asked again until granted or refused."""
+
+    incarnation: Number
+    lock: DiskLock
+    wait: bool  # else refuse when it is not free
+
+
+class DiskLockAnswer(Struct, frozen=True, array_like=True, tag=53):
+    """What became of it."""
+
+    generation: Number
+    incarnation: Number  # of the receiver
+    serial: Number
+    answer: Literal["granted", "queued", "refused"]
+    reason: Text
+
+
+class DiskUnlock(Struct, frozen=True, array_like=True, tag=54):
+    """Not held or wanted any more; said again until ``DiskUnlocked``."""
+
+    incarnation: Number
+    serial: Number
+
+
+class DiskUnlocked(Struct, frozen=True, array_like=True, tag=55):
+    """Answer to DiskUnlock."""
+
+    generation: Number
+    incarnation: Number  # of the receiver
+    serial: Number
+
+
 Body: TypeAlias = (
     Heartbeat
     | Propose
@@ -258,6 +355,9 @@ Body: TypeAlias = (
     | HeaderChanged
     | JoinRequest
     | LeaveRequest
+    | JoinRefused
+    | Command
+    | CommandDone
     | AskReport
     | Report
     | MountJoin
@@ -270,6 +370,12 @@ Body: TypeAlias = (
     | Recovered
     | Ask
     | Answer
+    | AskDiskLocks
+    | DiskLocksReport
+    | DiskLockAsk
+    | DiskLockAnswer
+    | DiskUnlock
+    | DiskUnlocked
 )
 
 
@@ -320,3 +426,5 @@ def _check_mount(mount: MountReport) -> None:
         raise BadMessage("mount report: journal out of range")
     if [j.index for j in mount.journals] != list(range(len(mount.journals))):
         raise BadMessage("mount report: journals are not numbered 0 to n-1")
+    if problem := others_problem(mount.others):
+        raise BadMessage(f"mount report: {problem}")

@@ -10,23 +10,34 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from membership.errors import CorruptRecord, DeviceError
-from membership.lease.area import read_slot, read_slots, write_slot
+from membership.administration import BARRED
+from membership.areas.bootstrap import STEPS_MAX
+from membership.errors import CorruptRecord, DeviceError, Fenced
+from membership.label import NODE_SLOTS
+from membership.lease.core import LeaseState
 from membership.lease.records import FLAG_LEFT
+from membership.san.ballot import Passed
 from membership.san.fence import FenceResult, fence_target, is_gone
-from membership.san.header import read_header
-from membership.san.store import put_header, take_generation
+from membership.san.roles import Role
+from membership.san.store import take_generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from membership.areas.quorum import Areas, HeaderReading
+    from membership.database.keeper import DatabaseKeeper
     from membership.lease.records import HeartbeatSlot, MountProcess
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
-    from membership.san.admin import FenceOrder
+    from membership.node_naming import NodeNaming
+    from membership.san.ballot import Decided
+    from membership.san.events import FenceOrder
     from membership.san.fence import FenceDriver
     from membership.san.header import SanHeader
-    from membership.seams import Clock, Rng, SectorDevice
+    from membership.seams import Clock, Rng
+
+
+REPAIR_SECONDS = 2.0  # between two attempts to repair areas
 
 
 class Shell(Protocol):
@@ -54,7 +65,7 @@ class NodeDisk:
 
     def __init__(
         self,
-        device: SectorDevice,
+        areas: Areas,
         slot: HeartbeatSlot,
         core: NodeCore,
         *,
@@ -62,20 +73,25 @@ class NodeDisk:
         rng: Rng,
         fences: Sequence[FenceDriver],
         book: EventBook,
+        keeper: DatabaseKeeper,
+        naming: NodeNaming,
         shell: Shell,
     ) -> None:
         self.slot = slot
-        self._device = device
-        self._cluster = slot.owner
+        self._areas = areas
         self._core = core
         self._clock = clock
         self._rng = rng
         self._fences = fences
         self._book = book
+        self._keeper = keeper
+        self._naming = naming
         self._shell = shell
         self._renewing = trio.Lock()
         self._wanted = trio.Event()  # a renewal before its time
         self._reading_header = False
+        self._repair_at = float("-inf")
+        self.is_pardoned = False  # the operator lets this node be administrator though the database bars it
 
     # -- heartbeat and lease -----------------------------------------------------------------------------------
 
@@ -106,37 +122,70 @@ class NodeDisk:
                 if not await self._write_own():
                     self._shell.lose("another process claimed its slot")
                     return
-                header = await read_header(self._device, self._cluster)
+                reading = await self._read_header()
+            except Fenced as error:
+                self._shell.lose(str(error))
+                return
             except (DeviceError, CorruptRecord) as error:
                 self._book.log("alert", f"lease not renewed: {error}")
                 self._shell.apply(self._core.lease.failed)
+                if isinstance(error, CorruptRecord):
+                    await self._repair(tuple(area.disk for area in self._areas.disks))
                 return
-            self._shell.apply(lambda now: self._core.header_read(header, now, renewal=start))
+            finally:
+                self._naming.tell_failures()
+            self._shell.apply(
+                lambda now: self._core.header_read(reading.header, now, renewal=start, settled=reading.settled)
+            )
             self._shell.renewed()
             await self._scan()
+            await self._repair(reading.stale)
+
+    async def _read_header(self) -> HeaderReading:
+        """The header, read on the areas that it names itself (N1 of node_naming.py)."""
+        for _ in range(STEPS_MAX):
+            reading = await self._areas.read_header()
+            if not self._naming.follow(reading):
+                return reading
+        raise DeviceError("the membership areas change faster than they can be followed")
+
+    async def _repair(self, stale: tuple[bytes, ...]) -> None:
+        """As administrator: bring areas up to date that missed something, or were damaged or replaced."""
+        now, core = self._clock.monotonic(), self._core
+        rightful = core.admin.role is Role.ADMIN and core.lease.state is LeaseState.MEMBER and now < core.lease.deadline
+        if not stale or not rightful or now < self._repair_at:
+            return
+        self._repair_at = now + REPAIR_SECONDS
+        failed = {area.disk for area in self._areas.disks if area.failure}
+        for disk in await self._areas.repair(core.admin.header, self._keeper.newest, stale):
+            if disk in failed:
+                self._book.log("disk", f"the membership area on disk {disk.hex()} was brought up to date")
 
     async def _write_own(self) -> bool:
-        """False when the slot has another owner."""
+        """False when the slot has another owner.  A damaged one is ours: nobody claims it while we live (H1)."""
         slot = self.slot
-        found = await read_slot(self._device, self._core.me.node, self._cluster)
-        if found is None or found.incarnation != slot.incarnation:
-            return False
+        try:
+            found = await self._areas.read_slot(self._core.me.node)
+            if found is None or found.incarnation != slot.incarnation:
+                return False
+        except CorruptRecord as error:
+            self._book.log("alert", f"{error}: written again")
         slot.counter = (slot.counter + 1) % 2**64
         slot.generation = self._core.admin.header.generation
         slot.hears = sum(1 << node for node in self._core.group.hears())
         slot.set_mounts(self._shell.mount_processes())
-        await write_slot(self._device, slot)
+        await self._areas.write_slot(slot)
         return True
 
     async def mark_left(self) -> None:
         """The last write of a clean leave: nothing to fence."""
         self.slot.flags |= FLAG_LEFT
         self.slot.counter = (self.slot.counter + 1) % 2**64
-        await write_slot(self._device, self.slot)
+        await self._areas.write_slot(self.slot)
 
     async def _scan(self) -> None:
         try:
-            slots, _ = await read_slots(self._device, self._cluster)
+            slots, _ = await self._areas.read_slots()
         except DeviceError as error:
             self._book.log("alert", f"slots not read: {error}")
             return
@@ -158,13 +207,41 @@ class NodeDisk:
 
     async def take(self, generation: int) -> None:
         """TakeGeneration."""
+        why = ""
+        outcome: Decided | Passed | None = None
+        try:
+            outcome = await self._ballot(generation)
+            if outcome is not None and self._core.admin.role is not Role.ADMIN:
+                why = await self._read_database()
+        except (DeviceError, CorruptRecord) as error:
+            why = str(error)
+        taken = outcome if not why else None
+        self._shell.apply(lambda now: self._core.generation_taken(taken, now, why))
+
+    async def _ballot(self, generation: int) -> Decided | Passed | None:
+        """The disk ballot, unless a header of this generation, or a later one, stands there already."""
+        newest = (await self._areas.read_header()).header
+        if newest.generation >= generation:
+            return Passed(newest.generation + 1)
         me = (self._core.me.node, self._core.me.incarnation)
-        outcome = await take_generation(self._device, self._cluster, me, generation, clock=self._clock, rng=self._rng)
-        self._shell.apply(lambda now: self._core.generation_taken(outcome, now))
+        unused = self._unused()
+        return await take_generation(self._areas, me, generation, clock=self._clock, rng=self._rng, unused=unused)
+
+    async def _read_database(self) -> str:
+        """1722: a candidate reads the database; why it can't be administrator, "" when it can."""
+        database = await self._keeper.open()
+        word = database.roster().get(self.slot.name, "")
+        return "" if self.is_pardoned else BARRED.get(word, "")
+
+    def _unused(self) -> set[int]:
+        """Slots of nobody, or of who left: no header is ever written by a vote in their ballot blocks."""
+        header, sights = self._core.admin.header, self._core.watch.sights
+        used = {node for node, sight in sights.items() if not sight.slot.is_left}
+        return set(range(NODE_SLOTS)) - used - header.members.keys() - header.fencing.keys() - {self._core.me.node}
 
     async def put(self, header: SanHeader) -> None:
         """WriteHeader."""
-        good = await put_header(self._device, header)
+        good = await self._areas.put_header(header, within=self._core.timing.lease)
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:
@@ -173,13 +250,13 @@ class NodeDisk:
             return
         self._reading_header = True
         try:
-            header = await read_header(self._device, self._cluster)
+            reading = await self._read_header()
         except (DeviceError, CorruptRecord) as error:
             self._book.log("alert", f"SAN header not read: {error}")
             return
         finally:
             self._reading_header = False
-        self._shell.apply(lambda now: self._core.header_read(header, now))
+        self._shell.apply(lambda now: self._core.header_read(reading.header, now, settled=reading.settled))
 
     async def fence(self, order: FenceOrder) -> None:
         """FenceOrder: fence, and say what came of it; a pause after a refusal, for we shall be asked again."""
@@ -195,7 +272,7 @@ class NodeDisk:
         sight = self._core.watch.sights.get(order.node)
         found: HeartbeatSlot | None = None
         with contextlib.suppress(DeviceError, CorruptRecord):
-            found = await read_slot(self._device, order.node, self._cluster)
+            found = await self._areas.read_slot(order.node)
         return found or (sight.slot if sight is not None else None)
 
     async def _fence(self, order: FenceOrder, target: HeartbeatSlot | None) -> FenceResult:

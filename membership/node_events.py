@@ -9,7 +9,7 @@ from membership.san.header import NOBODY
 from membership.status import EventStatus, FenceStatus, RecoveryStatus
 
 if TYPE_CHECKING:
-    from membership.san.admin import FenceOrder
+    from membership.san.events import FenceOrder
     from membership.san.fence import FenceResult
     from membership.san.header import SanHeader
     from membership.san.recovery import Finished

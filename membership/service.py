@@ -14,10 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from membership.administration import Administration
+from membership.areas.bootstrap import find_areas
+from membership.areas.quorum import Area, Areas
+from membership.commander import Commander
+from membership.commands.table import HANDLERS
 from membership.database.keeper import DatabaseKeeper
 from membership.errors import Fenced, OperatorError, PeerError
 from membership.label import NAME_BYTES_MAX, timing_of
@@ -25,20 +30,24 @@ from membership.lease.core import LeaseState
 from membership.lease.records import HOST_BYTES_MAX
 from membership.lease.slots import Claimant, claim_slot
 from membership.messages import encode
-from membership.node_core import NodeCore, Relayed
+from membership.node_core import Commanded, LoadNaming, NodeCore, NotAdmitted, Relayed
 from membership.node_disk import NodeDisk
 from membership.node_events import EventBook
 from membership.node_mounts import NodeMounts
+from membership.node_naming import NodeNaming
 from membership.relay import Relay
-from membership.san.admin import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.agent import Admitted, Refused, ToMount
+from membership.san.changes import NamingTaken
+from membership.san.events import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.evictions import Expel
-from membership.san.header import read_header
 from membership.san.recovery import Finished
 from membership.seams import PeerAddress, Transport
 from membership.status_of import status_of
+from membership.transport.paths import others_problem
 
 if TYPE_CHECKING:
+    from membership.control_wire import Message
+    from membership.disks import ClusterDisks, OpenDisk
     from membership.fence.process import HostIdentity
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot, MountProcess
@@ -46,8 +55,9 @@ if TYPE_CHECKING:
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
     from membership.san.fence import FenceDriver
-    from membership.seams import Clock, Rng, SectorDevice
+    from membership.seams import Clock, Rng
     from membership.status import Status
+    from membership.transport.links import LinkStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +67,29 @@ class NodeConfig:
     name: str
     host: str
     port: int  # 0: any free port
+    others: tuple[str, ...] = ()  # further own addresses: other paths to this node
 
     def __post_init__(self) -> None:
         for what, value, most in (("--name", self.name, NAME_BYTES_MAX), ("--address", self.host, HOST_BYTES_MAX)):
             if not 0 < len(value.encode()) <= most or "\0" in value:
                 raise OperatorError(f"{what}: {value!r} must be 1 to {most} bytes long")
+        if problem := others_problem(self.others):
+            raise OperatorError(f"--address: {problem}")
+
+
+async def no_pause(_point: str) -> None:
+    """Production: nothing stops here."""
 
 
 class MeshTransport(Transport, Protocol):
     """Transport that a node starts itself: LinkMesh, or the simulated network's."""
 
-    async def listen(self, host: str, port: int = 0) -> int:
+    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
         """Bind; returns the port."""
+        ...
+
+    def links(self) -> list[LinkStatus]:
+        """Every peer's state."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -83,19 +104,20 @@ class Node:
     """One matrixd.  Construct, then ``await nursery.start(node.run)``.
 
     Args:
-        device: the cluster disk, ungated: membership is what the gate is told by.
-        label: of that disk.
+        disks: at least one disk of the cluster, which leads to the others; ungated, for the gate is told by membership.
+        label: of one of them.
         config: name and address.
         host: this process (``membership.fence.process.this_host()``).
         mesh: makes the transport once the node id is known; the identity's port is not yet.
         clock: seam.
         rng: seam.
         fences: drivers in the order they are tried; the lease driver last.
+        pause: where tests stop it; production: nowhere.
     """
 
     def __init__(
         self,
-        device: SectorDevice,
+        disks: ClusterDisks,
         label: Label,
         config: NodeConfig,
         host: HostIdentity,
@@ -103,15 +125,18 @@ class Node:
         clock: Clock,
         rng: Rng,
         fences: Sequence[FenceDriver],
+        pause: Callable[[str], Awaitable[None]] = no_pause,
     ) -> None:
         self.label = label
         self.config = config
         self.timing = timing_of(label)
         self.clock = clock
-        self.device = device
+        self.areas = Areas(label.owner, [Area(label.disk_uuid, None)], clock)  # until ``run`` found those that count
+        self.disks = disks
         self.core: NodeCore | None = None
         self.slot: HeartbeatSlot | None = None
         self.book = EventBook(clock)
+        disks.log = self.book.log
         self.relay = Relay(self, clock)
         self.incarnation = int.from_bytes(rng.randbytes(8), "little") | 1
         self._host = host
@@ -122,11 +147,19 @@ class Node:
         self._nursery: trio.Nursery | None = None
         self._mounts: NodeMounts | None = None
         self._disk: NodeDisk | None = None
+        self._naming: NodeNaming | None = None
+        self._keeper: DatabaseKeeper | None = None
+        self._administration: Administration | None = None
+        self._commander: Commander | None = None
+        self._pause = pause
         self._peers: list[PeerAddress] | None = None  # as the mesh knows them
         self._member = trio.Event()
+        self._named = trio.Event()  # we hold a naming
         self._ended = trio.Event()
         self._finished = trio.Event()  # also the last write is done
         self._fenced = ""  # why, when it ended by losing its right
+        self._refused = ""  # why the administrator did not admit it
+        self._lease_state = LeaseState.OUT
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -136,17 +169,25 @@ class Node:
         Raises OperatorError (name taken, no free slot), CorruptRecord (the SAN header), DeviceError, Fenced (the
         right is lost: exit at once).  Possibly in an exception group.  Returns after a clean ``stop``.
         """
+        self.areas = await find_areas(self.disks, self.clock)
+        async with self.areas:
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         claimant = Claimant(
-            self.device, self.label.owner, self.timing, self.clock, self._fences, self._host,
+            self.areas, self.label.owner, self.timing, self.clock, self._fences, self._host,
             self.config.name, self.config.host, self.incarnation,
         )  # fmt: skip
         node, slot = await claim_slot(claimant)
         mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
-        slot.port = await mesh.listen(self.config.host, self.config.port)
-        header = await read_header(self.device, self.label.owner)
+        slot.port = await mesh.listen(self.config.host, self.config.port, self.config.others)
+        slot.others = ",".join(self.config.others)
+        header = (await self.areas.read_header()).header
         self._assemble(slot, mesh, NodeCore(slot.peer(node), header, self.timing))
         try:
             await self._serve(mesh, task_status)
+            if self._refused:
+                raise OperatorError(f"node {self.config.name} is not admitted: {self._refused}")
             if self._fenced:
                 raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
             await self._disk_tasks().mark_left()
@@ -156,11 +197,16 @@ class Node:
     def _assemble(self, slot: HeartbeatSlot, mesh: MeshTransport, core: NodeCore) -> None:
         self.slot, self._mesh, self.core = slot, mesh, core
         self._mounts = NodeMounts(core, self.book, self, self.config.name)
+        keeper = self._keeper = DatabaseKeeper(self.areas, self.clock, self, lambda: self.naming.known())  # noqa: PLW0108  (made below)
+        naming = self._naming = NodeNaming(core, self.areas, self.disks, keeper, self.book, self)
         self._disk = NodeDisk(
-            self.device, slot, core,
-            clock=self.clock, rng=self._rng, fences=self._fences, book=self.book, shell=self,
+            self.areas, slot, core, clock=self.clock, rng=self._rng, fences=self._fences, book=self.book,
+            keeper=keeper, naming=naming, shell=self,
         )  # fmt: skip
         self._mounts.attach(self._disk)
+        administration = self._administration = Administration(self, keeper, HANDLERS, self._pause)
+        self._commander = Commander(self, administration, self.clock)
+        core.admin.own_name, core.admin.admission = self.config.name, administration.admission
 
     async def _serve(self, mesh: MeshTransport, task_status: trio.TaskStatus[None]) -> None:
         """All tasks, until this node left or lost its right."""
@@ -172,8 +218,13 @@ class Node:
                 nursery.start_soon(self._pump, mesh)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(disk.renew_always)
-                nursery.start_soon(DatabaseKeeper(self.device, self.label.owner, self.clock, self).run)
+                assert self._keeper is not None
+                assert self._administration is not None
+                nursery.start_soon(self._keeper.run)
+                nursery.start_soon(self._administration.run)
+                nursery.start_soon(self.disks.watch)
                 await self._member.wait()
+                await self._named.wait()
                 if not self._ended.is_set():
                     task_status.started()
                 await self._ended.wait()
@@ -199,6 +250,7 @@ class Node:
 
     def _end(self, reason: str) -> None:
         self._member.set()
+        self._named.set()
         self._ended.set()
         if self._mounts is not None:
             self._mounts.withdraw(reason)
@@ -229,6 +281,10 @@ class Node:
         names[core.me.node] = self.slot.name
         return {node: names.get(node, f"node {node}") for node in (*core.admin.header.members, core.me.node)}
 
+    def links(self) -> dict[int, LinkStatus]:
+        """The links to the other matrixds, by node id."""
+        return {link.node: link for link in self._mesh.links()} if self._mesh is not None else {}
+
     @property
     def node_id(self) -> int:
         """Our slot, -1 before one is claimed."""
@@ -253,6 +309,39 @@ class Node:
         """True while this node is administrator and its lease holds: it may write the membership database."""
         core = self.core
         return core is not None and core.filesystems is not None and self.clock.monotonic() < core.lease.deadline
+
+    @property
+    def membership(self) -> NodeCore:
+        """The core.  Raises PeerError before a slot is claimed."""
+        return self._core()
+
+    @property
+    def naming(self) -> NodeNaming:
+        """Our part in the naming."""
+        assert self._naming is not None
+        return self._naming
+
+    def disk_of(self, filesystem: str) -> OpenDisk:
+        """The disk with a filesystem, as this node has it.
+
+        Raises:
+            OperatorError: the cluster has no such filesystem.
+            PeerError: its disk is not found on this node.
+        """
+        row = self._core().naming.by_filesystem(filesystem)
+        found = self.disks.opened.get(row.uuid)
+        if found is None:
+            raise PeerError(f"the disk {row.name}, which holds {filesystem}, is not found on this node")
+        return found
+
+    async def command(self, what: str, arguments: Message) -> Any:
+        """Have the administrator carry out a command (commander.py).  Raises MatrixError."""
+        core = self._core()
+        own = what == "node.unfence" and arguments.get("name") == self.config.name
+        if own and core.admin.administrator() is None:
+            self._disk_tasks().is_pardoned = True  # nobody else can say so: it may be the only node there is
+        assert self._commander is not None
+        return await self._commander.command(what, arguments)
 
     # -- tasks and effects -------------------------------------------------------------------------------------
 
@@ -294,13 +383,19 @@ class Node:
             self._carry_out(event)
 
     def _check_lease(self, core: NodeCore) -> None:
+        state = core.lease.state
+        if LeaseState.LAPSED in (state, self._lease_state) and state is not self._lease_state:
+            waits = "its lease ended and is not renewed yet: mounts wait until the store answers"
+            self.book.log("lease", waits if state is LeaseState.LAPSED else "renewed: mounts go on")
+        self._lease_state = state
+        if core.naming.version:
+            self._named.set()
         if core.lease.state is LeaseState.MEMBER:
             self._member.set()
         elif core.lease.state is LeaseState.LEFT:
             self._end("matrixd left")
         elif core.lease.state is LeaseState.FENCED:
-            late = core.admin.is_member()
-            self.lose("its lease ended before it could renew it" if late else "it was evicted")
+            self.lose("it was evicted")
 
     def _carry_out(self, event: object) -> None:
         if isinstance(event, ToMount | Admitted | Refused):
@@ -315,9 +410,21 @@ class Node:
                 self.lose(event.reason)
         elif isinstance(event, Relayed):
             self.relay.receive(event.node, event.body)
+        elif isinstance(event, Commanded):
+            assert self._commander is not None
+            self._commander.receive(event.node, event.body)
+        elif isinstance(event, NotAdmitted):
+            if self._core().lease.state is LeaseState.OUT and not self._ended.is_set():
+                self._refused = event.reason
+                self._end(event.reason)
         elif isinstance(event, HeaderInForce):
             self.book.header(event.header, self._core().admin.is_member())
             self._disk_tasks().renew_soon()
+            assert self._administration is not None
+            self._administration.header_in_force(event.header)
+        elif isinstance(event, NamingTaken):
+            assert self._administration is not None
+            self._administration.naming_taken(event)
         else:
             self._start(event)
 
@@ -333,6 +440,8 @@ class Node:
             self._nursery.start_soon(disk.fence, event)
         elif isinstance(event, ReadHeader):
             self._nursery.start_soon(disk.read_header)
+        elif isinstance(event, LoadNaming):
+            self._nursery.start_soon(self.naming.load)
 
     def _disk_tasks(self) -> NodeDisk:
         assert self._disk is not None

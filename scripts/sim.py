@@ -4,6 +4,7 @@
     scripts/sim --count 500              seeds 0 to 499
     scripts/sim --seed 4711 --nodes 3 --operations 5000
     scripts/sim --names --count 500     names alone, with deaths: the whole history must be linearizable
+    scripts/sim --membership --count 1000    matrixds alone: partitions, pauses, kills, disks slow or lost
 
 Exit codes: 0 all runs held, 1 a checker found something, 2 wrong usage.
 """
@@ -23,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.sim.fs_scenario import OPERATIONS, Scenario  # noqa: E402 - found only now
+from tests.sim.membership.scenario import MembershipScenario  # noqa: E402
 from tests.sim.names_scenario import NamesScenario  # noqa: E402
 
-SEEDS_FILE = ROOT / "tests" / "sim" / "seeds.txt"
+SEEDS = ROOT / "tests" / "sim"
 
 
 def main() -> int:
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, help="number of nodes (3 to 5, by the seed)")
     parser.add_argument("--operations", type=int, default=OPERATIONS, help=f"least operations of a run ({OPERATIONS})")
     parser.add_argument("--names", action="store_true", help="names alone, the history checked for linearizability")
+    parser.add_argument("--membership", action="store_true", help="matrixds alone: who may write, who administrates")
     parser.add_argument("--keep-going", action="store_true", help="don't stop at the first failure")
     parser.add_argument("--log", action="store_true", help="show what the nodes log")
     options = parser.parse_args()
@@ -50,7 +53,8 @@ def main() -> int:
                 break
     if failed:
         print(
-            f"failed: {' '.join(map(str, failed))}; once the bug is fixed, add them to {SEEDS_FILE.relative_to(ROOT)}"
+            f"{len(failed)} of {options.count} failed: {' '.join(map(str, failed))}; once the bug is fixed, add them to"
+            f" {(SEEDS / ('membership_seeds.txt' if options.membership else 'seeds.txt')).relative_to(ROOT)}"
         )
     return 1 if failed else 0
 
@@ -59,8 +63,7 @@ def run(seed: int, options: argparse.Namespace) -> bool:
     """One run; whether everything held."""
     began = time.monotonic()
     try:
-        scenario = NamesScenario if options.names else Scenario
-        summary = scenario(seed, options.nodes, options.operations).run()
+        summary = scenario_of(seed, options).run()
     except Exception as error:  # a checker's finding, or the product's own assertion, in groups of trio's
         print(f"seed {seed}: FAILED")
         for leaf in leaves(error):
@@ -68,6 +71,13 @@ def run(seed: int, options: argparse.Namespace) -> bool:
         return False
     print(f"seed {seed}: {summary}, {time.monotonic() - began:.1f} s")
     return True
+
+
+def scenario_of(seed: int, options: argparse.Namespace) -> MembershipScenario | NamesScenario | Scenario:
+    """What one run is."""
+    if options.membership:
+        return MembershipScenario(seed, options.nodes)
+    return (NamesScenario if options.names else Scenario)(seed, options.nodes, options.operations)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

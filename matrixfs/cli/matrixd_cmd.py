@@ -17,24 +17,40 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, state_option
-from matrixfs.store_names import absolute_name, is_iscsi
+from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS: Final = re.compile(r"(?P<v6>\[[^]]*\])(:(?P<port6>\d+))?|(?P<v4>[^:]*)(:(?P<port4>\d+))?")
+SCAN_DEFAULT: Final = ("/dev/disk/by-id/*",)
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @click.command(cls=MatrixCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="matrixd")
 @click.option(
-    "--store", required=True, metavar="STORE", help="The cluster disk that mkfs.matrixfs made: a path or URL."
+    "--store",
+    "stores",
+    required=True,
+    multiple=True,
+    metavar="STORE",
+    help="A disk that mkfs.matrixfs made, path or iscsi://...; it leads to the others.  Several: any may be away.",
+)
+@click.option(
+    "--scan",
+    multiple=True,
+    default=SCAN_DEFAULT,
+    show_default=True,
+    metavar="PATTERN",
+    help="Where to look for disks that are not where the others have them.",
 )
 @click.option(
     "--address",
     required=True,
+    multiple=True,
     metavar="IP[:PORT]",
-    help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.",
+    help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.  "
+    "Given again: an address in another network, for when the first is cut; networks in the same order on all nodes.",
 )
 @click.option("--name", metavar="NAME", help="Name of this node in the cluster.  [default: the short host name]")
 @click.option("--metrics", metavar="IP:PORT", help="Serve GET /metrics for Prometheus there, to whoever connects.")
@@ -42,33 +58,67 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 @click.option("--daemon", is_flag=True, help="Go to the background when the node is a member of its cluster.")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What to log.")
 def main(
-    *, store: str, address: str, name: str | None, metrics: str | None, state: str, daemon: bool, log_level: str
+    *,
+    stores: tuple[str, ...],
+    scan: tuple[str, ...],
+    address: tuple[str, ...],
+    name: str | None,
+    metrics: str | None,
+    state: str,
+    daemon: bool,
+    log_level: str,
 ) -> None:
     """Be one node of the cluster on a shared disk: member, lease, fencing, recovery, and the mounts of this host.
 
     SIGTERM or `matrixctl stop` end it; both refuse while trees are mounted here, for their data would be cut off.
     """
-    host, port = parse_address(address)
+    (host, *others), port = parse_addresses(address)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
-    if not is_iscsi(store) and not os.path.exists(store):
-        raise OperatorError(f"{store}: no such store (make one with mkfs.matrixfs)")
+    missing = [store for store in stores if not is_iscsi(store) and not os.path.exists(store)]
+    if len(missing) == len(stores):
+        raise OperatorError(f"{missing[0]}: no such store (make one with mkfs.matrixfs)")
     directory = os.path.abspath(state)
 
     from matrixfs.cli.host import LOG_NAME, Readiness, go_background, lock_state, start_logging
 
     lock = lock_state(directory)
     log_path = os.path.join(directory, LOG_NAME) if daemon else None
-    store = absolute_name(store)
+    paths = tuple(map(checked_store, stores))
     readiness = go_background(log_path) if log_path else Readiness()
     lock.write_pid()
     start_logging(log_level, log_path)
     try:
         from matrixfs.cli.matrixd_run import MatrixdOptions, run_matrixd
 
-        run_matrixd(MatrixdOptions(store, node_name, host, port, directory, served), readiness)
+        run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan, tuple(others)), readiness)
     finally:
         lock.release()
+
+
+def checked_store(store: str) -> str:
+    """The store's absolute name.  Raises OperatorError when it holds a password: ps and the database would show it."""
+    name = public_name(store)
+    if is_iscsi(store) and name != store:
+        raise OperatorError(
+            f"{name}: write user and password into /etc/matrixfs/iscsi.env (mode 600): mounts need to find them too"
+        )
+    return name
+
+
+def parse_addresses(texts: tuple[str, ...]) -> tuple[list[str], int]:
+    """All own addresses as (IPs, port).  Raises OperatorError: there is one port for all, and no address twice."""
+    from membership.transport.paths import PATHS_MAX
+
+    found = [parse_address(text) for text in texts]
+    hosts, port = [host for host, _ in found], found[0][1]
+    if any(other not in (0, port) for _, other in found[1:]):
+        raise OperatorError("--address: all addresses have one port, give it with the first")
+    if len(set(hosts)) < len(hosts):
+        raise OperatorError("--address: an address is given twice; a second path needs one in another network")
+    if len(hosts) > PATHS_MAX:
+        raise OperatorError(f"--address: {len(hosts)} addresses, at most {PATHS_MAX}")
+    return hosts, port
 
 
 def parse_address(text: str, option: str = "--address") -> tuple[str, int]:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from matrixfs.blockstore import opened_store
 from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
+from matrixfs.cli.opener import HostOpener
 from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
+from membership.disks import ClusterDisks
 from membership.errors import MatrixError, OperatorError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import ProcessFence, this_host
@@ -35,9 +36,8 @@ from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
-    from matrixfs.blockstore.device.api import Store
     from matrixfs.cli.host import Readiness
-    from membership.seams import PeerAddress, SectorDevice
+    from membership.seams import PeerAddress
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,14 @@ _NOT_YET: Final = ("starting", "joining")
 class MatrixdOptions:
     """What the command line said, checked."""
 
-    store: str  # absolute path, or URL of a LUN
+    stores: tuple[str, ...]  # absolute paths or URLs of disks of the cluster; the first that opens leads to the others
     name: str
     host: str  # IP address
     port: int  # 0: any
     state_dir: str  # absolute path
     metrics: tuple[str, int] | None = None  # IP address and port (0: any) that serves them
+    scan: tuple[str, ...] = ()  # shell patterns of paths where disks may be
+    others: tuple[str, ...] = ()  # further IP addresses, same port
 
 
 def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
@@ -85,18 +87,56 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
-    device = await opened_store(options.store, identity="matrixd", host=options.name)
-    try:
-        label = await read_label(device)
-        log.info("cluster %s on %s: node %s at %s", label.cluster_name, device.name, options.name, options.host)
-        await _serve(options, readiness, device, label)
-    finally:
-        await device.aclose()
-
-
-async def _serve(options: MatrixdOptions, readiness: Readiness, device: Store, label: Label) -> None:
     clock = SystemClock()
-    node = _make_node(options, device, label, clock)
+    opener = HostOpener(options.stores, options.scan, options.name)
+    label = await _first_label(options, opener)
+    disks = ClusterDisks(label.owner, opener, clock, _log_event)
+    try:
+        for store in options.stores:
+            await _add(disks, store)
+        if not disks.opened:
+            raise OperatorError(f"no disk of the cluster can be opened: {', '.join(options.stores)}")
+        await _serve(options, readiness, disks, label, clock)
+    finally:
+        await disks.aclose()
+
+
+def _log_event(kind: str, text: str) -> None:
+    log.warning("%s: %s", kind, text)  # before there is a node that keeps events
+
+
+async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
+    """That of the first store that opens.  Raises what was wrong with the last one."""
+    failure: MatrixError | None = None
+    for store in options.stores:
+        try:
+            device = await opener.open(store)
+            try:
+                label = await read_label(device)
+            finally:
+                await device.aclose()
+        except MatrixError as error:
+            failure = error
+            continue
+        hosts = ", ".join((options.host, *options.others))
+        log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, hosts)
+        return label
+    assert failure is not None
+    raise failure
+
+
+async def _add(disks: ClusterDisks, store: str) -> None:
+    """A store that was given; one of several may be away just now."""
+    try:
+        await disks.add(store)
+    except MatrixError as error:
+        log.warning("%s", error)
+
+
+async def _serve(
+    options: MatrixdOptions, readiness: Readiness, disks: ClusterDisks, label: Label, clock: SystemClock
+) -> None:
+    node = _make_node(options, disks, label, clock)
     stopped = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, node, stopped, nursery.cancel_scope)
@@ -112,7 +152,7 @@ async def _serve(options: MatrixdOptions, readiness: Readiness, device: Store, l
         nursery.cancel_scope.cancel()
 
 
-def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, clock: SystemClock) -> Node:
+def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock: SystemClock) -> Node:
     rng = SystemRng()
     host = this_host()
 
@@ -120,14 +160,14 @@ def _make_node(options: MatrixdOptions, device: SectorDevice, label: Label, cloc
         return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
 
     return Node(
-        device,
+        disks,
         label,
-        NodeConfig(options.name, options.host, options.port),
+        NodeConfig(options.name, options.host, options.port, options.others),
         host,
         make_mesh,
         clock,
         rng,
-        (ProcessFence(host, clock, Landing(device.name, clock), cut_off), LeaseFence(timing_of(label), clock)),
+        (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off), LeaseFence(timing_of(label), clock)),
     )
 
 

@@ -6,6 +6,7 @@ current: a crash in between leaves a header that does not fit the bytes behind i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastcrc import crc32
@@ -47,53 +48,67 @@ async def read_header(device: SectorDevice, cluster: bytes, slot: int) -> ImageH
     return header
 
 
-async def read_image(device: SectorDevice, cluster: bytes) -> tuple[ImageHeader, bytes] | None:
+@dataclass(frozen=True, slots=True)
+class DatabaseImage:
+    """A database as it lies on the disk."""
+
+    sequence: int  # grows with every image; of two good ones the greater counts
+    generation: int  # SAN generation of the writer
+    content: bytes  # SQLite's
+    written_ns: int  # wall clock of the writer
+
+
+async def read_image(device: SectorDevice, cluster: bytes) -> DatabaseImage | None:
     """The newest good image; None when there is none.  Raises DeviceError."""
-    best: tuple[ImageHeader, bytes] | None = None
+    best: DatabaseImage | None = None
     for slot in range(DATABASE_SLOTS):
         try:
             header = await read_header(device, cluster, slot)
         except CorruptRecord:
             continue  # never written, torn, or damaged: the other slot serves
-        if best is not None and best[0].sequence >= header.sequence:
+        if best is not None and best.sequence >= header.sequence:
             continue
         blocks = -(-header.length // BLOCK_BYTES)
         data = await device.read((slot_block(slot) + 1) * BLOCK_BYTES, blocks * BLOCK_BYTES)
         if crc32.iscsi(data[: header.length]) == header.checksum:
-            best = header, data[: header.length]
+            best = DatabaseImage(header.sequence, header.generation, data[: header.length], header.written_ns)
     return best
 
 
-async def write_image(
-    device: SectorDevice, cluster: bytes, image: bytes, *, sequence: int, generation: int, wall_ns: int
-) -> None:
+async def write_image(device: SectorDevice, cluster: bytes, image: DatabaseImage) -> None:
     """Write an image over the older slot, durably.
 
     Raises:
         OperatorError: the image does not fit.
         DeviceError: I/O failed.
     """
-    if len(image) > IMAGE_BYTES_MAX:
-        raise OperatorError(f"the membership database has {len(image)} bytes, room for {IMAGE_BYTES_MAX}")
+    content = image.content
+    if len(content) > IMAGE_BYTES_MAX:
+        raise OperatorError(f"the membership database has {len(content)} bytes, room for {IMAGE_BYTES_MAX}")
     slot = await _older_slot(device, cluster)
     block = slot_block(slot)
-    await device.write((block + 1) * BLOCK_BYTES, image.ljust(-(-len(image) // BLOCK_BYTES) * BLOCK_BYTES, b"\0"))
+    await device.write((block + 1) * BLOCK_BYTES, content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES, b"\0"))
     await device.flush()
     header = ImageHeader(
         owner=cluster,
         address=block,
-        generation=generation,
-        sequence=sequence,
-        length=len(image),
-        checksum=crc32.iscsi(image),
-        written_ns=wall_ns,
+        generation=image.generation,
+        sequence=image.sequence,
+        length=len(content),
+        checksum=crc32.iscsi(content),
+        written_ns=image.written_ns,
     )
     await device.write(block * BLOCK_BYTES, header.encode(), durable=True)
 
 
 async def _older_slot(device: SectorDevice, cluster: bytes) -> int:
+    """The slot that does not hold the newest good image."""
     newest = await read_image(device, cluster)
-    if newest is None:
-        return 0
-    current = (newest[0].address - DATABASE_BLOCK) // DATABASE_SLOT_BLOCKS
-    return (current + 1) % DATABASE_SLOTS
+    for slot in range(DATABASE_SLOTS):
+        try:
+            header = await read_header(device, cluster, slot)
+        except CorruptRecord:
+            return slot
+        if newest is None or header.sequence != newest.sequence:
+            return slot
+    return 0

@@ -1,14 +1,14 @@
 """Schema of the membership database (002-42, 002-44): what the cluster knows and remembers, each column explained.
 
-Thin: nodes, filesystems and the event log.  It decides nothing yet; who is a member is the SAN header's word alone.
-So a lost or damaged image costs history, never safety.
+Who is a member is the SAN header's word alone; the database says how things are called, what the operator wants, and
+what happened.  ``settings`` has the version of the naming (naming.py), which the header puts into force.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table
 
-SCHEMA_VERSION = 1  # kept in PRAGMA user_version; a greater one than ours is not read
+SCHEMA_VERSION = 2  # kept in PRAGMA user_version; a greater one than ours is not read; 1 lacks the last five tables
 
 metadata = MetaData()
 
@@ -56,4 +56,61 @@ events = Table(
     Column("kind", String, nullable=False),
     # One line for people; recoveries carry their phase times.
     Column("text", String, nullable=False),
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    # naming: version of the naming; committed: the version that all members are known to have taken over (1608);
+    # areas, areas_before: uuids of the disks with membership areas, hex, comma-separated.
+    Column("key", String, primary_key=True),
+    Column("value", String, nullable=False),
+)
+
+disks = Table(
+    "disks",
+    metadata,
+    # uuid of the label as 32 hex digits.
+    Column("uuid", String, primary_key=True),
+    # What people and the directory STATE/disk call it; unique.
+    Column("name", String, nullable=False, unique=True),
+    # Where the node that added it found it: the first place where others look.
+    Column("path", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # Filesystem on its data area; both empty when there is none.
+    Column("fs_uuid", String, nullable=False),
+    Column("fs_name", String, nullable=False),
+    # What the probe proved, as in the label: kind, flags and leaks, in decimal with spaces.
+    Column("traits", String, nullable=False),
+)
+
+roster = Table(
+    "roster",
+    metadata,
+    # Node name: what the operator said of it.
+    Column("name", String, primary_key=True),
+    # expected (added, has not come yet), known, fenced (must stay out until unfenced), removed.
+    Column("word", String, nullable=False),
+    # Wall clock of the last change, ns since the epoch.
+    Column("changed_ns", BigInteger, nullable=False),
+)
+
+fence_levels = Table(
+    "fence_levels",
+    metadata,
+    # Node that is fenced by it.
+    Column("node", String, primary_key=True),
+    # Tried in this order, from 1.
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    # Plain data of membership/fence/agent.py, as JSON; holds passwords: whoever reads the disk reads them.
+    Column("devices", String, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    # Token id as hex digits.
+    Column("id", String, primary_key=True),
+    # Plain data of membership/enrol/grants.py, as JSON; no secret that would show the token again.
+    Column("grant", String, nullable=False),
 )

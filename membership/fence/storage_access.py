@@ -135,7 +135,7 @@ class StorageAccess:
             await ensure_reserved(lun, self._key, strangers=False)
 
     async def withdraw(self) -> list[str]:
-        """Leave all LUNs; nothing of the process is in flight any more.  Returns what was left behind, for the log (A4)."""
+        """Leave all LUNs, with nothing in flight any more.  Returns what was left behind, for the log (A4)."""
         async with self._turn:
             lines: list[str] = []
             key = self._key

@@ -78,6 +78,8 @@ class Peer:
     heard_at: float  # of the last message, or since when we try
     state: PeerState = PeerState.ABSENT
     hears: frozenset[int] | None = None  # None: not told yet
+    has_storage: bool = True  # as it says itself
+    naming: int = 0  # version that it holds, by its own word
 
     def step(self, event: PeerEvent) -> bool:
         """Apply an event; True when the state changed."""
@@ -121,6 +123,8 @@ class GroupCore:
         self.me = me
         self.peers: dict[int, Peer] = {}
         self.view = View(0, {me.node: me})
+        self.has_storage = True  # ours, set by the owner: the others are told
+        self.naming = 0  # the same: version of the naming that we hold
         self._timing = timing
         self._out = outbox
         self._accepted = 0  # greatest number accepted (G2)
@@ -189,6 +193,8 @@ class GroupCore:
         if isinstance(body, Heartbeat):
             if node in self.peers:
                 self.peers[node].hears = frozenset(n for n in range(NODE_SLOTS) if body.hears >> n & 1)
+                self.peers[node].has_storage = body.has_storage
+                self.peers[node].naming = body.naming
                 self._is_stray |= self._is_astray(node, {view, body.accepted}, now)
             self._highest = max(self._highest, body.accepted)
             if self._proposal is not None and self._proposal.number < body.accepted:
@@ -210,6 +216,19 @@ class GroupCore:
     def hears(self) -> frozenset[int]:
         """Whom we hear, ourselves included."""
         return frozenset({self.me.node} | {n for n, p in self.peers.items() if p.state is PeerState.UP})
+
+    def sighted(self) -> frozenset[int]:
+        """Who of the view reaches the store, by its own word."""
+        peers = {node for node, peer in self.peers.items() if peer.has_storage}
+        return frozenset((peers | {self.me.node} if self.has_storage else peers) & set(self.view.members))
+
+    def held(self) -> dict[int, int]:
+        """By node, the version of the naming that it holds."""
+        return {self.me.node: self.naming} | {node: peer.naming for node, peer in self.peers.items()}
+
+    def tell_at_once(self) -> None:
+        """Beat with the next tick: something that others wait for has changed."""
+        self._next_heartbeat = float("-inf")
 
     def heard_at(self, node: int) -> float:
         """When the node was heard last; infinite when that is not known."""
@@ -238,7 +257,7 @@ class GroupCore:
     def _beat(self, now: float) -> None:
         mask = sum(1 << node for node in self.hears())
         for node in self.peers:
-            self._out.post(node, Heartbeat(mask, self._accepted))
+            self._out.post(node, Heartbeat(mask, self._accepted, self.has_storage, self.naming))
         self._next_heartbeat = now + self._timing.heartbeat
 
     def _is_astray(self, node: int, numbers: set[int], now: float) -> bool:

@@ -8,9 +8,9 @@ Invariants:
 
 L1. The deadline never lies more than ``lease`` after the start of a renewal that saw us as a member.
 L2. FENCED and LEFT are final: a process that lost its right never gets it back; a new incarnation joins anew.
-L3. LAPSED is a pause: nothing is written but the slot, and writers wait.  A renewal that still sees us listed ends it:
-    nobody evicted us, so nobody acted, and what was under way may be done again.  After ``Timing.dead`` we give up, for
-    a node that can't reach the store is of no use to the others.
+L3. LAPSED is a pause, for as long as it takes: nothing is written but the slot, and writers wait.  A renewal that still
+    sees us listed ends it: nobody evicted us, so nobody acted, and what was under way may be done again.  So a store
+    that is gone for all pauses the cluster; a node that alone can't reach it is evicted by the others (san/admin.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LeaseEvent(Enum):
     UNLISTED = "unlisted"  # a renewal finished and the header does not list us
     FAILED = "failed"  # a renewal failed: I/O error or a torn header
     DEADLINE = "deadline"  # the clock passed the deadline
-    GIVE_UP = "give up"  # it passed long ago
+    EVICTED = "evicted"  # we were listed and are not any more, or the administrator says so
     GONE = "gone"  # our clean leave is on the header
 
 
@@ -48,19 +48,19 @@ TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
     (LeaseState.OUT, LeaseEvent.UNLISTED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.FAILED): LeaseState.OUT,
     (LeaseState.OUT, LeaseEvent.DEADLINE): LeaseState.OUT,
-    (LeaseState.OUT, LeaseEvent.GIVE_UP): LeaseState.OUT,
+    (LeaseState.OUT, LeaseEvent.EVICTED): LeaseState.FENCED,  # listed once, though it never had a lease (L2)
     (LeaseState.OUT, LeaseEvent.GONE): LeaseState.LEFT,
     (LeaseState.MEMBER, LeaseEvent.LISTED): LeaseState.MEMBER,
     (LeaseState.MEMBER, LeaseEvent.UNLISTED): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.FAILED): LeaseState.MEMBER,
     (LeaseState.MEMBER, LeaseEvent.DEADLINE): LeaseState.LAPSED,
-    (LeaseState.MEMBER, LeaseEvent.GIVE_UP): LeaseState.FENCED,
+    (LeaseState.MEMBER, LeaseEvent.EVICTED): LeaseState.FENCED,
     (LeaseState.MEMBER, LeaseEvent.GONE): LeaseState.LEFT,
     (LeaseState.LAPSED, LeaseEvent.LISTED): LeaseState.MEMBER,
     (LeaseState.LAPSED, LeaseEvent.UNLISTED): LeaseState.FENCED,
     (LeaseState.LAPSED, LeaseEvent.FAILED): LeaseState.LAPSED,
     (LeaseState.LAPSED, LeaseEvent.DEADLINE): LeaseState.LAPSED,
-    (LeaseState.LAPSED, LeaseEvent.GIVE_UP): LeaseState.FENCED,
+    (LeaseState.LAPSED, LeaseEvent.EVICTED): LeaseState.FENCED,
     (LeaseState.LAPSED, LeaseEvent.GONE): LeaseState.LEFT,
     **{(LeaseState.FENCED, event): LeaseState.FENCED for event in LeaseEvent},
     **{(LeaseState.LEFT, event): LeaseState.LEFT for event in LeaseEvent},
@@ -74,10 +74,12 @@ class LeaseCore:
         self.state = LeaseState.OUT
         self.deadline = float("-inf")
         self._timing = timing
+        self._seen_at = float("inf")  # start of the last renewal that came to its end; before the first: no doubt yet
 
     def finished(self, start: float, now: float, *, listed: bool, leaving: bool = False) -> None:
         """A renewal that began at ``start`` wrote the slot and read the header."""
         self.tick(now)
+        self._seen_at = start if self._seen_at == float("inf") else max(self._seen_at, start)
         if not listed:
             self._step(LeaseEvent.GONE if leaving else LeaseEvent.UNLISTED)
         elif now < start + self._timing.lease:
@@ -88,14 +90,22 @@ class LeaseCore:
     def failed(self, now: float) -> None:
         """A renewal failed; the old deadline stands."""
         self.tick(now)
+        if self._seen_at == float("inf"):
+            self._seen_at = now
         self._step(LeaseEvent.FAILED)
+
+    def evicted(self) -> None:
+        """A durable header without us is in force, after one that had us; or the administrator says so."""
+        self._step(LeaseEvent.EVICTED)
 
     def tick(self, now: float) -> None:
         """Notice the deadline."""
         if now >= self.deadline:
             self._step(LeaseEvent.DEADLINE)
-        if now >= self.deadline + self._timing.dead:
-            self._step(LeaseEvent.GIVE_UP)
+
+    def has_storage(self, now: float) -> bool:
+        """Whether a renewal came to its end within the last ``lease`` seconds, whatever it found."""
+        return now < self._seen_at + self._timing.lease
 
     def next_renewal(self, start: float) -> float:
         """When the renewal after the one that began at ``start`` is due."""

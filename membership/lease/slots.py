@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import NODE_SLOTS
-from membership.lease.area import read_slot, read_slots, write_slot
 from membership.lease.records import HeartbeatSlot, slot_block
 from membership.san.fence import fence_target, is_gone
-from membership.san.header import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from membership.areas.quorum import Areas
     from membership.fence.process import HostIdentity
     from membership.label import Timing
     from membership.san.fence import FenceDriver
-    from membership.seams import Clock, SectorDevice
+    from membership.seams import Clock
 
 CLAIMS_MAX = 2 * NODE_SLOTS  # more lost claims than slots means a store that forgets what is written
 
@@ -33,7 +32,7 @@ CLAIMS_MAX = 2 * NODE_SLOTS  # more lost claims than slots means a store that fo
 class Claimant:
     """Who wants a slot, and with what."""
 
-    device: SectorDevice
+    areas: Areas
     cluster: bytes
     timing: Timing
     clock: Clock
@@ -52,7 +51,7 @@ async def claim_slot(claimant: Claimant) -> tuple[int, HeartbeatSlot]:
         DeviceError: I/O failed.
     """
     for _ in range(CLAIMS_MAX):
-        slots, damaged = await read_slots(claimant.device, claimant.cluster)
+        slots, damaged = await claimant.areas.read_slots()
         mine = [node for node, slot in slots.items() if slot.name == claimant.name]
         if mine:
             node = mine[0]
@@ -64,7 +63,7 @@ async def claim_slot(claimant: Claimant) -> tuple[int, HeartbeatSlot]:
         claim = await _write_claim(claimant, node, before)
         if claim is not None:
             return node, claim
-    raise OperatorError(f"{claimant.device.name}: no slot could be claimed; does the store keep what is written?")
+    raise OperatorError("no node slot could be claimed; does the store keep what is written?")
 
 
 async def _retire(claimant: Claimant, node: int, slot: HeartbeatSlot) -> None:
@@ -93,28 +92,28 @@ async def _retire(claimant: Claimant, node: int, slot: HeartbeatSlot) -> None:
 
 async def _has_moved(claimant: Claimant, node: int, slot: HeartbeatSlot) -> bool:
     try:
-        now = await read_slot(claimant.device, node, claimant.cluster)
+        now = await claimant.areas.read_slot(node)
     except CorruptRecord:
         return True  # somebody is writing it
     return now is None or (now.incarnation, now.counter) != (slot.incarnation, slot.counter)
 
 
 async def _free_slot(claimant: Claimant, slots: dict[int, HeartbeatSlot], damaged: set[int]) -> int:
-    header = await read_header(claimant.device, claimant.cluster)
+    header = (await claimant.areas.read_header()).header
     first = zlib.crc32(claimant.name.encode()) % NODE_SLOTS
     order = [(first + i) % NODE_SLOTS for i in range(NODE_SLOTS)]
     order = [n for n in order if n not in header.members and n not in header.fencing and n not in damaged]
     never_used = [n for n in order if n not in slots]
     left = [n for n in order if n in slots and slots[n].is_left]
     if not never_used and not left:
-        raise OperatorError(f"{claimant.device.name}: all {NODE_SLOTS} node slots are taken")
+        raise OperatorError(f"all {NODE_SLOTS} node slots are taken")
     return (never_used or left)[0]
 
 
 async def _write_claim(claimant: Claimant, node: int, before: HeartbeatSlot | None) -> HeartbeatSlot | None:
     started = claimant.clock.monotonic()
     try:
-        found = await read_slot(claimant.device, node, claimant.cluster)
+        found = await claimant.areas.read_slot(node)
     except CorruptRecord:
         return None
     if (found is None) != (before is None) or (found and before and found.incarnation != before.incarnation):
@@ -138,12 +137,12 @@ async def _write_claim(claimant: Claimant, node: int, before: HeartbeatSlot | No
         name=claimant.name,
         host=claimant.address,
     )
-    await write_slot(claimant.device, claim)
+    await claimant.areas.write_slot(claim)
     if claimant.clock.monotonic() - started > claimant.timing.renew / 2:
         return None
     await claimant.clock.sleep(claimant.timing.renew)
     try:
-        found = await read_slot(claimant.device, node, claimant.cluster)
+        found = await claimant.areas.read_slot(node)
     except CorruptRecord:
         return None
     return claim if found is not None and found.incarnation == claimant.incarnation else None

@@ -3,6 +3,9 @@
 A node is alive while its counter moves; one that we have not watched for ``link_dead`` yet counts as alive, unless
 its process is known to be gone.  Known gone means: refused by its host, or its process looked up on this host; the
 next move of its counter takes that back.
+
+Invariant: silence counts only while we looked.  A scan adds at most twice the interval of renewals, so that after an
+outage of the store nobody is called dead before he had the time to be seen again.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ class Sight:
 
     slot: HeartbeatSlot
     moved_at: float  # when its counter last moved, or when we first saw it
+    silent: float = 0.0  # seconds in which we looked and it did not move
     is_gone: bool = False
 
 
@@ -32,6 +36,7 @@ class DiskWatch:
     def __init__(self, timing: Timing) -> None:
         self.sights: dict[int, Sight] = {}
         self._timing = timing
+        self._looked_at = float("-inf")
 
     def observe(self, slots: Mapping[int, HeartbeatSlot], now: float) -> list[int]:
         """Take a scan; a slot that could not be decoded is left out and keeps its last sight.
@@ -39,13 +44,17 @@ class DiskWatch:
         Returns the nodes that we held for gone and whose counter moved.
         """
         back: list[int] = []
+        looked = self._looked(now)
+        self._looked_at = now
+        for known in self.sights.values():
+            known.silent += looked
         for node, slot in slots.items():
             sight = self.sights.get(node)
             if sight is None or sight.slot.incarnation != slot.incarnation:
                 self.sights[node] = Sight(slot, now)
                 continue
             if slot.counter != sight.slot.counter:
-                sight.moved_at = now
+                sight.moved_at, sight.silent = now, 0.0
                 if sight.is_gone:
                     back.append(node)
                 sight.is_gone = False
@@ -60,8 +69,18 @@ class DiskWatch:
 
     def alive(self, now: float) -> frozenset[int]:
         """Nodes that must be counted as alive."""
+        looked = self._looked(now)
         return frozenset(
             node
             for node, sight in self.sights.items()
-            if not sight.slot.is_left and not sight.is_gone and now - sight.moved_at < self._timing.link_dead
+            if not sight.slot.is_left and not sight.is_gone and sight.silent + looked < self._timing.link_dead
         )
+
+    def standing(self, now: float) -> frozenset[int]:
+        """Nodes whose disk heartbeat has stood still for ``Timing.dead`` while ours went on."""
+        looked = self._looked(now)
+        return frozenset(n for n, s in self.sights.items() if s.silent + looked >= self._timing.dead)
+
+    def _looked(self, now: float) -> float:
+        """Seconds since the last scan, as far as they count."""
+        return min(now - self._looked_at, 2 * self._timing.renew) if self.sights else 0.0

@@ -10,19 +10,25 @@ A1. A header is written only in generation g won by ballot, while the group view
 A2. The bumped generation is durable on disk before anybody is told (1728, 1604).
 A3. Whoever is dropped without a clean leave stays in ``fencing`` until confirmed (S4); only then NodeDead is told.
 A4. A candidate becomes administrator only after the coordinator's Commit (1754); else its generation stays unused.
+A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
+    evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
+    When nobody reaches it nothing happens: the cluster pauses.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the
+    store, finds out first whether it still is the administrator.
+A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
+    and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from membership.group.connectivity import candidate, may_act
+from membership.group.connectivity import may_act
 from membership.messages import (
     CandidateFailed,
     Commit,
     HeaderChanged,
+    JoinRefused,
     JoinRequest,
     LeaveRequest,
     Nominate,
@@ -30,91 +36,23 @@ from membership.messages import (
     Won,
 )
 from membership.san.ballot import Decided, Passed
-from membership.san.header import NOBODY, SanHeader, make_header
+from membership.san.changes import NamingChange
+from membership.san.election import Election
+from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
+from membership.san.header import NOBODY, make_header
+from membership.san.roles import TRANSITIONS, Role, RoleEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from membership.effects import Outbox
     from membership.group.state import View
     from membership.label import Timing
     from membership.san.fence import FenceResult
+    from membership.san.header import SanHeader
     from membership.seams import PeerAddress
 
 AdminBody = Nominate | Won | CandidateFailed | Commit | Undo | HeaderChanged | JoinRequest | LeaveRequest
-
-
-class Role(Enum):
-    """A node's part in Figure 11."""
-
-    PEER = "peer"
-    CANDIDATE = "candidate"  # 1720: trying for the SAN lock
-    ELECTED = "elected"  # 1730: has it, waits for the coordinator
-    ADMIN = "administrator"
-
-
-@dataclass(frozen=True, slots=True)
-class TakeGeneration:
-    """Event: run the disk ballot for this generation, then call ``generation_taken``."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteHeader:
-    """Event: write this header, read it back, then call ``header_written`` (or ``write_failed``)."""
-
-    header: SanHeader
-
-
-@dataclass(frozen=True, slots=True)
-class ReadHeader:
-    """Event: the header on disk may be newer than ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class FenceOrder:
-    """Event: fence this instance, then call ``fence_done``.
-
-    ``evicted_at``: monotonic seconds since when a header without it is durable.
-    """
-
-    node: int
-    incarnation: int
-    evicted_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderInForce:
-    """Event: a newer header is known; ``mine``: we are its administrator."""
-
-    header: SanHeader
-    mine: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NodeDead:
-    """Event on the administrator: confirmed fenced, its mounts may be recovered (R5)."""
-
-    node: int
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """Event: a line for the event log."""
-
-    kind: str
-    text: str
-
-
-@dataclass(slots=True)
-class _Nomination:
-    """Coordinator's side of an election."""
-
-    number: int
-    node: int
-    since: float
 
 
 class AdminCore:
@@ -125,12 +63,11 @@ class AdminCore:
         self.header = header
         self.role = Role.PEER
         self.is_leaving = False
+        self.was_member = self.is_member()  # listed once: this incarnation never joins again (L2 of lease/core.py)
         self._timing = timing
         self._out = outbox
         self._view: View | None = None
-        self._nomination: _Nomination | None = None  # as coordinator
-        self._nominations = 0
-        self._failed: list[int] = []  # candidates that failed, latest last (002-39)
+        self._election = Election(timing, outbox)  # as coordinator
         self._bid: tuple[int, int] | None = None  # as candidate: (coordinator, nomination)
         self._generation = 0  # the one we ballot for or have won
         self._passed_over = 0  # generations up to here belong to others that never wrote a header
@@ -141,11 +78,20 @@ class AdminCore:
         self._joiners: dict[int, int] = {}
         self._confirmed: set[tuple[int, int]] = set()  # fenced, not yet off the header
         self._fencing: set[tuple[int, int]] = set()  # fence under way
-        self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is surely in force
+        self._evicted_at: dict[tuple[int, int], float] = {}  # since when a header without it is in force (A7); inf: no
+        self._fence_at: dict[tuple[int, int], float] = {}  # not to be ordered again before
+        self._looked_at = float("-inf")  # start of the last renewal that saw our header in force
         self._lost_at: dict[int, float] = {}  # generation that another owns: when we learnt it
         self._expelled: set[tuple[int, int]] = set()  # in the view, but must go
-        self._undone = 0  # as coordinator: greatest generation that was undone
+        self._refused: set[tuple[int, int]] = set()  # joiners that were told why not
+        self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
+        self._has_lease = False  # as ``drive`` was told last
+        self.change = NamingChange(outbox)
+        self.own_naming = 0  # version of the naming that we hold
+        self.own_name = ""
+        self.admission: Callable[[JoinRequest], str | None] = lambda _: ""  # as administrator: "" yes, text: why not
         self._asked_at = float("-inf")
+        self._told_at = float("-inf")
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -156,62 +102,72 @@ class AdminCore:
         self._joiners = {n: i for n, i in self._joiners.items() if self._in_view(n, i)}
         if self._bid is not None and self._bid[0] != view.coordinator and self.role is not Role.ADMIN:
             self._drop_candidacy("the coordinator changed")
-        if self._nomination is not None and self._nomination.node not in view.members:
-            self._candidate_failed(self._nomination.node, "it left the view")
+        self._election.view_installed(view)
         self._say_again()
 
     def header_read(self, header: SanHeader, now: float) -> None:
-        """The header on disk.  An older one than ours changes nothing (S2), but see ``header_overwritten``."""
+        """The header on disk.  An older one than ours changes nothing (S2), but see ``header_in_doubt``."""
         if header.generation <= self.header.generation:
             return
-        old = self.header
         self.header = header
-        self._evicted_at = {key: self._evicted_at.get(key, now) for key in header.fencing.items()}
+        self.was_member |= self.is_member()
         mine = (header.administrator, header.administrator_incarnation) == (self.me.node, self.me.incarnation)
         if not mine and self.role is Role.ADMIN:
             self._log("role", f"generation {header.generation}: node {header.administrator} is administrator now")
+        known = self._evicted_at if self.role is Role.ADMIN else {}  # what we did not watch over counts from now on
+        self._evicted_at = {key: known.get(key, now) for key in header.fencing.items()}
+        self._fence_at = {key: at for key, at in self._fence_at.items() if key in self._evicted_at}
+        self._step(RoleEvent.IN_FORCE if mine else RoleEvent.SUPERSEDED)
         if not mine:
-            self.role, self._busy, self._bid = Role.PEER, False, None
+            self._busy, self._bid = False, None
             self._fencing.clear()
-        elif header.administrator != old.administrator or self.role is not Role.ADMIN:
-            self.role = Role.ADMIN
-        if self._admin_in_view():
-            self._nomination = None
+            self.change.deposed()
+        if self._admin_works():
+            self._election.over()
         self._joiners = {n: i for n, i in self._joiners.items() if header.members.get(n) != i}
         self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
         self._confirmed &= set(header.fencing.items())
+        self.change.header_in_force(header)
         self._out.tell(HeaderInForce(header, mine))
 
-    def header_overwritten(self) -> None:
-        """The disk shows an older header than ours: a late write of a former administrator.  Write ours again."""
-        if self.role is not Role.ADMIN or self._busy:
+    def header_in_doubt(self, now: float) -> None:
+        """The disks show an older header than ours, or ours not on a majority of the areas: write it again.
+
+        The former is a late write of a former administrator, the latter what is left of a write that failed.
+        """
+        self._evicted_at = dict.fromkeys(self._evicted_at, float("inf"))  # until it stands, or is written
+        if self.role is not Role.ADMIN or self._busy or now < self._retry_at:
             return
-        self._log("alert", f"a former administrator overwrote generation {self.header.generation}: written again")
-        self._evicted_at = dict.fromkeys(self._evicted_at, float("inf"))  # until ``header_written``
+        self._log("alert", f"generation {self.header.generation} is not on the disks any more: written again")
         self._busy = True
         self._out.tell(WriteHeader(self.header))
+
+    def header_stands(self, renewal: float, now: float) -> None:
+        """Our header was read as the one in force; by the renewal that began at ``renewal``, or -inf."""
+        self._looked_at = max(self._looked_at, renewal)
+        self._count_evictions(now)
 
     def receive(self, node: int, body: AdminBody, now: float) -> None:
         """A message of a node in the view."""
         if isinstance(body, Nominate):
             self._on_nominate(node, body, now)
         elif isinstance(body, Won):
-            self._on_won(node, body, now)
+            wanted = body.generation > self.header.generation and not self._admin_works()
+            self._election.won(node, body, now, wanted=wanted)
         elif isinstance(body, CandidateFailed):
-            if self._nomination is not None and self._nomination.number == body.nomination:
-                self._candidate_failed(node, body.reason)
+            self._election.candidate_failed(node, body)
         elif isinstance(body, Commit | Undo):
             self._on_verdict(node, body)
         elif isinstance(body, HeaderChanged):
             if body.generation > self.header.generation:
                 self._out.tell(ReadHeader())
         elif isinstance(body, JoinRequest):
-            self._joiners[node] = body.incarnation
+            self._on_join(node, body)
         else:
             self._leavers[node] = body.incarnation
 
-    def generation_taken(self, outcome: Decided | Passed | None, now: float) -> None:
-        """The ballot ended; None: it could not be held (I/O error, 1724)."""
+    def generation_taken(self, outcome: Decided | Passed | None, now: float, why: str = "") -> None:
+        """The ballot ended; None: it could not be held, or the database not be read (1722 to 1726), and ``why``."""
         self._busy = False
         if isinstance(outcome, Passed):
             self._passed_over = max(self._passed_over, outcome.generation - 1)
@@ -219,28 +175,27 @@ class AdminCore:
             return
         if outcome is None:
             self._retry_at = now + self._timing.heartbeat
-            self._give_up("the ballot blocks can't be used")
+            self._give_up(why or "the ballot blocks can't be used")
             return
         owner = (outcome.node, outcome.incarnation)
         if owner != (self.me.node, self.me.incarnation):
             self._lost(owner, now)
         elif self.role is Role.ADMIN:
-            self._write()
+            if self._has_lease:  # else ``drive`` begins anew when it is renewed
+                self._write()
         elif self.role is Role.CANDIDATE and self._bid is not None:
-            self.role, self._since = Role.ELECTED, now
+            self._step(RoleEvent.WON)
+            self._since = now
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
 
     def header_written(self, header: SanHeader, now: float) -> None:
         """A header of ours is durable and was read back (A2)."""
         self._busy = False
         if header.generation == self.header.generation:
-            self._evicted_at = dict.fromkeys(self._evicted_at, now)
+            self._count_evictions(now)
             return
         self.header_read(header, now)
-        if self._view is not None:
-            for node in self._view.members:
-                if node != self.me.node:
-                    self._out.post(node, HeaderChanged(header.generation))
+        self._tell_header()
 
     def write_failed(self, now: float) -> None:
         """A header of ours could not be written, or was overtaken."""
@@ -249,15 +204,15 @@ class AdminCore:
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
 
-    def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float) -> None:
-        """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered)."""
+    def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float, *, has_lease: bool) -> None:
+        """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered); so without a lease (A6)."""
         self._fencing.discard((node, incarnation))
-        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation:
+        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation or not has_lease:
             return
         if not result.confirmed:
             self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
-        elif result.driver == "lease" and now < self._evicted_at[node, incarnation] + self._timing.dead:
-            self._log("alert", f"node {node}: its eviction was overwritten meanwhile, waiting again")
+        elif result.driver == "lease" and not self._is_over(self._evicted_at[node, incarnation], now):
+            self._fence_at[node, incarnation] = now + self._timing.heartbeat
         else:
             self._confirmed.add((node, incarnation))
             self._log("fenced", f"node {node} by {result.driver}: {result.detail}")
@@ -268,22 +223,46 @@ class AdminCore:
         self._log("alert", f"node {node} is evicted: {reason}")
         self._expelled.add((node, incarnation))
 
+    def is_expelled(self, node: int, incarnation: int) -> bool:
+        """Whether it was told to go."""
+        return (node, incarnation) in self._expelled
+
     # -- upkeep ------------------------------------------------------------------------------------------------
 
-    def drive(self, alive: frozenset[int], addresses: Mapping[int, PeerAddress], now: float, *, settled: bool) -> None:
-        """Compare what is with what should be, and take the next step.  Call after every input and every tick."""
+    def drive(
+        self,
+        alive: frozenset[int],
+        addresses: Mapping[int, PeerAddress],
+        now: float,
+        *,
+        settled: bool,
+        sighted: frozenset[int],
+        has_lease: bool,
+    ) -> None:
+        """Compare what is with what should be, and take the next step.  Call after every input and every tick.
+
+        Args:
+            alive: nodes whose disk heartbeat moves.
+            addresses: of all nodes known.
+            now: monotonic seconds.
+            settled: no view change is in the air.
+            sighted: members of the view that reach the store (A5).
+            has_lease: ours holds (A6).
+        """
         if self._view is None:
             return
+        self._sighted, self._has_lease = sighted & self._view.members.keys(), has_lease
         self._ask(now)
         if not settled or not self._may_act(alive, addresses):
             return
         if self.role is Role.ADMIN:
-            self._administrate(now)
+            if has_lease:
+                self._administrate(now)
         elif self.role is Role.ELECTED and now - self._since > self._timing.link_dead:
             self._drop_candidacy("no answer of the coordinator")
         elif self.role is Role.CANDIDATE and not self._busy and now >= self._retry_at:
             self._take(self._next_generation())
-        if self._view.coordinator == self.me.node and not self._admin_in_view():
+        if self._view.coordinator == self.me.node and not self._admin_works() and self._sighted:
             self._elect(now)
 
     def is_member(self) -> bool:
@@ -308,6 +287,18 @@ class AdminCore:
         voters = {n for n in everyone if self.header.members.get(n) == known[n].incarnation} or everyone
         return may_act(reached & voters, voters, known)
 
+    def _count_evictions(self, now: float) -> None:
+        """What was in doubt counts from now on (A7)."""
+        self._evicted_at = {key: now if at == float("inf") else at for key, at in self._evicted_at.items()}
+
+    def _is_over(self, evicted_at: float, now: float) -> bool:
+        """A7: whether a node that was evicted then can have no lease any more."""
+        late = evicted_at + self._timing.lease + self._timing.io_bound
+        return now >= evicted_at + self._timing.dead and self._looked_at >= late
+
+    def _step(self, event: RoleEvent) -> None:
+        self.role = TRANSITIONS[self.role, event]
+
     def _log(self, kind: str, text: str) -> None:
         self._out.tell(Log(kind, text))
 
@@ -323,6 +314,10 @@ class AdminCore:
             self.header.administrator, self.header.administrator_incarnation
         )
 
+    def _admin_works(self) -> bool:
+        """A5: it is in our view, and reaches the store if anybody does."""
+        return self._admin_in_view() and (self.header.administrator in self._sighted or not self._sighted)
+
     def _ask(self, now: float) -> None:
         """1402: ask the administrator to import us, or to let us go."""
         if not self._admin_in_view() or now - self._asked_at < self._timing.heartbeat:
@@ -330,54 +325,49 @@ class AdminCore:
         body: JoinRequest | LeaveRequest | None = None
         if self.is_leaving and self.is_member():
             body = LeaveRequest(self.me.incarnation)
-        elif not self.is_leaving and not self.is_member():
-            body = JoinRequest(self.me.incarnation)
+        elif not self.is_leaving and not self.was_member:
+            body = JoinRequest(self.me.incarnation, self.own_naming, self.own_name)
         if body is not None:
             self._asked_at = now
             self._out.post(self.header.administrator, body)
 
-    def _elect(self, now: float) -> None:
-        """1704, 1706: nominate a candidate; one that stays silent for link_dead has failed."""
-        assert self._view is not None
-        if self._nomination is not None:
-            if now - self._nomination.since <= self._timing.link_dead:
-                return
-            self._candidate_failed(self._nomination.node, "no answer")
-        if self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}:
-            return  # the last one, and off the header: nobody is left to administrate for
-        node = candidate(self._view.members, self._failed)
-        self._nominations += 1
-        number = (self._view.number << 16) + self._nominations % 2**16
-        self._nomination = _Nomination(number, node, now)
-        self._log("election", f"node {node} is nominated as administrator")
-        self._out.post(node, Nominate(number, self._undone))
+    def _on_join(self, node: int, body: JoinRequest) -> None:
+        """1404: admit it, or say why not.
 
-    def _candidate_failed(self, node: int, reason: str) -> None:
-        self._log("election", f"node {node} failed to become administrator: {reason}")
-        self._failed = [n for n in self._failed if n != node] + [node]
-        self._nomination = None
+        Who was told to go does not come back in the same incarnation; it may not know that it has to.  A mismatch of
+        the naming is no refusal: the joiner reads it and asks again.
+        """
+        if (node, body.incarnation) in self._expelled:
+            self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
+            return
+        refusal = self.admission(body)
+        if refusal == "" and body.naming < self.header.naming:
+            refusal = None
+        if refusal == "":
+            self._joiners[node] = body.incarnation
+        elif refusal is not None:
+            self._joiners.pop(node, None)
+            if (node, body.incarnation) not in self._refused:
+                self._refused.add((node, body.incarnation))
+                self._log("refused", f"node {node} ({body.name}) is not admitted: {refusal}")
+            self._out.post(node, JoinRefused(body.incarnation, refusal, final=True))
+
+    def _elect(self, now: float) -> None:
+        """Of those that reach the store; not when we are the last one and off the header: nobody is left to serve."""
+        assert self._view is not None
+        sighted = {n: address for n, address in self._view.members.items() if n in self._sighted}
+        is_last = self.is_leaving and not self.is_member() and set(self._view.members) == {self.me.node}
+        if sighted and not is_last:  # who is sighted is said of the group's view, which may be newer than ours
+            self._election.elect(sighted, self._view.number, now)
 
     def _on_nominate(self, node: int, body: Nominate, now: float) -> None:
         if self._view is None or node != self._view.coordinator or self.role is Role.ADMIN:
             return
         self._passed_over = max(self._passed_over, body.undone)
         if self._bid != (node, body.nomination) or self.role is Role.PEER:
-            self._bid = (node, body.nomination)
-            self.role, self._since = Role.CANDIDATE, now
+            self._bid, self._since = (node, body.nomination), now
+            self._step(RoleEvent.NOMINATED)
         self._say_again()
-
-    def _on_won(self, node: int, body: Won, now: float) -> None:
-        """1732, 1750: permissible when it is the one nominated, in the present view, and nobody else is."""
-        nomination = self._nomination
-        good = nomination is not None and (nomination.node, nomination.number) == (node, body.nomination)
-        if good and body.generation > self.header.generation and not self._admin_in_view():
-            assert nomination is not None
-            nomination.since = now
-            self._out.post(node, Commit(body.nomination))
-        else:
-            self._log("election", f"generation {body.generation} of node {node} is undone")
-            self._undone = max(self._undone, body.generation)
-            self._out.post(node, Undo(body.nomination))
 
     def _on_verdict(self, node: int, body: Commit | Undo) -> None:
         if self.role is not Role.ELECTED or self._bid != (node, body.nomination) or self._busy:
@@ -391,7 +381,7 @@ class AdminCore:
         """1752: our generation stays without a header; the next candidate passes over it (A4)."""
         if self.role in (Role.CANDIDATE, Role.ELECTED):
             self._log("election", f"candidacy dropped: {reason}")
-            self.role = Role.PEER
+        self._step(RoleEvent.DROPPED)
         self._bid = None
 
     def _give_up(self, reason: str) -> None:
@@ -401,9 +391,8 @@ class AdminCore:
 
     def _say_again(self) -> None:
         """Messages of the election that a view change dropped."""
-        nomination, coordinator = self._nomination, self._view.coordinator if self._view is not None else -1
-        if nomination is not None and coordinator == self.me.node != nomination.node:
-            self._out.post(nomination.node, Nominate(nomination.number, self._undone))
+        if self._view is not None and self._view.coordinator == self.me.node:
+            self._election.say_again(self.me.node)
         if self.role is Role.ELECTED and self._bid is not None:
             self._out.post(self._bid[0], Won(self._bid[1], self._generation))
 
@@ -448,20 +437,41 @@ class AdminCore:
                 members[node] = incarnation
         return members, fencing
 
+    def _tell_header(self) -> None:
+        """1758: all of the view, and among them those that were evicted."""
+        if self._view is None:
+            return
+        evicted = tuple(sorted(self.header.fencing.items()))
+        for node in self._view.members:
+            if node != self.me.node:
+                self._out.post(node, HeaderChanged(self.header.generation, evicted))
+
     def _administrate(self, now: float) -> None:
+        listening = any(self._in_view(*each) for each in self.header.fencing.items())
+        if listening and now - self._told_at >= self._timing.renew:
+            self._told_at = now
+            self._tell_header()  # who is evicted and hears us may have missed it
         for node, incarnation in self.header.fencing.items():
             key, evicted_at = (node, incarnation), self._evicted_at[node, incarnation]
-            if key not in self._fencing | self._confirmed and evicted_at != float("inf"):
+            is_due = evicted_at != float("inf") and now >= self._fence_at.get(key, now)
+            if is_due and key not in self._fencing | self._confirmed:
                 self._fencing.add(key)
                 self._out.tell(FenceOrder(node, incarnation, evicted_at))
-        if not self._busy and now >= self._retry_at and self._wanted() != (self.header.members, self.header.fencing):
+        if not self._busy and now >= self._retry_at and self._is_change_wanted():
             self._take(self._next_generation())
+
+    def _is_change_wanted(self) -> bool:
+        header, naming = self.header, self.change.wanted
+        if naming is not None and naming.version > header.naming:
+            return True
+        return self._wanted() != (header.members, header.fencing)
 
     def _write(self) -> None:
         """1728: our generation, with what should be; we stay administrator unless we leave."""
         assert self._view is not None
         members, fencing = self._wanted()
         administrator = self.me.node if self.me.node in members else NOBODY  # we leave
+        naming = self.change.wanted
         header = make_header(
             self.header.owner,
             self._generation,
@@ -469,6 +479,9 @@ class AdminCore:
             view=self._view.number,
             members=members,
             fencing=fencing,
+            naming=max(naming.version, self.header.naming) if naming is not None else self.header.naming,
+            areas=naming.areas if naming is not None else self.header.areas,
+            areas_before=naming.areas_before if naming is not None else self.header.areas_before,
         )
         self._busy = True
         self._out.tell(WriteHeader(header))

@@ -1,8 +1,8 @@
 """Disk Paxos, one instance per SAN generation: who may write the header of generation g (pure; 002-32, 002-40, 002-45).
 
-After Gafni and Lamport, "Disk Paxos" (2003), with one disk: each node owns one block, writes it durably, then
-reads all others.  Phase 1 writes a promise, phase 2 a vote; who completes phase 2 without seeing a greater
-promise has decided the value.  It needs no link between nodes, so it also excludes with the network cut.
+After Gafni and Lamport, "Disk Paxos" (2003): each node owns one block on each disk, writes it durably on a majority of
+them, then reads all others' there.  Phase 1 writes a promise, phase 2 a vote; who completes phase 2 without seeing a
+greater promise has decided the value.  It needs no link between nodes, so it also excludes with the network cut.
 
 Invariants:
 
@@ -11,7 +11,8 @@ B2. A block that carries a later generation means ours is decided: nobody enters
     entering overwrites the votes for g.  Such a ballot is lost, never completed.
 B3. Ballot numbers are unique: round * NODE_SLOTS + node.
 
-Use: write ``block()`` durably, read all blocks, pass them to ``read``, and so on until it returns an outcome.
+Use: write ``block()`` durably on a majority, read all blocks of a majority, pass them to ``read``, and so on until it
+returns an outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from membership.label import NODE_SLOTS
 from membership.san.records import empty_ballot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection
 
     from membership.san.records import Ballot
 
@@ -63,6 +64,11 @@ class Passed:
 Outcome = Decided | Overtaken | Passed
 
 
+def latest(copies: Collection[Ballot]) -> Ballot:
+    """The last one written of one node's block."""
+    return max(copies, key=lambda b: (b.generation, b.promised, b.voted))
+
+
 class DiskBallot:
     """One attempt of one node to decide one generation.
 
@@ -70,7 +76,7 @@ class DiskBallot:
         node: our node id.
         generation: what is decided.
         value: (node, incarnation) we propose: ourselves.
-        own: our block as it is on disk.
+        own: our block as it is on disk: of a majority of copies the latest (``latest``).
         round_: at least this round; from Overtaken.
     """
 
@@ -90,19 +96,19 @@ class DiskBallot:
         """What to write durably before the next read; None when our own block has passed this generation."""
         return None if self._passed else dataclasses.replace(self._block)
 
-    def read(self, others: Mapping[int, Ballot]) -> Outcome | None:
-        """Take the other nodes' blocks, read after ``block()`` was durable.  None: write ``block()`` again."""
+    def read(self, others: Collection[Ballot]) -> Outcome | None:
+        """Take the other nodes' blocks of all disks, read after ``block()`` was durable.  None: write it again."""
         assert self._phase is not Phase.ENDED
-        ahead = max((b.generation for b in others.values()), default=0)
+        ahead = max((b.generation for b in others), default=0)
         outcome = self._judge(others, max(ahead, self._passed))
         if outcome is not None:
             self._phase = Phase.ENDED
         return outcome
 
-    def _judge(self, others: Mapping[int, Ballot], ahead: int) -> Outcome | None:
+    def _judge(self, others: Collection[Ballot], ahead: int) -> Outcome | None:
         if ahead > self._generation:
             return Passed(ahead)
-        rivals = [b for b in others.values() if b.generation == self._generation]
+        rivals = [b for b in others if b.generation == self._generation]
         greatest = max((b.promised for b in rivals), default=0)
         if greatest > self._block.promised:
             return Overtaken(greatest // NODE_SLOTS + 1)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from membership.orders import Evict
-from membership.san.admin import Log
+from membership.san.events import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable

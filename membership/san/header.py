@@ -8,6 +8,10 @@ S3. A node extends its lease only on a header that lists its incarnation.  So on
     its right ends ``lease`` seconds later at the latest (R4).
 S4. Who is dropped without a clean leave stands in ``fencing`` until its fence is confirmed, across administrators:
     nothing of it may be recovered before.
+S5. A header write is handed over within ``lease`` of the moment from which on nobody newer was seen, or never.  So what
+    an administrator that was stopped in between still writes has landed before anybody it lists, and a newer header
+    does not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of
+    admin.py).
 
 The 4 KiB block holds two copies of 2 KiB.  A change writes the block twice, first with the first copy changed,
 then with both: a torn write leaves one whole copy.
@@ -17,28 +21,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from membership.errors import CorruptRecord
+from membership.errors import CorruptRecord, DeviceError
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
-from membership.records import Record, record, u64, u64_array
+from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from membership.seams import SectorDevice
 
 COPY_BYTES = BLOCK_BYTES // 2
 NOBODY = NODE_SLOTS  # ``administrator`` when there is none
+AREAS_MAX = 3
+_UUID_BYTES = 16
 
 
-@record(magic=b"MXFSSANH", size=COPY_BYTES)
+@record(magic=b"MXFSSANH", size=COPY_BYTES, version=2)
 class SanHeader(Record):
-    """One copy.  ``owner`` is the cluster, ``address`` HEADER_BLOCK, ``generation`` the SAN generation."""
+    """One copy.  ``owner`` is the cluster, ``address`` HEADER_BLOCK, ``generation`` the SAN generation.
+
+    Version 2 added what follows ``fencing_incarnations``; version 1 reads as zeros there: one area, the disk itself.
+    """
 
     administrator: int = u64(48, "node id of the administrator; 64: none", default=NOBODY)
     administrator_incarnation: int = u64(56, "its incarnation")
     view: int = u64(64, "group view under which this was decided: for people")
     member_incarnations: tuple[int, ...] = u64_array(128, NODE_SLOTS, "by node id: incarnation of the member, or 0")
     fencing_incarnations: tuple[int, ...] = u64_array(640, NODE_SLOTS, "by node id: evicted, fence unconfirmed, or 0")
+    naming: int = u64(1152, "version of the naming in the membership database that is in force (1604)")
+    area_disks: bytes = raw(1160, AREAS_MAX * _UUID_BYTES, "uuids of the disks whose areas count; 0: this disk alone")
+    area_disks_before: bytes = raw(1208, AREAS_MAX * _UUID_BYTES, "while the set is changed: those that count as well")
 
     @property
     def members(self) -> dict[int, int]:
@@ -50,6 +62,21 @@ class SanHeader(Record):
         """Evicted but not confirmed fenced: incarnation by node id."""
         return {node: inc for node, inc in enumerate(self.fencing_incarnations) if inc}
 
+    @property
+    def areas(self) -> tuple[bytes, ...]:
+        """Uuids of the disks whose areas count; empty: the one it was read from."""
+        return _uuids(self.area_disks)
+
+    @property
+    def areas_before(self) -> tuple[bytes, ...]:
+        """Those that count as well while the set is being changed."""
+        return _uuids(self.area_disks_before)
+
+
+def _uuids(data: bytes) -> tuple[bytes, ...]:
+    parts = (data[at : at + _UUID_BYTES] for at in range(0, len(data), _UUID_BYTES))
+    return tuple(part for part in parts if any(part))
+
 
 def make_header(
     cluster: bytes,
@@ -59,8 +86,12 @@ def make_header(
     view: int = 0,
     members: Mapping[int, int],
     fencing: Mapping[int, int],
+    naming: int = 0,
+    areas: Sequence[bytes] = (),
+    areas_before: Sequence[bytes] = (),
 ) -> SanHeader:
     """A header of plain maps.  ``administrator`` is NOBODY or one of the members."""
+    assert max(len(areas), len(areas_before)) <= AREAS_MAX
     return SanHeader(
         owner=cluster,
         address=HEADER_BLOCK,
@@ -70,6 +101,9 @@ def make_header(
         view=view,
         member_incarnations=tuple(members.get(node, 0) for node in range(NODE_SLOTS)),
         fencing_incarnations=tuple(fencing.get(node, 0) for node in range(NODE_SLOTS)),
+        naming=naming,
+        area_disks=b"".join(areas).ljust(AREAS_MAX * _UUID_BYTES, b"\0"),
+        area_disks_before=b"".join(areas_before).ljust(AREAS_MAX * _UUID_BYTES, b"\0"),
     )
 
 
@@ -103,13 +137,34 @@ async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
     return header_untrusted(await device.read(HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES), cluster)
 
 
-async def write_header(device: SectorDevice, header: SanHeader) -> None:
-    """Write both copies, one after the other, durably.  Raises DeviceError.
+async def write_header(
+    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True
+) -> None:
+    """Write both copies, one after the other, durably.
 
-    The second copy of the first write is what the block holds now, so that its sectors don't change.
+    The first write leaves one whole copy as the block holds it now, so that its sectors don't change.
+
+    Args:
+        device: where.
+        header: what.
+        is_timely: asked right before each write; False: too late (S5).
+
+    Raises:
+        DeviceError: it failed, or is too late; one of the two copies may be written.
     """
     at = HEADER_BLOCK * BLOCK_BYTES
     image = header.encode()
     old = await device.read(at, BLOCK_BYTES)
-    await device.write(at, image + old[COPY_BYTES:], durable=True)
-    await device.write(at, image + image, durable=True)
+    keeps_second = _is_whole(old[COPY_BYTES:], header.owner) or not _is_whole(old[:COPY_BYTES], header.owner)
+    for block in (image + old[COPY_BYTES:] if keeps_second else old[:COPY_BYTES] + image, image + image):
+        if not is_timely():
+            raise DeviceError(f"{device.name}: the SAN header was not written in time, and must not be written late")
+        await device.write(at, block, durable=True)
+
+
+def _is_whole(copy: bytes, cluster: bytes) -> bool:
+    try:
+        SanHeader.decode_untrusted(copy, "SAN header", owner=cluster, address=HEADER_BLOCK)
+    except CorruptRecord:
+        return False
+    return True

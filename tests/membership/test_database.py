@@ -7,13 +7,14 @@ import random
 import pytest
 import trio
 
-from membership.database.image import IMAGE_BYTES_MAX, ImageHeader, read_image, slot_block, write_image
+from membership.database.image import IMAGE_BYTES_MAX, DatabaseImage, ImageHeader, read_image, slot_block, write_image
 from membership.database.keeper import SAVE_SECONDS
+from membership.database.schema import filesystems, nodes
 from membership.database.store import EVENTS_KEPT, MembershipDatabase
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK
 from tests.sim.disk import SimDisk
-from tests.sim.membership_world import LABEL, World
+from tests.sim.membership.world import LABEL, World
 
 CLUSTER = b"C" * 16
 
@@ -29,10 +30,10 @@ def event(text: str) -> dict[str, object]:
 def test_rows_survive_an_image():
     database = MembershipDatabase()
     node = {"id": 3, "name": "n1", "host": "h", "port": 1, "state": "member", "changed_ns": 5}
-    database.put_node(node)
-    database.put_node({**node, "state": "dead"})
+    database.put(nodes, node)
+    database.put(nodes, {**node, "state": "dead"})
     fs = {"uuid": "ab", "name": "web", "attempt": str(2**64 - 1), "error": "", "changed_ns": 6}
-    database.put_filesystem(fs)
+    database.put(filesystems, fs)
     database.add_events([event("one"), event("x" * 999)])
     copy = MembershipDatabase.from_image_untrusted(database.image(), "test")
     assert copy.rows() == ([{**node, "state": "dead"}], [fs])
@@ -76,42 +77,42 @@ async def test_the_older_slot_is_overwritten():
     device = disk()
     assert await read_image(device, CLUSTER) is None
     for sequence in (1, 2, 3):
-        await write_image(device, CLUSTER, bytes([sequence]) * 5000, sequence=sequence, generation=7, wall_ns=9)
+        await write_image(device, CLUSTER, DatabaseImage(sequence, 7, bytes([sequence]) * 5000, 9))
         found = await read_image(device, CLUSTER)
         assert found is not None
-        assert (found[0].sequence, found[0].generation, found[1]) == (sequence, 7, bytes([sequence]) * 5000)
+        assert (found.sequence, found.generation, found.content) == (sequence, 7, bytes([sequence]) * 5000)
     headers = [await device.read(slot_block(s) * BLOCK_BYTES, BLOCK_BYTES) for s in (0, 1)]
     assert {ImageHeader.decode_untrusted(h, "x").sequence for h in headers} == {2, 3}
     with pytest.raises(OperatorError, match="room"):
-        await write_image(device, CLUSTER, bytes(IMAGE_BYTES_MAX + 1), sequence=4, generation=7, wall_ns=9)
+        await write_image(device, CLUSTER, DatabaseImage(4, 7, bytes(IMAGE_BYTES_MAX + 1), 9))
 
 
 @pytest.mark.seed("002-42")
 async def test_a_crash_at_any_write_leaves_the_last_or_the_new_image():
     device = disk()
     for sequence in (1, 2):
-        await write_image(device, CLUSTER, bytes([sequence]) * 9000, sequence=sequence, generation=1, wall_ns=1)
+        await write_image(device, CLUSTER, DatabaseImage(sequence, 1, bytes([sequence]) * 9000, 1))
     device.mark()
-    await write_image(device, CLUSTER, bytes([3]) * 9000, sequence=3, generation=1, wall_ns=1)
+    await write_image(device, CLUSTER, DatabaseImage(3, 1, bytes([3]) * 9000, 1))
     seen = set()
     for k in range(len(device.log) + 1):
         for mode in ("drop", "keep-some", "tear", "keep-all"):
             for seed in range(5):
                 found = await read_image(device.crash_image(k, mode, seed), CLUSTER)
                 assert found is not None
-                assert found[1] == bytes([found[0].sequence]) * 9000
-                seen.add(found[0].sequence)
+                assert found.content == bytes([found.sequence]) * 9000
+                seen.add(found.sequence)
     assert seen == {2, 3}
 
 
 async def test_a_damaged_slot_leaves_the_other():
     device = disk()
     for sequence in (1, 2):
-        await write_image(device, CLUSTER, bytes([sequence]) * 9000, sequence=sequence, generation=1, wall_ns=1)
+        await write_image(device, CLUSTER, DatabaseImage(sequence, 1, bytes([sequence]) * 9000, 1))
     device.corrupt((slot_block(1) + 1) * BLOCK_BYTES + 100)
     found = await read_image(device, CLUSTER)
     assert found is not None
-    assert found[0].sequence == 1
+    assert found.sequence == 1
 
 
 @pytest.mark.seed("002-44")
@@ -129,7 +130,7 @@ async def test_administrators_keep_one_history_on_the_disk(autojump_clock):
         await trio.sleep(2 * SAVE_SECONDS)
         found = await read_image(world.disk, LABEL.owner)
         assert found is not None
-        database = MembershipDatabase.from_image_untrusted(found[1], "test")
+        database = MembershipDatabase.from_image_untrusted(found.content, "test")
         events = database.events(1000)
         assert {first.name, world.administrators()[0].name} <= {str(e["node"]) for e in events}
         assert any(e["kind"] == "fenced" for e in events)

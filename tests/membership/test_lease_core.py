@@ -50,7 +50,7 @@ def test_a_renewal_that_took_longer_than_the_lease_gives_nothing():
 
 
 @pytest.mark.seed("002-22")
-def test_failed_renewals_pause_at_the_deadline_and_give_up_in_the_end():
+def test_failed_renewals_pause_at_the_deadline_for_as_long_as_it_takes():
     core = LeaseCore(DEFAULT_TIMING)
     core.finished(0.0, 0.0, listed=True)
     core.failed(LEASE - 0.01)
@@ -59,10 +59,22 @@ def test_failed_renewals_pause_at_the_deadline_and_give_up_in_the_end():
     assert core.state is LeaseState.LAPSED
     core.finished(LEASE + 1, LEASE + 1, listed=True)
     assert (core.state, core.deadline) == (LeaseState.MEMBER, LEASE + 1 + LEASE)
-    core.tick(core.deadline + DEFAULT_TIMING.dead)
-    assert core.state is LeaseState.FENCED
-    core.finished(100.0, 100.0, listed=True)
-    assert core.state is LeaseState.FENCED
+    core.tick(core.deadline + 3600)
+    assert core.state is LeaseState.LAPSED
+    core.finished(4000.0, 4000.0, listed=True)
+    assert core.state is LeaseState.MEMBER
+
+
+def test_storage_is_there_until_no_renewal_ended_for_a_lease():
+    core = LeaseCore(DEFAULT_TIMING)
+    assert core.has_storage(1000.0)  # nothing tried yet
+    core.failed(1000.0)
+    assert core.has_storage(1000.0 + LEASE - 0.1)
+    assert not core.has_storage(1000.0 + LEASE)
+    core.finished(1010.0, 1010.1, listed=False)  # also for who is no member
+    assert core.has_storage(1010.0 + LEASE - 0.1)
+    core.failed(1010.0 + LEASE)
+    assert not core.has_storage(1010.0 + LEASE)
 
 
 @pytest.mark.seed("002-22")
@@ -71,6 +83,16 @@ def test_a_lapsed_node_that_was_evicted_is_fenced():
     core.finished(0.0, 0.0, listed=True)
     core.tick(LEASE)
     core.finished(LEASE + 1, LEASE + 1, listed=False)
+    assert core.state is LeaseState.FENCED
+
+
+def test_an_eviction_ends_every_state_but_a_clean_leave():
+    for state in LeaseState:
+        left = state is LeaseState.LEFT
+        assert TRANSITIONS[state, LeaseEvent.EVICTED] is (LeaseState.LEFT if left else LeaseState.FENCED)
+    core = LeaseCore(DEFAULT_TIMING)
+    core.evicted()  # listed once, and never had a lease
+    core.finished(1.0, 1.0, listed=True)
     assert core.state is LeaseState.FENCED
 
 
@@ -102,12 +124,26 @@ def test_watch_counts_who_moves_and_who_is_new():
     watch = DiskWatch(DEFAULT_TIMING)
     watch.observe({0: _slot(1), 1: _slot(1), 2: _slot(1, flags=1)}, 0.0)
     assert watch.alive(0.0) == {0, 1}
-    watch.observe({0: _slot(2), 1: _slot(1)}, 2.0)
+    for i in range(1, 5):
+        watch.observe({0: _slot(1 + i), 1: _slot(1)}, i / 2)
+    assert watch.alive(2.0) == {0, 1}
     assert watch.alive(DEFAULT_TIMING.link_dead) == {0}
     watch.mark_gone(0, 1)
-    assert watch.alive(2.1) == set() | {1}
-    assert watch.observe({0: _slot(3)}, 2.2) == [0]  # it moved: not gone after all
+    assert watch.alive(2.1) == {1}
+    assert watch.observe({0: _slot(9)}, 2.2) == [0]  # it moved: not gone after all
     assert 0 in watch.alive(2.2)
+
+
+def test_watch_calls_nobody_dead_for_time_in_which_it_did_not_look():
+    watch = DiskWatch(DEFAULT_TIMING)
+    watch.observe({0: _slot(1)}, 0.0)
+    watch.observe({0: _slot(1)}, 60.0)  # the store was gone for a minute
+    assert watch.alive(60.0) == {0}
+    assert watch.standing(60.0) == set()
+    for i in range(13):
+        watch.observe({0: _slot(1)}, 60.5 + i / 2)
+    assert watch.alive(66.5) == set()
+    assert watch.standing(66.5) == {0}
 
 
 def test_watch_ignores_gone_of_an_older_incarnation():

@@ -12,10 +12,18 @@ from membership.errors import BadMessage
 from membership.messages import (
     ANSWER_BYTES_MAX,
     ARGUMENT_BYTES_MAX,
+    DISK_LOCKS_MAX,
     PACKET_BYTES_MAX,
     Answer,
     Ask,
+    AskDiskLocks,
     Body,
+    DiskLock,
+    DiskLockAnswer,
+    DiskLockAsk,
+    DiskLocksReport,
+    DiskUnlock,
+    DiskUnlocked,
     Heartbeat,
     MountJoin,
     MountReport,
@@ -56,7 +64,8 @@ from membership.views import DeadInstance, Instance, LockspaceView
 
 BIG = 2**64 - 1
 DEAD = DeadInstance(3, BIG, 1, ((Instance(0, 1), Instance(3, BIG)),))
-VIEW = LockspaceView((5 << 32) + 1, (PeerAddress(0, 1, "10.0.0.1", 9), PeerAddress(2, 7, "10.0.0.3", 9)), (DEAD,))
+MEMBERS = (PeerAddress(0, 1, "10.0.0.1", 9, ("10.1.0.1",)), PeerAddress(2, 7, "10.0.0.3", 9))
+VIEW = LockspaceView((5 << 32) + 1, MEMBERS, (DEAD,))
 ORDERS = [
     Suspend(BIG),
     Rebuild(VIEW, (JournalOwner(0, 1, 0), JournalOwner(2, 7, -1))),
@@ -87,11 +96,23 @@ REQUEST = MountRequest(
     9,
     "/mnt",
     (JournalState(0, 0, 0, dirty=False), JournalState(1, 3, 7, dirty=True)),
+    ("10.1.0.1", "fd00::1"),
 )
 REPORT = MountReport(
     b"F" * 16, "web", BIG, "h", 9, "/mnt", 0, REQUEST.journals, 5, True, (JournalOwner(0, 1, 0),),
-    ((Instance(0, 1),),), (DEAD,), (Instance(3, 1),),
+    ((Instance(0, 1),),), (DEAD,), (Instance(3, 1),), ("10.1.0.1",),
 )  # fmt: skip
+
+LOCK = DiskLock(BIG, b"D" * 16, "backup on n1", True)
+DISK_LOCK_BODIES = [
+    AskDiskLocks(BIG),
+    DiskLocksReport(1, BIG, (LOCK,) * DISK_LOCKS_MAX),
+    DiskLockAsk(BIG, LOCK, wait=False),
+    DiskLockAnswer(1, BIG, 2, "granted", ""),
+    DiskLockAnswer(1, 1, 2, "refused", "held by node 1"),
+    DiskUnlock(BIG, 2),
+    DiskUnlocked(1, BIG, 2),
+]
 
 
 def via_wire(data: dict) -> dict:
@@ -123,7 +144,7 @@ def test_request_survives_the_socket():
         {"journals": [{"index": 1, "node": 0, "incarnation": 0, "dirty": False}]},
         {"journals": [{"index": 0, "node": 64, "incarnation": 0, "dirty": True}]},
         {"journals": [{"index": i, "node": 0, "incarnation": 0, "dirty": False} for i in range(257)]},
-        {"pid": "4"}, {"journals": None}, {"start_time": -1},
+        {"pid": "4"}, {"journals": None}, {"start_time": -1}, {"others": ["a"] * 4}, {"others": [""]}, {"others": [1]},
     ],
     ids=str,
 )  # fmt: skip
@@ -157,6 +178,7 @@ def test_message_numbers_are_unique_and_packets_round_trip():
         Answer(1, 0, 4711, "web", "/mnt", None),
         Report(1, (REPORT,)),
         OrderTo(1, b"F" * 16, 2, order_to_dict(ORDERS[1])),
+        *DISK_LOCK_BODIES,
     ):
         packet = packet_untrusted(encode(9, body))
         assert packet.view == 9
@@ -188,6 +210,9 @@ def test_reports_out_of_range_are_refused(change):
         Ask(1, "x" * 33, b""), Ask(1, "x", bytes(ARGUMENT_BYTES_MAX + 1)), Ask(-1, "x", b""),
         Answer(1, 65, 1, "", "", None), Answer(1, 0, 1, "", "", bytes(ANSWER_BYTES_MAX + 1)),
         Answer(1, 0, 1, "x" * 5000, "", None),
+        DiskLocksReport(1, 1, (LOCK,) * (DISK_LOCKS_MAX + 1)), DiskLockAnswer(1, 1, 1, "perhaps", ""),
+        DiskLockAsk(1, msgspec.structs.replace(LOCK, disk=b"D"), True), DiskUnlock(-1, 1),
+        DiskLockAsk(1, msgspec.structs.replace(LOCK, owner="x" * 257), True), AskDiskLocks(-1),
     ],
     ids=lambda body: repr(body)[:40],
 )  # fmt: skip
@@ -204,6 +229,7 @@ def test_hostile_packets_raise_one_error():
         encode(3, OrderTo(1, b"F" * 16, 2, {"a": [1]})),
         encode(4, Ask(1, "locks", b"\xa0")),
         encode(4, Answer(1, 2, 4711, "web", "/mnt", b"\xa0")),
+        *(encode(5, body) for body in DISK_LOCK_BODIES),
     ]
     for _ in range(3000):
         data = bytearray(rng.choice(good))

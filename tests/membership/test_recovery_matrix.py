@@ -12,7 +12,8 @@ import trio
 from membership.errors import MatrixError
 from membership.orders import Rebuild, ReleaseGhosts, Replay, Resume, Suspend
 from tests.membership.test_san_evictions import is_recovered, mounts_of
-from tests.sim.membership_world import SimMount, World
+from tests.sim.membership.mounts import SimMount
+from tests.sim.membership.world import World
 
 pytestmark = pytest.mark.seed("002-10", "002-28", "002-30", "002-38")
 

@@ -8,20 +8,12 @@ from membership.effects import Outbox
 from membership.group.state import View
 from membership.label import DEFAULT_TIMING
 from membership.messages import CandidateFailed, Commit, HeaderChanged, JoinRequest, LeaveRequest, Nominate, Undo, Won
-from membership.san.admin import (
-    AdminCore,
-    FenceOrder,
-    HeaderInForce,
-    Log,
-    NodeDead,
-    ReadHeader,
-    Role,
-    TakeGeneration,
-    WriteHeader,
-)
+from membership.san.admin import AdminCore
 from membership.san.ballot import Decided, Passed
+from membership.san.events import FenceOrder, HeaderInForce, Log, NodeDead, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.fence import FenceResult
 from membership.san.header import NOBODY, make_header
+from membership.san.roles import Role
 from membership.seams import PeerAddress
 
 CLUSTER = b"C" * 16
@@ -46,14 +38,15 @@ class Rig:
         self.out = Outbox()
         self.core = AdminCore(NODES[me], start or header(0), DEFAULT_TIMING, self.out)
         self.now = 10.0
-        self.alive = frozenset(view)
+        self.has_lease = True
+        self.alive = self.sighted = frozenset(view)
         self.view(view, number)
 
     def view(self, members, number: int) -> None:
         self.core.view_installed(View(number, {n: NODES[n] for n in members}), self.now)
 
     def drive(self, *, settled: bool = True):
-        self.core.drive(self.alive, NODES, self.now, settled=settled)
+        self.core.drive(self.alive, NODES, self.now, settled=settled, sighted=self.sighted, has_lease=self.has_lease)
         send = [(e.node, e.body) for e in self.out.send]
         events = [e for e in self.out.events if not isinstance(e, Log)]
         self.out.send.clear()
@@ -70,7 +63,7 @@ def become_admin(rig: Rig, generation: int = 1) -> None:
 def take_office(rig: Rig, generation: int) -> None:
     me = rig.core.me
     rig.drive()
-    number = rig.core._nomination.number
+    number = rig.core._election._nomination.number
     rig.core.receive(me.node, Nominate(number, 0), rig.now)
     assert rig.drive()[1] == [TakeGeneration(generation)]
     rig.core.generation_taken(Decided(me.node, me.incarnation), rig.now)
@@ -185,11 +178,11 @@ def test_eviction_fences_after_the_header_and_tells_only_after_the_confirmation(
     rig.core.header_written(write, rig.now)
     events = rig.drive()[1]
     assert FenceOrder(2, 102, rig.now) in events
-    rig.core.fence_done(2, 102, FenceResult(confirmed=False, driver="none", detail="no"), rig.now)
+    rig.core.fence_done(2, 102, FenceResult(confirmed=False, driver="none", detail="no"), rig.now, has_lease=True)
     events = rig.drive()[1]
     assert not any(isinstance(e, NodeDead) for e in events)
     assert FenceOrder(2, 102, rig.now) in events  # again
-    rig.core.fence_done(2, 102, CONFIRMED, rig.now)
+    rig.core.fence_done(2, 102, CONFIRMED, rig.now, has_lease=True)
     events = rig.drive()[1]
     assert NodeDead(2, 102) in events
     assert TakeGeneration(6) in events  # off the fencing list
@@ -222,18 +215,27 @@ def test_an_older_header_is_never_taken_and_is_overwritten_again():
     order = next(e for e in rig.drive()[1] if isinstance(e, FenceOrder))
     rig.core.header_read(header(3, 2, (0, 1, 2)), rig.now)
     assert rig.core.header.generation == 5
-    rig.core.header_overwritten()
+    rig.core.header_in_doubt(rig.now)
     written = next(e for e in rig.drive()[1] if isinstance(e, WriteHeader)).header
     assert written.generation == 5
     # A lease fence that waited meanwhile proves nothing: the target may have renewed on the old header.
     lease = FenceResult(confirmed=True, driver="lease", detail="")
     rig.now = order.evicted_at + DEFAULT_TIMING.dead
-    rig.core.fence_done(2, 102, lease, rig.now)
+    rig.core.fence_done(2, 102, lease, rig.now, has_lease=True)
     assert not any(isinstance(e, NodeDead) for e in rig.drive()[1])
     rig.core.header_written(written, rig.now)
+    written_at, rig.now = rig.now, rig.now + DEFAULT_TIMING.heartbeat
     again = next(e for e in rig.drive()[1] if isinstance(e, FenceOrder))
-    assert again.evicted_at == rig.now
-    rig.core.fence_done(2, 102, lease, rig.now + DEFAULT_TIMING.dead)
+    assert again.evicted_at == written_at
+    over = written_at + DEFAULT_TIMING.dead
+    rig.core.header_stands(over - DEFAULT_TIMING.margin - 0.1, over)  # a late header could still have come after it
+    rig.core.fence_done(2, 102, lease, over, has_lease=True)
+    rig.now = over
+    assert rig.drive()[1] == []
+    rig.now += DEFAULT_TIMING.heartbeat
+    assert FenceOrder(2, 102, again.evicted_at) in rig.drive()[1]
+    rig.core.header_stands(over - 0.1, over)
+    rig.core.fence_done(2, 102, lease, rig.now, has_lease=True)
     assert NodeDead(2, 102) in rig.drive()[1]
 
 
@@ -244,7 +246,7 @@ def test_a_deposed_administrator_steps_down():
     assert rig.core.role is Role.PEER
     events = rig.drive()[1]
     assert any(isinstance(e, HeaderInForce) and not e.mine for e in events)
-    rig.core.fence_done(2, 102, CONFIRMED, rig.now)
+    rig.core.fence_done(2, 102, CONFIRMED, rig.now, has_lease=True)
     assert not any(isinstance(e, NodeDead) for e in rig.drive()[1])
 
 
@@ -275,3 +277,84 @@ def test_an_administrator_that_leaves_names_nobody():
     rig.core.generation_taken(Decided(0, 100), rig.now)
     last = rig.drive()[1][0].header
     assert (last.administrator, last.members) == (NOBODY, {})
+
+
+@pytest.mark.seed("002-38")
+def test_an_administrator_whose_lease_lapsed_evicts_and_buries_nobody():
+    """Seen in simulation: stopped for 20 s, it went on and called a node dead before it had looked at the header."""
+    rig = Rig(0, start=header(4, 0, (0, 1, 2)))
+    rig.core.role = Role.ADMIN
+    rig.view((0, 1), 8)
+    rig.alive, rig.has_lease = frozenset({0, 1}), False
+    assert rig.drive() == ([], [])
+    rig.has_lease = True
+    assert rig.drive()[1] == [TakeGeneration(5)]
+    rig.has_lease = False
+    rig.drive()
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    assert rig.drive() == ([], [])  # the ballot is ours, the header has to wait
+    rig.has_lease = True
+    assert rig.drive()[1] == [TakeGeneration(5)]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    rig.core.header_written(rig.drive()[1][0].header, rig.now)
+    assert FenceOrder(2, 102, rig.now) in rig.drive()[1]
+    rig.core.fence_done(2, 102, CONFIRMED, rig.now, has_lease=False)
+    events = rig.drive()[1]
+    assert NodeDead(2, 102) not in events
+    assert FenceOrder(2, 102, rig.now) in events
+
+
+def test_nobody_is_nominated_when_all_who_reach_the_store_are_of_a_view_that_is_not_told_yet():
+    """Seen in simulation: the coordinator's matrixd died of it."""
+    rig = Rig(0, view=(0, 1))
+    rig.sighted = frozenset({2})
+    assert rig.drive() == ([], [])
+
+
+def test_what_another_administrator_evicted_is_counted_anew_by_time():
+    """A header that came late between may have let it renew, and we did not watch."""
+    rig = Rig(1, start=header(4, 0, (0, 1), (2,)))
+    rig.now += 60
+    rig.core.header_read(header(5, 1, (1,), (0, 2)), rig.now)
+    rig.view((1,), 9)
+    rig.alive = frozenset({1})
+    orders = [event for event in rig.drive()[1] if isinstance(event, FenceOrder)]
+    assert {order.evicted_at for order in orders} == {rig.now}
+
+
+def test_a_header_that_did_not_reach_a_majority_is_written_again_and_fences_nobody_meanwhile():
+    rig = Rig(0, start=header(4, 0, (0, 1, 2), ()))
+    rig.core.role = Role.ADMIN
+    rig.core.header_read(header(5, 0, (0, 1), (2,)), rig.now)
+    rig.core.header_in_doubt(rig.now)
+    events = rig.drive()[1]
+    assert WriteHeader(rig.core.header) in events
+    assert not [event for event in events if isinstance(event, FenceOrder)]
+    rig.core.write_failed(rig.now)
+    rig.core.header_in_doubt(rig.now)
+    assert rig.drive()[1] == [ReadHeader()]  # not at disk speed
+    rig.now += 1.0
+    rig.core.header_stands(rig.now, rig.now)
+    assert FenceOrder(2, 102, rig.now) in rig.drive()[1]
+
+
+@pytest.mark.seed("002-36")
+def test_who_was_told_to_go_is_told_again_when_it_asks_to_join():
+    """Seen in simulation: listed and expelled before it ever read the header, it asked to join for ever."""
+    rig = Rig(0, start=header(4, 0, (0, 1, 2)))
+    rig.core.role = Role.ADMIN
+    rig.core.expel(2, 102, "its disk heartbeat stood still")
+    assert rig.drive()[1] == [TakeGeneration(5)]
+    rig.core.receive(2, JoinRequest(102), rig.now)
+    assert rig.drive()[0] == [(2, HeaderChanged(4, ((2, 102),)))]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    assert rig.drive()[1][0].header.members == {0: 100, 1: 101}
+
+
+def test_who_was_a_member_does_not_ask_to_join():
+    rig = Rig(1, start=header(3, 0, (0,)))
+    assert (0, JoinRequest(101)) in rig.drive()[0]
+    rig.core.header_read(header(4, 0, (0, 1)), rig.now)
+    rig.core.header_read(header(5, 0, (0,)), rig.now)
+    rig.now += 1.0
+    assert rig.drive()[0] == []

@@ -43,7 +43,7 @@ class Voter:
                         yield True
                         if other in self.disk:
                             seen[other] = dataclasses.replace(self.disk[other])
-                self.outcome = ballot.read(seen)
+                self.outcome = ballot.read(seen.values())
                 if self.outcome is not None:
                     break
             if isinstance(self.outcome, Overtaken):

@@ -15,7 +15,8 @@ from membership.san.evictions import Expel
 from membership.san.lost_links import ATTEMPTS_MAX, COLLECT_SECONDS, LostLinks
 from membership.seams import PeerAddress
 from tests.membership.test_san_recovery import FS, mounted
-from tests.sim.membership_world import LABEL, SimMount, World
+from tests.sim.membership.mounts import SimMount
+from tests.sim.membership.world import LABEL, World
 
 TIMING = timing_of(LABEL)
 pytestmark = pytest.mark.seed("002-10", "002-28", "002-30")
@@ -259,7 +260,7 @@ def test_a_node_that_does_not_obey_is_given_up_once() -> None:
     bench.agents[1][0].reply(FS, 11, Stuck("frozen", 3.0))
     bench.settle()
     began = bench.now
-    for seconds in (1.0, 3.0, 6.9):
+    for seconds in (1.0, 3.0, 6.4):
         bench.fs.tick(began + seconds)
     bench.settle()
     assert not [event for event in bench.events if isinstance(event, Expel)]

@@ -6,11 +6,12 @@ import random
 
 import pytest
 
+from membership.areas.quorum import Area, Areas
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK
 from membership.san.ballot import Decided, Passed
 from membership.san.header import COPY_BYTES, NOBODY, header_untrusted, make_header, read_header, write_header
-from membership.san.store import put_header, take_generation
+from membership.san.store import take_generation
 from tests.sim.disk import SimDisk
 from tests.sim.network import SimClock, SimRng
 
@@ -19,6 +20,10 @@ CLUSTER = b"C" * 16
 
 def disk() -> SimDisk:
     return SimDisk((DATA_BLOCK + 16) * BLOCK_BYTES, latency=(0.001, 0.003))
+
+
+def areas(device) -> Areas:
+    return Areas(CLUSTER, [Area(b"d" * 16, device)], SimClock())
 
 
 def header(generation: int, *members: int, administrator: int = NOBODY):
@@ -66,7 +71,7 @@ async def test_a_write_in_flight_when_the_path_is_cut_tears_at_most_one_copy(aut
         async with trio.open_nursery() as nursery:
 
             async def write(port=port) -> None:
-                await put_header(port, header(2, 0, 1))
+                await areas(port).put_header(header(2, 0, 1))
 
             nursery.start_soon(write)
             await trio.sleep(random.Random(seed).uniform(0, 0.012))
@@ -93,12 +98,12 @@ def test_hostile_headers_raise_one_error():
 
 async def test_put_header_never_replaces_a_newer_one(autojump_clock):
     device = disk()
-    assert await put_header(device, header(5, 0))
-    assert not await put_header(device, header(4, 1))
+    assert await areas(device).put_header(header(5, 0))
+    assert not await areas(device).put_header(header(4, 1))
     assert (await read_header(device, CLUSTER)).generation == 5
-    assert await put_header(device, header(5, 0))
+    assert await areas(device).put_header(header(5, 0))
     device.fail("write", HEADER_BLOCK * BLOCK_BYTES, BLOCK_BYTES)
-    assert not await put_header(device, header(6, 0))
+    assert not await areas(device).put_header(header(6, 0))
 
 
 @pytest.mark.seed("002-32", "002-40")
@@ -113,7 +118,7 @@ async def test_rivals_on_one_disk_decide_one_owner_per_generation(autojump_clock
             async def run(node: int, generation=generation, outcomes=outcomes, device=device, seed=seed) -> None:
                 rng = SimRng(seed * 100 + node)
                 outcomes[node] = await take_generation(
-                    device, CLUSTER, (node, 70 + node), generation, clock=SimClock(), rng=rng
+                    areas(device), (node, 70 + node), generation, clock=SimClock(), rng=rng
                 )
 
             async with trio.open_nursery() as nursery:
@@ -121,14 +126,14 @@ async def test_rivals_on_one_disk_decide_one_owner_per_generation(autojump_clock
                     nursery.start_soon(run, node)
             assert len(set(outcomes.values())) == 1
             assert isinstance(outcomes[0], Decided)
-        late = await take_generation(device, CLUSTER, (9, 79), 1, clock=SimClock(), rng=SimRng(0))
+        late = await take_generation(areas(device), (9, 79), 1, clock=SimClock(), rng=SimRng(0))
         assert late == Passed(3)
 
 
 async def test_an_unreadable_ballot_area_is_a_failed_candidate(autojump_clock):
     device = disk()
     device.corrupt((HEADER_BLOCK + 1 + 4) * BLOCK_BYTES + 3, 0xFF)
-    assert await take_generation(device, CLUSTER, (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None
+    assert await take_generation(areas(device), (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None
     device = disk()
     device.fail("read", 2 * BLOCK_BYTES, BLOCK_BYTES)
-    assert await take_generation(device, CLUSTER, (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None
+    assert await take_generation(areas(device), (0, 1), 1, clock=SimClock(), rng=SimRng(0)) is None

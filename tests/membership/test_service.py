@@ -9,7 +9,8 @@ from membership.errors import Fenced, OperatorError, PeerError
 from membership.label import timing_of
 from membership.orders import Rebuild, ReleaseGhosts, Replay, Resume, Suspend
 from membership.relay import MountAnswer
-from tests.sim.membership_world import FS, LABEL, World, run_seed
+from tests.sim.membership.scenario import run_seed
+from tests.sim.membership.world import FS, LABEL, World
 
 TIMING = timing_of(LABEL)
 
@@ -193,11 +194,11 @@ async def test_losing_the_disk_path_ends_a_node_and_the_others_go_on(autojump_cl
     async with World(11) as world:
         await cluster(world)
         mount = await world.mount(3)
-        world.machines["n3"].port.cut("no path")
+        world.machines["n3"].paths[0].cut("no path")
         took = await world.until(lambda: not mount.may_write(), 20)
         assert took <= TIMING.lease
         await world.until(lambda: isinstance(world.machines["n3"].error, Fenced), 20)
-        assert "lease ended" in str(world.machines["n3"].error)
+        assert "evicted" in str(world.machines["n3"].error)
         await world.until(lambda: [len(m.node.core.admin.header.members) for m in world.administrators()] == [2], 30)
 
 
@@ -369,3 +370,49 @@ def _answers_for(name: str):
         return [MountAnswer(name, "/mnt", 1, b"")]
 
     return answer
+
+
+@pytest.mark.seed("002-12", "002-16", "002-22")
+async def test_a_store_that_is_gone_for_all_pauses_the_cluster_and_does_not_kill_it(autojump_clock):
+    async with World(71) as world:
+        await cluster(world)
+        mounts = [await world.mount(number) for number in (1, 2, 3)]
+        generation = world.machines["n1"].node.core.admin.header.generation
+        for machine in world.machines.values():
+            machine.paths[0].cut("array maintenance")
+        await world.until(lambda: not any(mount.may_write() for mount in mounts), TIMING.lease + 0.1)
+        await trio.sleep(600)
+        assert all(machine.running for machine in world.machines.values())
+        for machine in world.machines.values():
+            machine.paths[0].mend()
+        took = await world.until(lambda: all(mount.may_write() for mount in mounts), 10)
+        assert took <= 2 * TIMING.renew
+        assert {m.node.core.admin.header.generation for m in world.machines.values()} == {generation}
+
+
+@pytest.mark.seed("002-16", "002-38", "002-40")
+async def test_an_administrator_without_the_store_is_replaced_and_goes(autojump_clock):
+    async with World(72) as world:
+        await cluster(world)
+        for number in (1, 2, 3):
+            await world.mount(number)
+        (admin,) = world.administrators()
+        others = [machine for machine in world.machines.values() if machine is not admin]
+        admin.paths[0].cut("no path")
+        await world.until(lambda: isinstance(admin.error, Fenced), 30)
+        await world.until(lambda: {m.name for m in world.granting_machines()} == {m.name for m in others}, 30)
+        assert [m.name for m in world.administrators()][0] in {m.name for m in others}
+
+
+async def test_nobody_is_evicted_when_the_store_comes_back_to_one_after_the_other(autojump_clock):
+    async with World(73) as world:
+        await cluster(world)
+        mounts = [await world.mount(number) for number in (1, 2, 3)]
+        for machine in world.machines.values():
+            machine.paths[0].cut("maintenance")
+        await trio.sleep(60)
+        for number in (3, 2, 1):
+            world.machines[f"n{number}"].paths[0].mend()
+            await trio.sleep(3)
+        await world.until(lambda: all(mount.may_write() for mount in mounts), 10)
+        assert all(machine.running for machine in world.machines.values())

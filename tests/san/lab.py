@@ -185,7 +185,10 @@ class Tgt(Target):
 
 
 class Istgt(Target):
-    """istgt: PREEMPT AND ABORT, atomic COMPARE AND WRITE, session reinstatement; has a cache and no FUA."""
+    """istgt: PREEMPT AND ABORT, atomic COMPARE AND WRITE, session reinstatement; has a cache and no FUA.
+
+    It takes one login a second, from whomever, and must not be told to reset a LUN under load: it hangs.
+    """
 
     program = "istgt"
     first_lun = 0  # it insists on one

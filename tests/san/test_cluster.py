@@ -60,8 +60,10 @@ def test_three_nodes_share_a_tree_on_a_lun(cluster: tuple[Lab, Target]) -> None:
     assert status["store"] == target.url()
 
 
+@pytest.mark.parametrize("cluster", ["tgt"], indirect=True)
 @pytest.mark.seed("002-21")
 def test_it_goes_on_when_the_target_was_restarted(cluster: tuple[Lab, Target]) -> None:
+    """istgt takes one login a second: the last of six would come back when its node has been given up already."""
     lab, target = cluster
     a, b, _ = (node.mountpoint for node in lab.nodes)
     (a / "before").write_bytes(b"1")

@@ -191,7 +191,7 @@ def test_commands_say_what_is_wrong(target: Target, tmp_path: Path, command: tup
         target.url().replace(str(target.port), "1"): "nobody answers at 127.0.0.1:1",
         target.url().replace("lab:san", "lab:other"): "login refused",
         f"{target.url()}7": "no such LUN",
-        "iscsi://joe%secret@host": "is no address of a LUN",
+        "iscsi://joe%secret@host": "iscsi.env" if state else "is no address of a LUN",
     }
     for url, said in wrong.items():
         done = subprocess.run([program, *command[1:], url, *state], check=False, capture_output=True, text=True)

@@ -48,6 +48,11 @@ class Store(GuardedDevice, Protocol):
         """What it did since it was opened."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was let go of."""
+        ...
+
     async def open(self) -> None:
         """Learn what the store is; ``sector_bytes``, ``size_bytes`` and I/O are for after this.  Idempotent.
 

@@ -92,6 +92,11 @@ class DirectDevice:
         """Pid of another process of this host (or of this one, by another descriptor) that has the store open."""
         return presence.find_holder(self._fd)
 
+    @property
+    def closed(self) -> bool:
+        """``Store.closed``."""
+        return self._closed.is_set()
+
     async def open(self) -> None:
         """``Store.open``: all is known since the descriptor was opened."""
         await trio.lowlevel.checkpoint()

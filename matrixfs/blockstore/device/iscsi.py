@@ -88,6 +88,11 @@ class IscsiDevice:
         self.nexus = Nexus(address, identity, timeout=timeout, outage=outage)
         self.counters = Counters()
 
+    @property
+    def closed(self) -> bool:
+        """``Store.closed``."""
+        return self._closed
+
     async def open(self) -> None:
         """``Store.open``: log in, and learn what it is.  Raises OperatorError, Fenced."""
         self._check_open()

@@ -36,7 +36,7 @@ from matrixfs.blockstore.scsi.status import GOOD, Busy, SessionLost, UnitAttenti
 from membership.errors import DeviceError
 
 DEPTH: Final = 64
-LOGIN_SECONDS_MAX: Final = 5.0
+LOGIN_SECONDS_MAX: Final = 10.0  # istgt takes one login a second, whoever asks
 COMMAND_SECONDS_MAX: Final = 5.0
 LOGOUT_SECONDS_MAX: Final = 1.0
 _TICK_SECONDS: Final = 0.5  # between two looks for commands without an answer

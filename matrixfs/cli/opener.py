@@ -1,0 +1,64 @@
+"""How this host opens the disks of a cluster: the seam of membership/disks.py (002-21, 002-25)."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from typing import TYPE_CHECKING
+
+from matrixfs.blockstore import open_store
+from matrixfs.blockstore.initialize import data_window
+from matrixfs.fs.opening import read_superblock
+from membership.errors import CorruptionError, OperatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matrixfs.blockstore.device.api import Store
+    from membership.label import Label
+    from membership.seams import SectorDevice
+
+
+class HostOpener:
+    """Stores by path.
+
+    Args:
+        stores: those that matrixd was given: looked at first.
+        patterns: shell patterns of paths where else a disk may be.
+        node: name of this node, to the target of a LUN.
+    """
+
+    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str) -> None:
+        self._live: dict[int, Store] = {}
+        self._node = node
+        self._stores = stores
+        self._patterns = patterns
+
+    async def open(self, path: str) -> SectorDevice:
+        """See ``membership.disks.Opener``.
+
+        A LUN that is open here already, perhaps under another name, gets a session of another identity: its target
+        would end the first one.  A restarted matrixd opens its disks in the same order, so with the same identities.
+        """
+        self._live = {number: store for number, store in self._live.items() if not store.closed}
+        number = next(number for number in itertools.count(1) if number not in self._live)
+        self._live[number] = store = open_store(path, identity=f"matrixd {number}", host=self._node)
+        try:
+            await store.open()
+        except BaseException:
+            del self._live[number]
+            raise
+        return store
+
+    def candidates(self) -> list[str]:
+        """See ``membership.disks.Opener``."""
+        found = [path for pattern in self._patterns for path in sorted(glob.glob(pattern))]
+        return list(dict.fromkeys([*self._stores, *found]))
+
+    async def filesystem_of(self, device: SectorDevice, label: Label) -> tuple[bytes, str]:
+        """See ``membership.disks.Opener``."""
+        try:
+            superblock = await read_superblock(data_window(device, label))
+        except (CorruptionError, OperatorError):
+            return b"", ""  # a disk without a filesystem, or a damaged one: its mount will say what is wrong
+        return superblock.owner, superblock.name
