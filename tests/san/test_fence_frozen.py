@@ -181,3 +181,56 @@ async def test_the_target_crashes_and_forgets_everything(target: Target, opened)
     stranger = await opened(target.url(2))
     with pytest.raises(Fenced):
         await stranger.write(AT, bytes(4096))
+
+
+@pytest.mark.seed("002-31")
+async def test_the_life_of_a_cluster_on_a_lun(opened) -> None:
+    """Join, fence, come back as heir, a stranger, a mount that dies, leave without a gap: on tgt, which fences."""
+    with san("tgt") as target:
+        url = target.url(0)
+        a = await start(target, opened, 0)
+        b, mount, c = [Node(await opened(url), TRAITS["tgtd"]) for _ in range(3)]
+        await b.access.claim(0x40)
+        await b.access.admit(VICTIM, 0x40, heir=True)
+        await mount.access.admit(VICTIM, 0x41, heir=False)
+        await c.access.claim(0x30)
+        await c.access.admit(3, 0x30, heir=True)
+        for node in (a, b, mount, c):
+            await node.device.write(AT, bytes(4096))
+
+        assert (await a.fence.fence(slot(), 0.0)).confirmed
+        assert await a.lun.reservations.read_keys() == [a.access.key, c.access.key]
+        await c.device.write(AT, bytes(4096))
+        for node in (b, mount):
+            with pytest.raises(Fenced):
+                await node.device.write(AT, bytes(4096))
+
+        heir, heirs_mount = [Node(await opened(url), TRAITS["tgtd"]) for _ in range(2)]
+        await heir.access.claim(0x50)
+        await heir.access.admit(VICTIM, 0x50, heir=True)
+        await heirs_mount.access.admit(VICTIM, 0x51, heir=False)
+        await heirs_mount.device.write(AT, bytes(4096))
+        assert await heir.access.disown(heirs_mount.access.key)
+        with pytest.raises(Fenced):
+            await heirs_mount.device.write(AT, bytes(4096))
+
+        stranger = lun_of(await opened(url), TRAITS["tgtd"])
+        await stranger.reservations.register(0x123ABC)
+        alerts = await c.access.keep([1, 3, VICTIM], [])
+        assert len(alerts) == 1
+        assert "0x0000000000123abc of somebody else" in alerts[0]
+
+        found = await a.lun.reservations.read_reservation()
+        assert found.key == a.access.key
+        assert len(await a.access.withdraw()) == 1  # the holder leaves its key
+        await a.device.aclose()
+        outsider = await opened(url)
+        with pytest.raises(Fenced):
+            await outsider.write(AT, bytes(4096))
+        await c.device.write(AT, bytes(4096))
+        await c.lun.reservations.preempt(c.access.key, found.key, found.kind, abort=False)  # as keep does in time
+        assert (await c.lun.reservations.read_reservation()).key == c.access.key
+        assert sorted(await c.lun.reservations.read_keys()) == sorted([c.access.key, heir.access.key])
+        for node in (b, mount, c, heir, heirs_mount):
+            assert not node.lost or node in (b, mount, heirs_mount)
+            await node.device.aclose()
