@@ -27,6 +27,7 @@ from membership.database.image import DatabaseImage, read_image, write_image
 from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import BALLOT_BLOCK, BLOCK_BYTES, NODE_SLOTS
 from membership.lease.area import read_slot, read_slots, write_slot
+from membership.pauses import never
 from membership.san.header import read_header, write_header
 from membership.san.records import Ballot, ballot_block, ballot_image, ballot_untrusted
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot
+    from membership.pauses import Pause
     from membership.san.header import SanHeader
     from membership.seams import Clock, SectorDevice
 
@@ -197,18 +199,21 @@ class Areas:
         newest = max(header.generation for header in answers.values())
         return is_enough([disk for disk, header in answers.items() if header.generation == newest], self._groups)
 
-    async def put_header(self, header: SanHeader, within: float = math.inf) -> bool:
+    async def put_header(
+        self, header: SanHeader, base: int | None = None, within: float = math.inf, pause: Pause = never
+    ) -> bool:
         """Write the header and read it back; False when that failed on a majority, or a newer one stands there.
 
         A header older than ours that appears later was on its way when we won: AdminCore.header_in_doubt.
 
         Args:
             header: it.
+            base: the generation that it was made from, if it is a new one; over a newer one it is not written.
             within: seconds from now; no area is written later (S5 of san/header.py).
         """
-        is_timely = self._until(within)
+        is_timely, newest = self._until(within), header.generation if base is None else base
         try:
-            await self._ask("header", lambda area: _put_header(area.opened(), header, is_timely))
+            await self._ask("header", lambda area: _put_header(area.opened(), header, newest, is_timely, pause))
         except DeviceError:
             return False
         return True
@@ -266,7 +271,7 @@ class Areas:
                     if image is not None:
                         await _refresh_image(area.device, self.cluster, image)
                 async with area.lock("header"):
-                    await _put_header(area.device, header, self._until(within))
+                    await _put_header(area.device, header, header.generation, self._until(within))
             except (DeviceError, CorruptRecord) as error:
                 area.failure = str(error)
                 continue
@@ -371,16 +376,23 @@ class _Call(Generic[T]):
             self.over.set()
 
 
-async def _put_header(device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool]) -> None:
-    """Write a header over an older or damaged one, and read it back.  Raises DeviceError, CorruptRecord."""
+async def _put_header(
+    device: SectorDevice, header: SanHeader, newest: int, is_timely: Callable[[], bool], pause: Pause = never
+) -> None:
+    """Write a header over one not newer than ``newest``, or damaged, and read it back.
+
+    Raises:
+        DeviceError: a newer one stands there, it is too late, or I/O failed.
+        CorruptRecord: as it was read back.
+    """
     try:
         before = await read_header(device, header.owner)
     except CorruptRecord:
         before = None
-    if before is not None and before.generation > header.generation:
+    if before is not None and before != header and before.generation > newest:
         raise DeviceError(f"{device.name}: a newer SAN header stands there")
     if before != header:
-        await write_header(device, header, is_timely)
+        await write_header(device, header, is_timely, pause)
     if await read_header(device, header.owner) != header:
         raise DeviceError(f"{device.name}: the SAN header was overwritten at once")
 

@@ -13,8 +13,8 @@ A4. A candidate becomes administrator only after the coordinator's Commit (1754)
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
     evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
     When nobody reaches it nothing happens: the cluster pauses.
-A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the
-    store, finds out first whether it still is the administrator.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
+    finds out first whether it still is the administrator.
 A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
     and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
 """
@@ -140,7 +140,7 @@ class AdminCore:
             return
         self._log("alert", f"generation {self.header.generation} is not on the disks any more: written again")
         self._busy = True
-        self._out.tell(WriteHeader(self.header))
+        self._out.tell(WriteHeader(self.header, self.header.generation))
 
     def header_stands(self, renewal: float, now: float) -> None:
         """Our header was read as the one in force; by the renewal that began at ``renewal``, or -inf."""
@@ -198,8 +198,9 @@ class AdminCore:
         self._tell_header()
 
     def write_failed(self, now: float) -> None:
-        """A header of ours could not be written, or was overtaken."""
+        """A header of ours could not be written, or was overtaken.  Its generation is spent: it may land yet (A1)."""
         self._busy = False
+        self._passed_over = max(self._passed_over, self._generation)
         self._retry_at = now + self._timing.heartbeat
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
@@ -332,10 +333,9 @@ class AdminCore:
             self._out.post(self.header.administrator, body)
 
     def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: admit it, or say why not.
+        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again.
 
-        Who was told to go does not come back in the same incarnation; it may not know that it has to.  A mismatch of
-        the naming is no refusal: the joiner reads it and asks again.
+        Who was told to go does not come back in the same incarnation (L2 of lease/core.py), and may not know of it.
         """
         if (node, body.incarnation) in self._expelled:
             self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
@@ -484,4 +484,4 @@ class AdminCore:
             areas_before=naming.areas_before if naming is not None else self.header.areas_before,
         )
         self._busy = True
-        self._out.tell(WriteHeader(header))
+        self._out.tell(WriteHeader(header, self.header.generation))

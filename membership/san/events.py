@@ -18,9 +18,13 @@ class TakeGeneration:
 
 @dataclass(frozen=True, slots=True)
 class WriteHeader:
-    """Event: write this header, read it back, then call ``header_written`` (or ``write_failed``)."""
+    """Event: write this header, read it back, then call ``header_written`` (or ``write_failed``).
+
+    ``base``: the generation it was made from.  Over a newer one it must not be written: it knows nothing of that one.
+    """
 
     header: SanHeader
+    base: int
 
 
 @dataclass(frozen=True, slots=True)

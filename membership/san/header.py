@@ -9,9 +9,8 @@ S3. A node extends its lease only on a header that lists its incarnation.  So on
 S4. Who is dropped without a clean leave stands in ``fencing`` until its fence is confirmed, across administrators:
     nothing of it may be recovered before.
 S5. A header write is handed over within ``lease`` of the moment from which on nobody newer was seen, or never.  So what
-    an administrator that was stopped in between still writes has landed before anybody it lists, and a newer header
-    does not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of
-    admin.py).
+    an administrator that was stopped in between still writes has landed before anybody it lists and a newer header does
+    not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of admin.py).
 
 The 4 KiB block holds two copies of 2 KiB.  A change writes the block twice, first with the first copy changed,
 then with both: a torn write leaves one whole copy.
@@ -23,11 +22,13 @@ from typing import TYPE_CHECKING
 
 from membership.errors import CorruptRecord, DeviceError
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
+from membership.pauses import never
 from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from membership.pauses import Pause
     from membership.seams import SectorDevice
 
 COPY_BYTES = BLOCK_BYTES // 2
@@ -138,7 +139,7 @@ async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
 
 
 async def write_header(
-    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True
+    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True, pause: Pause = never
 ) -> None:
     """Write both copies, one after the other, durably.
 
@@ -148,6 +149,7 @@ async def write_header(
         device: where.
         header: what.
         is_timely: asked right before each write; False: too late (S5).
+        pause: where tests stop between the two writes.
 
     Raises:
         DeviceError: it failed, or is too late; one of the two copies may be written.
@@ -160,6 +162,8 @@ async def write_header(
         if not is_timely():
             raise DeviceError(f"{device.name}: the SAN header was not written in time, and must not be written late")
         await device.write(at, block, durable=True)
+        if block != image + image:
+            await pause("HeaderHalf")
 
 
 def _is_whole(copy: bytes, cluster: bytes) -> bool:

@@ -65,7 +65,7 @@ async def happen(world: World, event: str, mounts: list[SimMount]) -> None:
     elif event == "both other mounts":
         others[0].die(), others[-1].die()
     elif event == "administrator frozen":
-        next(m for m in mounts if m.alive and m.machine.name == f"n{administrator}").freeze()
+        next((m for m in mounts if m.alive and m.machine.name == f"n{administrator}"), replayer).freeze()
     elif event == "replayer's mount frozen":
         replayer.freeze()
     elif event == "a clean leave":

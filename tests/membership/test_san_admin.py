@@ -328,7 +328,7 @@ def test_a_header_that_did_not_reach_a_majority_is_written_again_and_fences_nobo
     rig.core.header_read(header(5, 0, (0, 1), (2,)), rig.now)
     rig.core.header_in_doubt(rig.now)
     events = rig.drive()[1]
-    assert WriteHeader(rig.core.header) in events
+    assert WriteHeader(rig.core.header, 5) in events
     assert not [event for event in events if isinstance(event, FenceOrder)]
     rig.core.write_failed(rig.now)
     rig.core.header_in_doubt(rig.now)
@@ -358,3 +358,23 @@ def test_who_was_a_member_does_not_ask_to_join():
     rig.core.header_read(header(5, 0, (0,)), rig.now)
     rig.now += 1.0
     assert rig.drive()[0] == []
+
+
+def test_a_generation_whose_write_failed_is_never_written_again():
+    """It may be on its way to the disk all the same, and a second content of it would be one too many (S1)."""
+    rig = Rig(0)
+    rig.drive()
+    rig.core.receive(0, Nominate(rig.core._election._nomination.number, 0), rig.now)
+    rig.drive()
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    rig.drive()
+    rig.core.receive(0, Commit(rig.core._election._nomination.number), rig.now)
+    (write,) = [event for event in rig.drive()[1] if isinstance(event, WriteHeader)]
+    assert (write.header.generation, write.base) == (1, 0)
+    rig.core.write_failed(rig.now)
+    rig.now += 1.0
+    rig.drive()
+    rig.core.receive(0, CandidateFailed(rig.core._election._nomination.number, "x"), rig.now)
+    rig.drive()
+    rig.core.receive(0, Nominate(99, 0), rig.now)
+    assert TakeGeneration(2) in rig.drive()[1]

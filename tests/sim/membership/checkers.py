@@ -14,6 +14,8 @@ C4. Of a node that was called dead, or a mount that is dead in a view or replaye
 C5. Mounts that may write at one instant are in one attempt, with a journal each.
 C6. No header drops more living members than it keeps, nor as many when the lowest address is among them.  Living:
     running, with the disk at hand, for longer than it takes to be seen.  Leavers and the expelled don't count.
+C7. Nobody gets lost: who was a member or to be fenced in one generation is so in the next, or left, or was called dead
+    (S4 of san/header.py).
 
 Not checked: what ballots and slots contain, the membership database, times of recovery.  C6 is silent while the writer
 itself was in trouble a moment ago: what it decided then may be carried out now.
@@ -184,6 +186,7 @@ class Checkers:
             self._check_return(instance)
         if header.generation > self.newest.generation:
             self._check_eviction(writer, self.newest, header)
+            self._check_nobody_is_lost(writer, self.newest, header)
             self.newest = header
 
     def _check_return(self, instance: tuple[int, int]) -> None:
@@ -242,6 +245,15 @@ class Checkers:
             self.broke(
                 f"C6: generation {new.generation} by {writer.name} drops living {sorted(evicted)}, keeps {sorted(kept)}"
             )
+
+    def _check_nobody_is_lost(self, writer: Machine, old: SanHeader, new: SanHeader) -> None:
+        machines = {(m.node.node_id, m.node.incarnation): m for m in self.world.machines.values()}
+        before = {*old.members.items(), *old.fencing.items()}
+        for instance in before - {*new.members.items(), *new.fencing.items()} - self.dead_nodes:
+            machine = machines.get(instance)
+            has_left = machine is not None and machine.node.core.admin.is_leaving
+            if not has_left and instance[0] != writer.node.node_id:  # its own slot is only claimed after a fence (H1)
+                self.broke(f"C7: generation {new.generation} by {writer.name} forgets node {instance[0]}")
 
     def _is_steady(self, machine: Machine) -> bool:
         timing = self.world.timing
