@@ -126,7 +126,7 @@ class _Mount:
                 self._clock,
                 self._rng,
             )
-            port = await self._mesh.listen(cluster.node_address)
+            port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
             admission = await self._session.join(request)
             self._gate = FencingGate(self._store, self._clock)
@@ -172,6 +172,7 @@ class _Mount:
             port=port,
             mountpoint=self._options.mountpoint,
             journals=tuple(states),
+            others=self._session.cluster.node_others,
         )
 
     async def _live(self) -> None:

@@ -266,6 +266,7 @@ class _Server:
             node_id=status["node"],
             node_name=status["name"],
             node_address=status["host"],
+            node_others=tuple(status["others"]),
             cluster_name=label.cluster_name,
             cluster_uuid=label.owner,
             cluster_key=label.cluster_key,

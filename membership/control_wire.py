@@ -48,6 +48,7 @@ import cbor2
 from membership import errors
 from membership.errors import BadMessage, MatrixError
 from membership.label import Timing
+from membership.transport.paths import others_problem
 
 Message: TypeAlias = dict[str, Any]
 
@@ -203,6 +204,7 @@ class ClusterInfo:
     node_id: int
     node_name: str
     node_address: str  # IP address of this node: the lockspace listens there too
+    node_others: tuple[str, ...] = ()  # further addresses of this node: there, too
     cluster_name: str
     cluster_uuid: bytes  # 16 bytes
     cluster_key: bytes  # 32 bytes, authenticates links (R11): never log it
@@ -232,7 +234,7 @@ _TIMING_FIELDS: Final = tuple(f.name for f in dataclasses.fields(Timing))
 
 def cluster_to_map(cluster: ClusterInfo) -> Message:
     """``cluster`` as the ``cluster`` field of a ``welcome``."""
-    plain = {name: getattr(cluster, name) for name in _CLUSTER_FIELDS}
+    plain = {name: getattr(cluster, name) for name in _CLUSTER_FIELDS} | {"node_others": list(cluster.node_others)}
     return plain | {"timing": {name: getattr(cluster.timing, name) for name in _TIMING_FIELDS}}
 
 
@@ -247,6 +249,7 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         node_id=take_natural(fields, "node_id", 6),
         node_name=take(fields, "node_name", str),
         node_address=take(fields, "node_address", str),
+        node_others=_others_untrusted(fields),
         cluster_name=take(fields, "cluster_name", str),
         cluster_uuid=take(fields, "cluster_uuid", bytes),
         cluster_key=take(fields, "cluster_key", bytes),
@@ -255,6 +258,13 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         data_length=take_natural(fields, "data_length"),
         timing=checked,
     )
+
+
+def _others_untrusted(fields: Message) -> tuple[str, ...]:
+    others = tuple(take(fields, "node_others", list))
+    if any(type(host) is not str for host in others) or others_problem(others):
+        raise BadMessage("control message: bad further addresses of the node")
+    return others
 
 
 def admission_of_untrusted(cluster: ClusterInfo, fields: Message) -> Admission:

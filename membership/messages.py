@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from membership.errors import BadMessage
 from membership.label import NAME_BYTES_MAX, NODE_SLOTS
 from membership.orders import JOURNALS_MAX, JournalOwner, JournalState
+from membership.transport.paths import others_problem
 from membership.views import DeadInstance, Instance
 
 PACKET_BYTES_MAX = 256 * 1024
@@ -149,6 +150,7 @@ class MountReport(Struct, frozen=True, array_like=True):
     history: History  # views since the last that was complete
     dead: Annotated[tuple[DeadInstance, ...], Meta(max_length=JOURNALS_MAX)]
     released: Annotated[tuple[Instance, ...], Meta(max_length=JOURNALS_MAX)]
+    others: tuple[Text, ...] = ()  # further hosts of its transport
 
 
 class AskReport(Struct, frozen=True, array_like=True, tag=20):
@@ -424,3 +426,5 @@ def _check_mount(mount: MountReport) -> None:
         raise BadMessage("mount report: journal out of range")
     if [j.index for j in mount.journals] != list(range(len(mount.journals))):
         raise BadMessage("mount report: journals are not numbered 0 to n-1")
+    if problem := others_problem(mount.others):
+        raise BadMessage(f"mount report: {problem}")

@@ -35,6 +35,7 @@ import msgspec
 
 from membership.errors import BadMessage
 from membership.label import NAME_BYTES_MAX, NODE_SLOTS
+from membership.transport.paths import others_problem
 from membership.views import DeadInstance, LockspaceView
 
 JOURNALS_MAX = 4 * NODE_SLOTS
@@ -65,6 +66,7 @@ class MountRequest:
     port: int
     mountpoint: str
     journals: tuple[JournalState, ...]  # all journals of the filesystem
+    others: tuple[str, ...] = ()  # further hosts of that transport, same port
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,7 @@ def request_from_dict_untrusted(data: object) -> MountRequest:
         "port": 0 < request.port < 2**16,
         "mountpoint": 0 < len(request.mountpoint) <= 4096,
         "journals": 0 < len(request.journals) <= JOURNALS_MAX,
+        "others": not others_problem(request.others),
     }
     for name, good in problems.items():
         if not good:

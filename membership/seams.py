@@ -83,12 +83,18 @@ class SectorDevice(Protocol):
 
 @dataclass(frozen=True, slots=True, order=True)
 class PeerAddress:
-    """Where one incarnation of a peer listens."""
+    """Where one incarnation of a peer listens: on ``port`` of each of its hosts."""
 
     node: int  # node id: the peer's slot in the membership area
     incarnation: int  # u64, new for every start of the process
     host: str
     port: int
+    others: tuple[str, ...] = ()  # further hosts of the same process: other paths to it
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All of them, the main one first."""
+        return (self.host, *self.others)
 
 
 class Delivery(NamedTuple):
@@ -107,7 +113,7 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """No path to the peer.  ``refused``: its host answered that nobody listens, so the process is gone."""
+    """No path to the peer.  ``refused``: its host said on every path that nobody listens: the process is gone."""
 
     node: int
     refused: bool

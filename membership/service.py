@@ -43,6 +43,7 @@ from membership.san.evictions import Expel
 from membership.san.recovery import Finished
 from membership.seams import PeerAddress, Transport
 from membership.status_of import status_of
+from membership.transport.paths import others_problem
 
 if TYPE_CHECKING:
     from membership.control_wire import Message
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from membership.san.fence import FenceDriver
     from membership.seams import Clock, Rng
     from membership.status import Status
+    from membership.transport.links import LinkStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,14 @@ class NodeConfig:
     name: str
     host: str
     port: int  # 0: any free port
+    others: tuple[str, ...] = ()  # further own addresses: other paths to this node
 
     def __post_init__(self) -> None:
         for what, value, most in (("--name", self.name, NAME_BYTES_MAX), ("--address", self.host, HOST_BYTES_MAX)):
             if not 0 < len(value.encode()) <= most or "\0" in value:
                 raise OperatorError(f"{what}: {value!r} must be 1 to {most} bytes long")
+        if problem := others_problem(self.others):
+            raise OperatorError(f"--address: {problem}")
 
 
 async def no_pause(_point: str) -> None:
@@ -79,8 +84,12 @@ async def no_pause(_point: str) -> None:
 class MeshTransport(Transport, Protocol):
     """Transport that a node starts itself: LinkMesh, or the simulated network's."""
 
-    async def listen(self, host: str, port: int = 0) -> int:
+    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
         """Bind; returns the port."""
+        ...
+
+    def links(self) -> list[LinkStatus]:
+        """Every peer's state."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -171,7 +180,8 @@ class Node:
         )  # fmt: skip
         node, slot = await claim_slot(claimant)
         mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
-        slot.port = await mesh.listen(self.config.host, self.config.port)
+        slot.port = await mesh.listen(self.config.host, self.config.port, self.config.others)
+        slot.others = ",".join(self.config.others)
         header = (await self.areas.read_header()).header
         self._assemble(slot, mesh, NodeCore(slot.peer(node), header, self.timing))
         try:
@@ -270,6 +280,10 @@ class Node:
         names = {node: sight.slot.name for node, sight in core.watch.sights.items()}
         names[core.me.node] = self.slot.name
         return {node: names.get(node, f"node {node}") for node in (*core.admin.header.members, core.me.node)}
+
+    def links(self) -> dict[int, LinkStatus]:
+        """The links to the other matrixds, by node id."""
+        return {link.node: link for link in self._mesh.links()} if self._mesh is not None else {}
 
     @property
     def node_id(self) -> int:

@@ -24,6 +24,10 @@ class NodeStatus(TypedDict):
     link: str  # "self", "absent", "up", "suspect", "gone"  (group/state.py)
     slot_age: float  # seconds since its disk heartbeat was last seen moving
     mounts: int
+    others: list[str]  # its further addresses
+    path: str  # its address that the link uses, or used last; "" without one
+    moves: int  # times the link took another path
+    trouble: str  # why it does not take us, or we not it, though it answers; "" when that is not so
 
 
 class MountStatus(TypedDict):
@@ -127,6 +131,7 @@ class Status(TypedDict):
     node: int
     name: str
     host: str
+    others: list[str]  # further addresses of this node
     port: int
     incarnation: int
     state: str  # "starting", "joining", "member", "leaving", "fenced"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from membership.san.agent import LocalMount
     from membership.san.recovery import FilesystemRecovery
     from membership.service import Node
+    from membership.transport.links import LinkStatus
 
 
 def status_of(node: Node) -> Status:
@@ -38,6 +39,7 @@ def status_of(node: Node) -> Status:
         node=node.node_id,
         name=node.config.name,
         host=node.config.host,
+        others=list(node.config.others),
         port=node.slot.port if node.slot is not None else node.config.port,
         incarnation=node.incarnation,
         state=_state(core),
@@ -48,7 +50,7 @@ def status_of(node: Node) -> Status:
         lease_left=max(node.lease_deadline - now, -1e9),
         timing=timing_status(node.timing),
         memberships=_memberships(core, filesystems),
-        nodes=_nodes(core, node.slot, now) if core is not None and node.slot is not None else [],
+        nodes=_nodes(core, node.slot, node.links(), now) if core is not None and node.slot is not None else [],
         filesystems=filesystems,
         recoveries=list(node.book.recoveries),
         fences=list(node.book.fences),
@@ -82,13 +84,14 @@ def _memberships(core: NodeCore | None, filesystems: list[FilesystemStatus]) -> 
     )
 
 
-def _nodes(core: NodeCore, own: HeartbeatSlot, now: float) -> list[NodeStatus]:
+def _nodes(core: NodeCore, own: HeartbeatSlot, links: dict[int, LinkStatus], now: float) -> list[NodeStatus]:
     alive = core.watch.alive(now) | {core.me.node}
     rows = [(core.me.node, own, now)]
     rows += [(node, sight.slot, sight.moved_at) for node, sight in core.watch.sights.items()]
     result: list[NodeStatus] = []
     for node, slot, moved_at in sorted(rows, key=lambda row: row[0]):
         peer = core.group.peers.get(node)
+        path = links.get(node)
         link = "self" if node == core.me.node else peer.state.value if peer is not None else "absent"
         result.append(
             NodeStatus(
@@ -102,6 +105,10 @@ def _nodes(core: NodeCore, own: HeartbeatSlot, now: float) -> list[NodeStatus]:
                 link=link,
                 slot_age=now - moved_at,
                 mounts=len(slot.mounts),
+                others=list(slot.other_hosts),
+                path=path.path if path is not None else "",
+                moves=path.moves if path is not None else 0,
+                trouble=path.trouble if path is not None else "",
             )
         )
     return result

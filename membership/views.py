@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from membership.errors import BadMessage
 from membership.label import NODE_SLOTS
 from membership.seams import PeerAddress
+from membership.transport.paths import PATHS_MAX, others_problem
 
 _U64 = 1 << 64
 _DEAD_MAX = 4 * NODE_SLOTS  # one node can die several times before its first journal is replayed
@@ -94,7 +95,8 @@ class LockspaceView:
         """Plain data for CBOR."""
         return {
             "attempt": self.attempt,
-            "members": [[m.node, m.incarnation, m.host, m.port] for m in self.members],
+            "members": [[m.node, m.incarnation, m.host, m.port, list(m.others)][: 5 if m.others else 4]
+                        for m in self.members],
             "dead": [dead.to_dict() for dead in self.dead],
         }
 
@@ -137,7 +139,11 @@ def _instance(data: object) -> Instance:
 
 
 def _peer(data: object) -> PeerAddress:
-    entry = _list(data, 4)
-    if len(entry) != 4 or not isinstance(entry[2], str) or len(entry[2]) > _HOST_BYTES_MAX:
+    """Node, incarnation, host, port, and the further hosts if there are any."""
+    entry = _list(data, 5)
+    if len(entry) < 4 or not isinstance(entry[2], str) or len(entry[2]) > _HOST_BYTES_MAX:
         raise BadMessage("lockspace view: bad member")
-    return PeerAddress(_number(entry[0], NODE_SLOTS), _number(entry[1]), entry[2], _number(entry[3], 1 << 16))
+    others = tuple(host for host in _list(entry[4], PATHS_MAX) if isinstance(host, str)) if len(entry) == 5 else ()
+    if len(entry) == 5 and (len(others) != len(_list(entry[4], PATHS_MAX)) or others_problem(others)):
+        raise BadMessage("lockspace view: bad further hosts of a member")
+    return PeerAddress(_number(entry[0], NODE_SLOTS), _number(entry[1]), entry[2], _number(entry[3], 1 << 16), others)

@@ -54,6 +54,7 @@ EDGES = {
     "membership/transport/connection.py",
     "membership/transport/door.py",
     "membership/transport/links.py",
+    "membership/transport/reception.py",
     "matrixfs/node.py",
 }
 EDGE_DIRECTORIES = ("matrixfs/blockstore/", "matrixfs/cli/", "matrixfs/fuse/")
@@ -67,6 +68,7 @@ PURE = (
     "membership/records.py", "membership/san/admin.py", "membership/san/agent.py", "membership/san/ballot.py",
     "membership/san/recovery.py", "membership/san/election.py", "membership/san/events.py", "membership/san/roles.py",
     "membership/transport/frames.py", "membership/transport/handshake.py",
+    "membership/transport/paths.py", "membership/transport/peer.py", "membership/transport/pulse.py",
     "membership/transport/session.py", "membership/views.py", "membership/orders.py",
     "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",
     "membership/control_wire.py", "membership/enrol/exchange.py", "membership/enrol/grants.py",

@@ -46,8 +46,10 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 @click.option(
     "--address",
     required=True,
+    multiple=True,
     metavar="IP[:PORT]",
-    help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.",
+    help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.  "
+    "Given again: an address in another network, for when the first is cut; networks in the same order on all nodes.",
 )
 @click.option("--name", metavar="NAME", help="Name of this node in the cluster.  [default: the short host name]")
 @click.option("--metrics", metavar="IP:PORT", help="Serve GET /metrics for Prometheus there, to whoever connects.")
@@ -58,7 +60,7 @@ def main(
     *,
     stores: tuple[str, ...],
     scan: tuple[str, ...],
-    address: str,
+    address: tuple[str, ...],
     name: str | None,
     metrics: str | None,
     state: str,
@@ -69,7 +71,7 @@ def main(
 
     SIGTERM or `matrixctl stop` end it; both refuse while trees are mounted here, for their data would be cut off.
     """
-    host, port = parse_address(address)
+    (host, *others), port = parse_addresses(address)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
     missing = [store for store in stores if not os.path.exists(store)]
@@ -88,9 +90,24 @@ def main(
     try:
         from matrixfs.cli.matrixd_run import MatrixdOptions, run_matrixd
 
-        run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan), readiness)
+        run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan, tuple(others)), readiness)
     finally:
         lock.release()
+
+
+def parse_addresses(texts: tuple[str, ...]) -> tuple[list[str], int]:
+    """All own addresses as (IPs, port).  Raises OperatorError: there is one port for all, and no address twice."""
+    from membership.transport.paths import PATHS_MAX
+
+    found = [parse_address(text) for text in texts]
+    hosts, port = [host for host, _ in found], found[0][1]
+    if any(other not in (0, port) for _, other in found[1:]):
+        raise OperatorError("--address: all addresses have one port, give it with the first")
+    if len(set(hosts)) < len(hosts):
+        raise OperatorError("--address: an address is given twice; a second path needs one in another network")
+    if len(hosts) > PATHS_MAX:
+        raise OperatorError(f"--address: {len(hosts)} addresses, at most {PATHS_MAX}")
+    return hosts, port
 
 
 def parse_address(text: str, option: str = "--address") -> tuple[str, int]:

@@ -54,6 +54,7 @@ class MatrixdOptions:
     state_dir: str  # absolute path
     metrics: tuple[str, int] | None = None  # IP address and port (0: any) that serves them
     scan: tuple[str, ...] = ()  # shell patterns of paths where disks may be
+    others: tuple[str, ...] = ()  # further IP addresses, same port
 
 
 def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
@@ -116,7 +117,8 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
         except MatrixError as error:
             failure = error
             continue
-        log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, options.host)
+        hosts = ", ".join((options.host, *options.others))
+        log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, hosts)
         return label
     assert failure is not None
     raise failure
@@ -159,7 +161,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
     return Node(
         disks,
         label,
-        NodeConfig(options.name, options.host, options.port),
+        NodeConfig(options.name, options.host, options.port, options.others),
         host,
         make_mesh,
         clock,

@@ -106,6 +106,7 @@ METRICS: Final = (
         "matrixfs_link_round_trip_max_seconds", GAUGE, "Longest ping.", "peers.round_trip_max_us", PEER, 1e-6
     ),
     Metric("matrixfs_link_resumes_total", COUNTER, "Connections replaced without a loss.", "peers.resumes", PEER),
+    Metric("matrixfs_link_moves_total", COUNTER, "Times the link took another path.", "peers.moves", PEER),
     Metric("matrixfs_link_losses_total", COUNTER, "Times the link was lost.", "peers.losses", PEER),
     Metric("matrixfs_link_messages_sent_total", COUNTER, "Messages to the peer.", "peers.traffic.messages_sent", PEER),
     Metric(

@@ -39,7 +39,7 @@ def format_status(status: Mapping[str, Any], zone: tzinfo | None = None) -> str:
     """
     clean: Fields = _clean(status)
     names = {node["id"]: node["name"] for node in clean["nodes"]}
-    blocks = [_head(clean, names), _nodes(clean), _memberships(clean, names)]
+    blocks = [_head(clean, names), _nodes(clean), _paths(clean, names), _memberships(clean, names)]
     blocks += [_filesystem(fs, clean, names) for fs in clean["filesystems"]] or [["No filesystem is mounted."]]
     blocks += [_waits(clean), _recoveries(clean, names, zone), _fences(clean, zone)]
     blocks.append([f"Timing: {clean['timing']['formula']}"])
@@ -84,7 +84,24 @@ def _nodes(status: Fields) -> list[str]:
                 node["mounts"],
             )
         )
-    return ["Nodes (* this one)", *table(rows, right={0, 6, 7})]
+    troubles = [f"  NO LINK to {node['name']}: {node['trouble']}" for node in status["nodes"] if node["trouble"]]
+    return ["Nodes (* this one)", *table(rows, right={0, 6, 7}), *troubles]
+
+
+def _paths(status: Fields, names: Mapping[int, str]) -> list[str]:
+    """Which path each link of this node uses, where nodes have several addresses."""
+    others = {node["id"]: node["others"] for node in status["nodes"]}
+    if not any(others.values()):
+        return []
+    rows: list[Sequence[object]] = [("LINK OF", "TO", "IN USE", "FURTHER ADDRESSES", "MOVED")]
+    links = [("matrixd", node["id"], node) for node in status["nodes"] if not node["is_self"]]
+    for mount in status.get("local_mounts", []):
+        links += [(mount["mountpoint"], link["node"], link) for link in (mount["counters"] or {}).get("peers", [])]
+    for whose, node, link in links:
+        addresses = " ".join(others.get(node, [])) or "-"
+        rows.append((whose, _name(node, names), link["path"] or "-", addresses, link["moves"]))
+    own = " ".join(status["others"]) or "none"
+    return [f"Paths of this node's links; its own further addresses: {own}", *table(rows, right={4})]
 
 
 def _lease(node: Fields, status: Fields) -> str:

@@ -16,6 +16,7 @@ from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, HEARTBEAT_BLOCK, NAME_BYTES_MAX, NODE_SLOTS
 from membership.records import Record, raw, record, text, u16, u32, u64, u64_array
 from membership.seams import PeerAddress
+from membership.transport.paths import OTHERS_BYTES_MAX, others_problem
 
 MOUNTS_MAX = 8
 HOST_BYTES_MAX = 255
@@ -32,7 +33,7 @@ class MountProcess:
     incarnation: int
 
 
-@record(magic=b"MXFSBEAT", size=BLOCK_BYTES)
+@record(magic=b"MXFSBEAT", size=BLOCK_BYTES, version=2)
 class HeartbeatSlot(Record):
     """``owner`` is the cluster, ``address`` the block, ``generation`` the SAN generation the node last saw."""
 
@@ -50,6 +51,7 @@ class HeartbeatSlot(Record):
     mount_pids: tuple[int, ...] = u64_array(512, MOUNTS_MAX, "process ids of mounts; 0: none (H2)")
     mount_starts: tuple[int, ...] = u64_array(576, MOUNTS_MAX, "their start times, clock ticks since boot")
     mount_incarnations: tuple[int, ...] = u64_array(640, MOUNTS_MAX, "their incarnations")
+    others: str = text(704, OTHERS_BYTES_MAX, "further addresses, with commas between; none before version 2")
 
     @property
     def is_left(self) -> bool:
@@ -71,7 +73,12 @@ class HeartbeatSlot(Record):
 
     def peer(self, node: int) -> PeerAddress:
         """Where the owner listens."""
-        return PeerAddress(node, self.incarnation, self.host, self.port)
+        return PeerAddress(node, self.incarnation, self.host, self.port, self.other_hosts)
+
+    @property
+    def other_hosts(self) -> tuple[str, ...]:
+        """Its addresses after ``host``."""
+        return tuple(self.others.split(",")) if self.others else ()
 
 
 def slot_block(node: int) -> int:
@@ -90,4 +97,6 @@ def slot_untrusted(data: bytes, node: int, cluster: bytes) -> HeartbeatSlot | No
         return None
     if any(not 0 <= pid < 2**31 for pid in (slot.pid, *slot.mount_pids)):
         raise CorruptRecord(f"heartbeat slot {node}", "process id", "below 2^31", max(slot.pid, *slot.mount_pids))
+    if problem := others_problem(slot.other_hosts):
+        raise CorruptRecord(f"heartbeat slot {node}", "further addresses", "at most 3, none empty", problem)
     return slot

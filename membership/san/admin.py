@@ -13,8 +13,8 @@ A4. A candidate becomes administrator only after the coordinator's Commit (1754)
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
     evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
     When nobody reaches it nothing happens: the cluster pauses.
-A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
-    finds out first whether it still is the administrator.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the
+    store, finds out first whether it still is the administrator.
 A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
     and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
 """
@@ -333,9 +333,10 @@ class AdminCore:
             self._out.post(self.header.administrator, body)
 
     def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again.
+        """1404: admit it, or say why not.
 
-        Who was told to go does not come back in the same incarnation (L2 of lease/core.py), and may not know of it.
+        Who was told to go does not come back in the same incarnation; it may not know that it has to.  A mismatch of
+        the naming is no refusal: the joiner reads it and asks again.
         """
         if (node, body.incarnation) in self._expelled:
             self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))

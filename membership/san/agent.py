@@ -109,6 +109,7 @@ class LocalMount:
             history=tuple(self.history),
             dead=tuple(self.dead.values()),
             released=tuple(self.released),
+            others=r.others,
         )
 
 

@@ -184,7 +184,7 @@ class FilesystemRecovery:
 
     def adopt(self, report: MountReport, node: int, journal: int) -> None:
         """A mount that is a member (also: that an earlier administrator admitted)."""
-        address = PeerAddress(node, report.incarnation, report.host, report.port)
+        address = PeerAddress(node, report.incarnation, report.host, report.port, report.others)
         self.members[node] = Member(address, report.mountpoint, journal)
 
     def left(self, node: int, incarnation: int, now: float, *, clean: bool) -> None:

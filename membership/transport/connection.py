@@ -14,6 +14,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import trio
 
@@ -23,10 +24,11 @@ from membership.transport.frames import FrameReader, FrameWriter
 from membership.transport.handshake import Agreement
 from membership.transport.inbox import Signal
 from membership.transport.pulse import Pulse
-from membership.transport.session import MESSAGES, PING, PONG, Packet, Session
+from membership.transport.session import DEAF, MESSAGES, PING, PONG, Packet, Session
 
 RECEIVE_BYTES = 16 << 10  # at first; when they came at once, there is more, and it is read in larger pieces
 RECEIVE_BYTES_MAX = 256 << 10
+_SOURCE_UNFIT = (errno.EINVAL, errno.EADDRNOTAVAIL)  # the own address can't reach that of the peer
 SILENT_MS_MAX = 3000  # the kernel gives a connection up when nothing sent was acknowledged for so long
 
 
@@ -62,9 +64,10 @@ class Connection:
         self._clock = clock
         self._ping = 0  # tokens to send, 0: none; the newest only, so they are no queue
         self._pong = 0
+        self._deaf = False  # to be said
         self._session = session
-        self._writer = FrameWriter(agreement.send_key)
-        self._reader = FrameReader(agreement.receive_key)
+        self._writer = FrameWriter(agreement.send_key, encrypt=agreement.encrypt)
+        self._reader = FrameReader(agreement.receive_key, encrypt=agreement.encrypt)
         self._traffic = traffic
         self._rest = memoryview(b"")  # encoded, not yet taken by the kernel
         self._blocked = Signal()
@@ -103,11 +106,22 @@ class Connection:
         if self._ping:
             token, self._ping = self._ping, 0
             return self._session.control(PING, token)
+        if self._deaf:
+            self._deaf = False
+            return self._session.control(DEAF, 0)
         return self._session.take()
 
     def ping(self, token: int) -> None:
-        """Ask the peer for a sign of life."""
+        """Ask the peer for a sign of life; and see that no key is used for too long."""
+        if self._writer.is_worn:
+            self.close("time for new keys")  # the session goes on over the next connection
+            return
         self._ping = token
+        self.flush()
+
+    def say_deaf(self) -> None:
+        """Tell the peer, which connects, that we hear nothing of it: it should take another path."""
+        self._deaf = True
         self.flush()
 
     def close(self, reason: str) -> None:
@@ -196,10 +210,12 @@ class Connection:
                 self._receive_pulse_untrusted(packet)
 
     def _receive_pulse_untrusted(self, packet: Packet) -> None:
-        """A PING or PONG.  Raises BadMessage."""
+        """A PING, PONG or DEAF.  Raises BadMessage."""
         self._session.acknowledge_untrusted(packet.ack)
         if packet.kind == PING:
             self._pong = packet.first
+        elif packet.kind == DEAF:
+            self._pulse.is_deaf = True
         else:
             self._pulse.answered(packet.first, self._clock.monotonic())
 
@@ -213,18 +229,36 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
 
 
-async def open_socket(host: str, port: int) -> socket.socket:
+async def open_socket(host: str, port: int, source: str = "") -> socket.socket:
     """Connect, without blocking the loop.
+
+    Args:
+        host: of the peer.
+        port: of the peer.
+        source: our address to use, if it can be used for that; "": any.
 
     Raises:
         ConnectionRefusedError: the host answered that nobody listens there.
         OSError: no path.
     """
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # no thread for a numeric host
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
+    family, _, _, _, address = found[0]
+    if source:
+        try:
+            return await _open(family, address, source)
+        except OSError as error:
+            if error.errno not in _SOURCE_UNFIT:
+                raise
+    return await _open(family, address, "")
+
+
+async def _open(family: int, address: Any, source: str) -> socket.socket:
+    """Connect from one source.  Raises OSError, also when that address can't be used for it."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        if source:
+            _bind(sock, source)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
             await trio.lowlevel.wait_writable(sock)
@@ -239,6 +273,14 @@ async def open_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _bind(sock: socket.socket, source: str) -> None:
+    """Raises OSError with a code of ``_SOURCE_UNFIT``."""
+    try:
+        sock.bind((source, 0))
+    except OSError:  # also that of the resolver, for an address of another family
+        raise OSError(errno.EADDRNOTAVAIL, "not ours, or of another family") from None
+
+
 def os_error_text(code: int) -> str:
     """Text of an errno."""
     return errno.errorcode.get(code, str(code))
@@ -248,15 +290,21 @@ async def receive_exactly(sock: socket.socket, count: int) -> bytes:
     """Read ``count`` bytes and not one more.  Raises OSError, also when the stream ends before."""
     data = b""
     while len(data) < count:
+        data += await receive_some(sock, count - len(data))
+    return data
+
+
+async def receive_some(sock: socket.socket, count: int) -> bytes:
+    """Read at most ``count`` bytes, and at least one.  Raises OSError, also when the stream ends."""
+    while True:
         await trio.lowlevel.wait_readable(sock)
         try:
-            part = sock.recv(count - len(data))
+            data = sock.recv(count)
         except BlockingIOError:
             continue
-        if not part:
+        if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the stream ended")
-        data += part
-    return data
+        return data
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:

@@ -6,6 +6,11 @@ end of the stream and connect to the peer's listening address at once (the accep
 host refuses, LinkDown(refused=True) is reported without waiting for the grace.  A host that vanished altogether
 is noticed by TCP's user time-out and keep-alive (``connection.SILENT_MS_MAX``).
 
+A peer may have several addresses (``paths.py``, ``caller.py``).  When its connection ends, the next one is made over
+whichever answers.  When the path is doubtful (``Pulse.is_doubtful``) the connecting side tries the others *while the
+connection stands*, and changes over only to a peer that answers there: a peer that is stopped answers nowhere, and
+keeps its link.  Either way the session goes on, with no LinkDown and nothing lost or doubled.
+
 A peer that connects before we were told of it is proven, then parked until ``set_peers`` names it.
 
 Every message of a received packet is given to who serves, then what that one sent leaves (``gather``, ``inbox``).
@@ -19,15 +24,16 @@ from typing import NoReturn, Protocol
 
 import trio
 
-from membership.errors import BadMessage
 from membership.seams import Clock, Delivery, LinkDown, LinkUp, PeerAddress, Rng, TransportEvent
-from membership.transport.connection import Connection, Traffic, open_socket
-from membership.transport.door import HANDSHAKE_SECONDS_MAX, Door, Offer, dial
+from membership.transport.caller import Caller
+from membership.transport.connection import Connection, Traffic
+from membership.transport.door import Door, Offer
 from membership.transport.gather import Gatherer, Outbox
-from membership.transport.handshake import NONCE_BYTES, NOTHING, Connector, Credentials, Instance, ResumePoint
+from membership.transport.handshake import NOTHING, Credentials, Instance, ResumePoint
 from membership.transport.inbox import Inbox, Signal
 from membership.transport.peer import UP, PeerLink
 from membership.transport.pulse import BEAT_SECONDS, Pulse
+from membership.transport.reception import Guests
 
 GRACE_SECONDS = 1.0
 BACKOFF_SECONDS_MIN = 0.010
@@ -65,12 +71,15 @@ class LinkStatus:
     resumes: int  # connections lost and replaced without a loss
     losses: int  # LinkDowns reported
     traffic: Traffic
+    trouble: str = ""  # why the peer does not take us, or we not it, though it answers; "" when that is not so
+    path: str = ""  # address of the peer that the connection uses, or the last one used
+    moves: int = 0  # times that a connection took another path than the one before
 
 
 class _Peer:
     """A peer we were told of, and what serves it."""
 
-    __slots__ = ("connection", "link", "offer", "offered", "outbox", "pulse", "scope", "traffic")
+    __slots__ = ("connection", "doubt", "link", "offer", "offered", "outbox", "pulse", "scope", "traffic")
 
     def __init__(self, link: PeerLink, gatherer: Gatherer) -> None:
         self.link = link
@@ -81,6 +90,7 @@ class _Peer:
         self.connection: Connection | None = None
         self.offer: Offer | None = None
         self.offered = Signal()
+        self.doubt = Signal()
 
 
 class LinkMesh:
@@ -96,6 +106,8 @@ class LinkMesh:
         rng: Rng,
         *,
         grace: float = GRACE_SECONDS,
+        encrypt: bool = True,
+        guests: Guests | None = None,
     ) -> None:
         """Make an idle mesh; ``listen``, then ``run``.
 
@@ -107,9 +119,11 @@ class LinkMesh:
             clock: time.
             rng: nonces and jitter; must be unpredictable in production.
             grace: seconds a lost peer may take to come back without a LinkDown.
+            encrypt: what is said to peers; the same on all nodes of a cluster.
+            guests: answers holders of join tokens that call at our door; None: they are strangers.
         """
         self._me = Instance(identity.node, identity.incarnation)
-        self._credentials = Credentials(cluster_uuid, cluster_key, purpose)
+        self._credentials = Credentials(cluster_uuid, cluster_key, purpose, encrypt=encrypt)
         self._clock = clock
         self._rng = rng
         self._grace = grace
@@ -123,7 +137,8 @@ class LinkMesh:
         self._reconnects = 0
         self._sessions = 0
         self._local = 0  # messages to ourselves
-        self._door = Door(self._credentials, self._me, clock, rng, self)
+        self._caller = Caller(self._credentials, self._me, clock, rng)
+        self._door = Door(self._credentials, self._me, clock, rng, self, guests)
 
     # ---- the Transport seam
 
@@ -173,20 +188,22 @@ class LinkMesh:
 
     # ---- life
 
-    async def listen(self, host: str, port: int = 0) -> int:
+    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
         """Bind and listen; peers may connect as soon as ``run`` runs.
 
         Args:
             host: numeric address or name of an own interface.
             port: 0 for any.
+            others: further own addresses, to listen at on the same port: other paths to us.
 
         Returns:
             The port.
 
         Raises:
-            OperatorError: the address is not ours or the port is taken.
+            OperatorError: an address is not ours or the port is taken.
         """
-        return await self._door.listen(host, port)
+        self._caller.hosts = (host, *others)
+        return await self._door.listen(self._caller.hosts, port)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; then all connections and the listener are closed."""
@@ -217,6 +234,7 @@ class LinkMesh:
             "reconnects": self._reconnects,
             "sessions": self._sessions,
             "rejected": self._door.rejected,
+            "guests": self._door.guests,
             "local": self._local,
         }
 
@@ -261,6 +279,18 @@ class LinkMesh:
                 token = peer.pulse.beat(now)
                 if peer.connection is not None:
                     peer.connection.ping(token)
+                    self._doubt(peer)
+
+    def _doubt(self, peer: _Peer) -> None:
+        """See that a doubtful path is left, if there is another: by us, or by the peer if that is who connects."""
+        address = peer.link.address
+        if not address.others:
+            return
+        if self._me.node < address.node:
+            if peer.pulse.is_doubtful:
+                peer.doubt.set()
+        elif peer.pulse.is_silent and peer.connection is not None:
+            peer.connection.say_deaf()
 
     async def _keep(self, peer: _Peer) -> None:
         """Hold the link to a peer until it is dropped."""
@@ -272,40 +302,37 @@ class LinkMesh:
 
     async def _keep_connecting(self, peer: _Peer) -> None:
         pause = BACKOFF_SECONDS_MIN
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._scout, peer)
+            while True:
+                offer, peer.offer = peer.offer, None
+                if offer is None:
+                    offer, events = await self._caller.connect(peer.link)
+                    self._report(peer, events)
+                began = self._clock.monotonic()
+                if offer is not None:
+                    await self._serve(peer, offer)
+                if peer.offer is not None or self._clock.monotonic() - began > BACKOFF_SECONDS_MAX:
+                    pause = BACKOFF_SECONDS_MIN  # it worked: ask at once whether the peer is still there
+                else:
+                    pause = await self._back_off(peer, pause)
+
+    async def _scout(self, peer: _Peer) -> None:
+        """Look for another path whenever the present one is doubtful."""
         while True:
-            offer = await self._connect(peer)
-            began = self._clock.monotonic()
-            if offer is not None:
-                await self._serve(peer, offer)
-            if self._clock.monotonic() - began > BACKOFF_SECONDS_MAX:
-                pause = BACKOFF_SECONDS_MIN  # it worked: ask at once whether the peer is still there
-            else:
-                pause = await self._back_off(peer, pause)
-
-    async def _connect(self, peer: _Peer) -> Offer | None:
-        """One attempt: connect and prove.  Reports a refusal; None when there is no usable connection."""
-        link = peer.link
-        address = link.address
-        wanted = Instance(address.node, address.incarnation)
-        nonce = self._rng.randbytes(NONCE_BYTES)
-        connector = Connector(self._credentials, self._me, wanted, link.resume_point, nonce)
-        try:
-            with trio.move_on_after(self._patience(link)):
-                found = await dial(address.host, address.port, connector)
+            await peer.doubt.wait()
+            connection, link = peer.connection, peer.link
+            if connection is None:
+                continue  # it ended: ``_keep_connecting`` tries all paths
+            found = await self._caller.detour(link)
+            if peer.connection is not connection:
                 if isinstance(found, Offer):
-                    return found
-                text = f"node {found.node} runs again, as incarnation {found.incarnation:#x}"
-                self._report(peer, link.refused(text, self._clock.monotonic()))
-        except ConnectionRefusedError:
-            self._report(peer, link.refused("connection refused", self._clock.monotonic()))
-        except (OSError, BadMessage):
-            pass  # reported by the end of the grace; the next attempt may tell more
-        return None
-
-    def _patience(self, link: PeerLink) -> float:
-        """Seconds for one attempt: not past the moment when the grace ends."""
-        left = link.deadline - self._clock.monotonic()
-        return min(HANDSHAKE_SECONDS_MAX, max(left, BACKOFF_SECONDS_MAX))
+                    found.close()
+            elif isinstance(found, Offer):
+                peer.offer = found
+                connection.close("doubtful, and the peer answers on another path")
+            elif found is not None:
+                connection.close("another incarnation answers")  # and will be asked again
 
     async def _back_off(self, peer: _Peer, pause: float) -> float:
         """Wait about ``pause`` seconds, report the end of the grace; return the next pause."""
@@ -332,14 +359,7 @@ class LinkMesh:
         """Ask a peer that should connect to us whether it is there at all."""
         pause = BACKOFF_SECONDS_MIN
         while True:
-            link = peer.link
-            try:
-                with trio.move_on_after(self._patience(link)):
-                    (await open_socket(link.address.host, link.address.port)).close()
-            except ConnectionRefusedError:
-                self._report(peer, link.refused("connection refused", self._clock.monotonic()))
-            except OSError:
-                pass  # as in _connect
+            self._report(peer, await self._caller.ask(peer.link))
             pause = await self._back_off(peer, pause)
 
     async def _serve(self, peer: _Peer, offer: Offer) -> None:
@@ -349,6 +369,8 @@ class LinkMesh:
         if link.phase != UP:
             offer.close()
             return
+        link.paths.used(offer.host)
+        peer.pulse.connected()
         self._connects += 1
         self._sessions += not offer.agreement.resumed
         self._reconnects += link.connections > 1
@@ -419,5 +441,8 @@ def _status(peer: _Peer, now: float) -> LinkStatus:
         round_trip_max_us=pulse.round_trip_max * 1e6,
         resumes=max(0, link.connections - link.sessions),
         losses=link.losses,
+        trouble=link.trouble,
+        path=link.paths.host,
+        moves=link.paths.moves,
         traffic=peer.traffic,
     )

@@ -21,6 +21,7 @@ import math
 from membership.errors import BadMessage
 from membership.seams import LinkDown, LinkUp, PeerAddress
 from membership.transport.handshake import Agreement, ResumePoint
+from membership.transport.paths import Paths
 from membership.transport.session import Session
 
 NEW, UP, LOST, DOWN = "new", "up", "lost", "down"
@@ -37,9 +38,12 @@ class PeerLink:
         self.phase = NEW
         self.since = now
         self.deadline = now + grace  # when ``expired`` will report; infinite while nothing is pending
+        self.paths = Paths()
         self._refused = False  # reported so since the last LinkUp
+        self._partly_refused = False  # in the last round over the paths: some refused, none answered
         self.away_since = now  # when ``phase`` was UP last; if ever
         self.losses = 0  # LinkDowns
+        self.trouble = ""  # what was wrong with the answer to our last attempt
         self.sessions = 0
         self.connections = 0
 
@@ -71,8 +75,9 @@ class PeerLink:
             self.sessions += 1
             events.append(LinkUp(self.address.node))
         self.connections += 1
+        self.trouble = ""
         self._enter(UP, now, math.inf)
-        self._refused = False
+        self._refused = self._partly_refused = False
         return events
 
     def lost(self, now: float) -> None:
@@ -87,14 +92,26 @@ class PeerLink:
         self._refused = True
         return [self._drop(reason, now, refused=True)]
 
+    def unanswered(self, refused: int, paths: int, now: float) -> list[LinkUp | LinkDown]:
+        """No path leads to the peer: on ``refused`` of all its ``paths`` the host said that nobody listens (P3)."""
+        if refused == paths:
+            return self.refused("connection refused", now)
+        self._partly_refused = refused > 0
+        return []
+
     def expired(self, now: float) -> list[LinkUp | LinkDown]:
         """Report the peer if its grace is over."""
         if now < self.deadline:
             return []
         if self.phase == NEW:
             self._enter(DOWN, now, math.inf)
-            return [self._down(f"not reached within {self.grace:g} s", refused=False)]
-        return [self._drop(f"not back within {self.grace:g} s", now, refused=False)]
+            return [self._down(f"not reached within {self.grace:g} s{self._why}", refused=False)]
+        self._refused = self._partly_refused
+        return [self._drop(f"not back within {self.grace:g} s{self._why}", now, refused=self._refused)]
+
+    @property
+    def _why(self) -> str:
+        return f": {self.trouble}" if self.trouble else ""
 
     def stuck(self, now: float) -> list[LinkUp | LinkDown]:
         """The session's queue is full: drop it.  The shell closes the connection."""

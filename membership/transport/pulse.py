@@ -8,19 +8,22 @@ reading task of its process answers with a PONG.
 - B2. After that it counts from that beat, which sent a PING: a peer that was asked nothing is not silent.
 - B3. It counts only time in which we looked: a beat that comes late, because we were stopped ourselves, adds at most
   ``LOOKED_SECONDS_MAX``.  So a node that slept accuses nobody of its own sleep.
+- B4. A path is doubtful after ``PATH_SILENT_BEATS`` beats on this connection between which nothing came: not by one
+  beat that came late (B3).  The peer may also say that it hears nothing: then only our direction is broken.
 """
 
 from __future__ import annotations
 
 BEAT_SECONDS = 0.5
 LOOKED_SECONDS_MAX = 2 * BEAT_SECONDS
+PATH_SILENT_BEATS = 2  # 1 to 1.5 s after the last sign of life
 EWMA_WEIGHT = 1 / 8  # of the newest round trip, as TCP does (RFC 6298)
 
 
 class Pulse:
     """One peer's, from the moment it was named."""
 
-    __slots__ = ("_asked", "_beat", "_heard", "_silent", "_token", "round_trip", "round_trip_max")
+    __slots__ = ("_asked", "_beat", "_heard", "_missed", "_silent", "_token", "is_deaf", "round_trip", "round_trip_max")
 
     def __init__(self, now: float) -> None:
         self.round_trip = 0.0  # seconds, weighted mean; 0 before the first answer
@@ -30,10 +33,13 @@ class Pulse:
         self._heard = False  # since that beat
         self._token = 0  # of the newest PING
         self._asked = 0.0  # when it was sent; 0: answered
+        self._missed = 0  # beats of this connection since a sign of life
+        self.is_deaf = False  # the peer said that it hears nothing of us on this connection
 
     def beat(self, now: float) -> int:
         """It is time to ask; the token of the PING to send."""
         self._silent = 0.0 if self._heard else self._silent + min(now - self._beat, LOOKED_SECONDS_MAX)
+        self._missed = 0 if self._heard else self._missed + 1
         self._heard = False
         self._beat = self._asked = now
         self._token += 1
@@ -42,6 +48,21 @@ class Pulse:
     def heard(self) -> None:
         """A proven frame came from the peer."""
         self._heard = True
+
+    def connected(self) -> None:
+        """A new connection: its path is as good as any."""
+        self._missed = 0
+        self.is_deaf = False
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether another path should be tried (B4)."""
+        return self.is_deaf or self.is_silent
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether this path brings nothing from the peer."""
+        return self._missed >= PATH_SILENT_BEATS
 
     def answered(self, token: int, now: float) -> None:
         """A PONG came; one that answers an older PING, or none, tells nothing about the way."""

@@ -30,13 +30,14 @@ ACK_MESSAGES = 256
 ACK_BYTES = 1 << 20
 
 
-MESSAGES, PING, PONG = range(3)  # kinds of packets
+MESSAGES, PING, PONG, DEAF = range(4)  # kinds of packets
 
 
 class Packet(NamedTuple):
     """What one frame carries: consecutive messages, the first one's number, and what the sender has received.
 
-    PING and PONG have no messages, and in place of a number a token, which the PONG repeats (``pulse``).
+    The others have no messages.  PING and PONG have in place of a number a token, which the PONG repeats (``pulse``);
+    DEAF tells that nothing is heard of the peer on this path.
     """
 
     first: int
@@ -113,7 +114,7 @@ class Session:
         return Packet(first, self.received, messages)
 
     def control(self, kind: int, token: int) -> Packet:
-        """A PING or PONG; it carries an acknowledgement, so an idle link keeps no messages."""
+        """Any other kind; it carries an acknowledgement, so an idle link keeps no messages."""
         return Packet(token, self.received, [], kind)
 
     @property
@@ -170,10 +171,13 @@ class Session:
     def rewind(self, peer_received: int) -> None:
         """Resume on a new connection: everything the peer does not have becomes unsent again, in order.
 
+        The peer said what it has when it began the handshake.  Until then and now the connection before, which may
+        have stood all the time, may have brought it more, and us its acknowledgement: the later word counts (S2).
+
         Raises:
-            BadMessage: the peer claims to have what was never sent, or lost what it acknowledged.
+            BadMessage: the peer claims to have what was never sent.
         """
-        if not self._acked <= peer_received <= self._acked + len(self._sent):
+        if peer_received > self._acked + len(self._sent):
             raise BadMessage(f"resumes after message {peer_received}, outside of what we keep")
         self.acknowledge_untrusted(peer_received)
         self._unsent.extendleft(reversed(self._sent))

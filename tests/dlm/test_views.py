@@ -13,7 +13,7 @@ from membership.views import DeadInstance, Instance, LockspaceView
 
 VIEW = LockspaceView(
     (3 << 32) | 7,
-    (PeerAddress(0, 11, "127.0.0.1", 4000), PeerAddress(2, 12, "127.0.0.3", 4000)),
+    (PeerAddress(0, 11, "127.0.0.1", 4000), PeerAddress(2, 12, "127.0.0.3", 4000, ("127.0.1.3", "fd00::3"))),
     (DeadInstance(1, 9, 1, ((Instance(0, 11), Instance(1, 9)),)), DeadInstance(2, 5, 2)),
 )
 
@@ -21,6 +21,19 @@ VIEW = LockspaceView(
 def test_round_trip_through_cbor():
     assert LockspaceView.from_dict_untrusted(cbor2.loads(cbor2.dumps(VIEW.to_dict()))) == VIEW
     assert VIEW.instances == (Instance(0, 11), Instance(2, 12))
+
+
+def test_members_without_further_hosts_look_as_they_always_did():
+    one, several = VIEW.to_dict()["members"]
+    assert one == [0, 11, "127.0.0.1", 4000]
+    assert several == [2, 12, "127.0.0.3", 4000, ["127.0.1.3", "fd00::3"]]
+
+
+@pytest.mark.parametrize("others", [["a"] * 4, [""], [7], ["a,b"], "a", ["x" * 201], None, {}])
+def test_bad_further_hosts(others):
+    data = VIEW.to_dict() | {"members": [[0, 1, "127.0.0.1", 1, others]]}
+    with pytest.raises(BadMessage):
+        LockspaceView.from_dict_untrusted(data)
 
 
 @pytest.mark.parametrize("members", [(2, 0), (0, 0), (1, 64)])

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from matrixfs.cli.host import lock_state
-from matrixfs.cli.matrixd_cmd import main, parse_address
+from matrixfs.cli.matrixd_cmd import main, parse_address, parse_addresses
 from membership import presence
 from membership.control_ask import ask, stop_matrixd
 from membership.errors import OperatorError
@@ -249,6 +249,9 @@ def test_bad_stores(tmp_path: Path, store: Path, kind: str, code: int, words: st
         (("--store", "/dev", "--address", "127.0.0.1:x"), "is no IP address"),
         (("--store", "/dev", "--address", "127.0.0.1:70000"), "port 70000 is over 65535"),
         (("--store", "/dev", "--address", "0.0.0.0"), "other nodes can't connect to that"),
+        (("--store", "/dev", "--address", "127.0.0.1", "--address", "127.0.0.1"), "given twice"),
+        (("--store", "/dev", "--address", "127.0.0.1", "--address", "127.0.0.2:7"), "one port, give it with the first"),
+        (("--store", "/dev", *(f"--address=127.0.0.{i}" for i in range(1, 6))), "5 addresses, at most 4"),
         (("--store", "/dev", "--address", "127.0.0.1", "--name", "a b"), "node name 'a b'"),
         (("--store", "/dev", "--address", "127.0.0.1", "--name", "n" * 65), "1 to 64 of"),
         (("--store", "/dev", "--address", "127.0.0.1", "--state", "/proc/x"), "can't use the state directory /proc/x"),
@@ -267,5 +270,8 @@ def test_addresses() -> None:
     assert parse_address("10.0.0.1:7001") == ("10.0.0.1", 7001)
     assert parse_address("[fd00::1]:7001") == ("fd00::1", 7001)
     assert parse_address("[fd00::1]") == ("fd00::1", 0)
+    assert parse_addresses(("10.0.0.1:7001", "10.1.0.1", "[fd00::1]:7001")) == (
+        ["10.0.0.1", "10.1.0.1", "fd00::1"], 7001,
+    )  # fmt: skip
     with pytest.raises(OperatorError):
         parse_address("")

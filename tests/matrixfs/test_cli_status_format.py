@@ -19,14 +19,15 @@ def node(number: int, **fields: object) -> dict:
     base = {
         "id": number, "name": f"n{number}", "host": f"10.0.0.{number}", "port": 7001, "incarnation": 2**63 + number,
         "state": "member", "is_self": number == 1, "link": "up", "slot_age": 0.25, "mounts": 1,
+        "others": [], "path": "", "moves": 0, "trouble": "",
     }  # fmt: skip
     return base | fields
 
 
 STATUS = {
     "cluster_name": "web", "cluster_uuid": UUID, "store": "/dev/sdb", "node": 1, "name": "n1", "host": "10.0.0.1",
-    "port": 7001, "incarnation": 2**63 + 1, "state": "member", "generation": 12, "administrator": 1, "coordinator": 1,
-    "view": 5, "lease_left": 3.6, "timing": dict(timing_status(DEFAULT_TIMING)),
+    "others": [], "port": 7001, "incarnation": 2**63 + 1, "state": "member", "generation": 12, "administrator": 1,
+    "coordinator": 1, "view": 5, "lease_left": 3.6, "timing": dict(timing_status(DEFAULT_TIMING)),
     "memberships": {"group": [1, 2], "san": [1, 2], "storage_groups": {FS: [1]}, "cluster": [1, 2, 3]},
     "nodes": [
         node(1, link="self"), node(2, mounts=0),
@@ -106,6 +107,27 @@ def changed(**fields: object) -> str:
 
 def test_a_node_past_its_lease_says_so() -> None:
     assert "joining, MAY NOT WRITE: its lease ended 1.5 s ago" in changed(lease_left=-1.5, state="joining")
+
+
+def test_paths_are_shown_where_nodes_have_several() -> None:
+    nodes = [
+        node(1, link="self", others=["10.1.0.1"]), node(2, others=["10.1.0.2", "10.2.0.2"], path="10.1.0.2", moves=3),
+        node(3, link="absent"),
+    ]  # fmt: skip
+    peers = {"peers": [{"node": 2, "path": "10.0.0.2", "moves": 0}]}
+    text = changed(nodes=nodes, others=["10.1.0.1"], local_mounts=[{**STATUS["local_mounts"][0], "counters": peers}])
+    assert """\
+Paths of this node's links; its own further addresses: 10.1.0.1
+  LINK OF   TO  IN USE    FURTHER ADDRESSES  MOVED
+  matrixd   n2  10.1.0.2  10.1.0.2 10.2.0.2      3
+  matrixd   n3  -         -                      0
+  /srv/www  n2  10.0.0.2  10.1.0.2 10.2.0.2      0
+""" in text
+
+
+def test_why_there_is_no_link_is_told() -> None:
+    nodes = [node(1, link="self"), node(2, link="absent", trouble="node 2 wants plain links")]
+    assert "\n  NO LINK to n2: node 2 wants plain links\n" in changed(nodes=nodes)
 
 
 def test_nothing_mounted() -> None:

@@ -94,7 +94,8 @@ class FakeNode:
 
     def status(self) -> dict:
         return {
-            "state": self.state, "node": 3, "name": "n3", "host": "127.0.0.3", "store": self.store,
+            "state": self.state, "node": 3, "name": "n3", "host": "127.0.0.3", "others": ["127.0.1.3"],
+            "store": self.store,
             "nodes": [{"id": 3, "link": "self"}, {"id": 4, "link": "up"}, {"id": 5, "link": "gone"}],
             "events": [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}],
         }  # fmt: skip

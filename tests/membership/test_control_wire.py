@@ -18,6 +18,7 @@ CLUSTER = wire.ClusterInfo(
     node_id=63,
     node_name="n1",
     node_address="127.0.0.1",
+    node_others=("127.0.1.1", "fd00::1"),
     cluster_name="web",
     cluster_uuid=b"u" * 16,
     cluster_key=b"secret-secret-secret-secret-secr",

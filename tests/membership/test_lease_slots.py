@@ -57,6 +57,19 @@ def slot(node: int, **changes) -> HeartbeatSlot:
     return HeartbeatSlot(**(values | changes))
 
 
+@pytest.mark.parametrize("others", [",", "a,b,c,d", "a,"])
+def test_further_addresses_that_are_none_are_corruption(others):
+    with pytest.raises(CorruptRecord, match="further addresses"):
+        slot_untrusted(slot(3, others=others).encode(), 3, LABEL.owner)
+
+
+def test_slot_of_version_1_is_still_read(monkeypatch):
+    monkeypatch.setattr(HeartbeatSlot, "VERSION", 1)
+    old = slot(3).encode()
+    monkeypatch.undo()
+    assert slot_untrusted(old, 3, LABEL.owner).peer(3).others == ()
+
+
 def test_record_round_trip_with_mounts():
     mounts = tuple(MountProcess(100 + i, 200 + i, 2**64 - 1 - i) for i in range(MOUNTS_MAX))
     made = slot(3)
@@ -66,6 +79,10 @@ def test_record_round_trip_with_mounts():
     assert back.mounts == mounts
     assert (back.name, back.host, back.port, back.incarnation) == ("a", "10.0.0.9", 9, 9)
     assert back.peer(3).node == 3
+    assert back.peer(3).others == (), "as in a slot of version 1, where these bytes are zero"
+    assert slot_untrusted(slot(3, others="10.1.0.9,fd00::9").encode(), 3, LABEL.owner).peer(3).hosts == (
+        "10.0.0.9", "10.1.0.9", "fd00::9",
+    )  # fmt: skip
     assert slot_untrusted(bytes(BLOCK_BYTES), 3, LABEL.owner) is None
     assert slot_untrusted(slot(3, incarnation=0).encode(), 3, LABEL.owner) is None
 

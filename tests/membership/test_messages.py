@@ -64,7 +64,8 @@ from membership.views import DeadInstance, Instance, LockspaceView
 
 BIG = 2**64 - 1
 DEAD = DeadInstance(3, BIG, 1, ((Instance(0, 1), Instance(3, BIG)),))
-VIEW = LockspaceView((5 << 32) + 1, (PeerAddress(0, 1, "10.0.0.1", 9), PeerAddress(2, 7, "10.0.0.3", 9)), (DEAD,))
+MEMBERS = (PeerAddress(0, 1, "10.0.0.1", 9, ("10.1.0.1",)), PeerAddress(2, 7, "10.0.0.3", 9))
+VIEW = LockspaceView((5 << 32) + 1, MEMBERS, (DEAD,))
 ORDERS = [
     Suspend(BIG),
     Rebuild(VIEW, (JournalOwner(0, 1, 0), JournalOwner(2, 7, -1))),
@@ -95,10 +96,11 @@ REQUEST = MountRequest(
     9,
     "/mnt",
     (JournalState(0, 0, 0, dirty=False), JournalState(1, 3, 7, dirty=True)),
+    ("10.1.0.1", "fd00::1"),
 )
 REPORT = MountReport(
     b"F" * 16, "web", BIG, "h", 9, "/mnt", 0, REQUEST.journals, 5, True, (JournalOwner(0, 1, 0),),
-    ((Instance(0, 1),),), (DEAD,), (Instance(3, 1),),
+    ((Instance(0, 1),),), (DEAD,), (Instance(3, 1),), ("10.1.0.1",),
 )  # fmt: skip
 
 LOCK = DiskLock(BIG, b"D" * 16, "backup on n1", True)
@@ -142,7 +144,7 @@ def test_request_survives_the_socket():
         {"journals": [{"index": 1, "node": 0, "incarnation": 0, "dirty": False}]},
         {"journals": [{"index": 0, "node": 64, "incarnation": 0, "dirty": True}]},
         {"journals": [{"index": i, "node": 0, "incarnation": 0, "dirty": False} for i in range(257)]},
-        {"pid": "4"}, {"journals": None}, {"start_time": -1},
+        {"pid": "4"}, {"journals": None}, {"start_time": -1}, {"others": ["a"] * 4}, {"others": [""]}, {"others": [1]},
     ],
     ids=str,
 )  # fmt: skip

@@ -46,11 +46,13 @@ class Node:
 async def cluster():
     async with trio.open_nursery() as nursery:
 
-        async def start(number, *, incarnation=1, purpose="test", key=KEY, uuid=UUID, grace=1.0, port=0) -> Node:
+        async def start(
+            number, *, incarnation=1, purpose="test", key=KEY, uuid=UUID, port=0, others=(), **options
+        ) -> Node:
             host = f"127.0.0.{number + 1}"
             identity = PeerAddress(number, incarnation, host, 0)
-            mesh = LinkMesh(identity, purpose, uuid, key, SystemClock(), SystemRng(), grace=grace)
-            address = PeerAddress(number, incarnation, host, await mesh.listen(host, port))
+            mesh = LinkMesh(identity, purpose, uuid, key, SystemClock(), SystemRng(), **options)
+            address = PeerAddress(number, incarnation, host, await mesh.listen(host, port, others), others)
             node = Node(mesh, address, trio.CancelScope())
 
             async def live(task_status):
@@ -313,10 +315,63 @@ async def test_stranger_gets_no_further_than_the_handshake(other):
     async with cluster() as start:
         a, b = await start(0, grace=0.1), await start(1, grace=0.1, **other)
         introduce(a, b)
-        assert await a.next(LinkDown) == LinkDown(1, False, "not reached within 0.1 s")
+        why = "it hung up on us: another cluster, key, purpose or version of MatrixFS"
+        assert await a.next(LinkDown) == LinkDown(1, False, f"not reached within 0.1 s: {why}")
+        assert a.mesh.links()[0].trouble == why
         assert await b.next(LinkDown) == LinkDown(0, False, "not reached within 0.1 s")
         assert b.mesh.statistics()["rejected"] > 0
         assert b.mesh.statistics()["connects"] == 0
+
+
+@pytest.mark.parametrize("encrypt", [True, False])
+async def test_nodes_that_differ_in_encryption_say_so_on_both_ends(encrypt, caplog):
+    async with cluster() as start:
+        a, b = await start(0, grace=0.1, encrypt=encrypt), await start(1, grace=0.1, encrypt=not encrypt)
+        introduce(a, b)
+        theirs, ours = ("plain", "encrypted") if encrypt else ("encrypted", "plain")
+        why = f"node 1 wants {theirs} links, we {ours} ones: all nodes of a cluster must agree"
+        assert await a.next(LinkDown) == LinkDown(1, False, f"not reached within 0.1 s: {why}")
+        await until(b, "rejected", 3)
+        assert sum(f"node 0 wants {ours} links" in line for line in caplog.messages) == 1
+        assert b.mesh.statistics()["connects"] == 0
+
+
+async def test_plain_links_work_when_all_want_them():
+    async with cluster() as start:
+        a, b = await start(0, encrypt=False), await start(1, encrypt=False)
+        introduce(a, b)
+        a.mesh.send(1, b"in the clear")
+        assert await collect(b, 1) == [b"in the clear"]
+
+
+async def test_older_version_is_refused_at_once_and_said_once(caplog):
+    """A HELLO of version 1 is shorter than ours: it must not be waited for."""
+    async with cluster() as start:
+        b = await start(1)
+        for _ in range(3):
+            async with await trio.open_tcp_stream(b.address.host, b.address.port) as caller:
+                await caller.send_all(b"MXLH\1\1\0\0" + bytes(136))
+                with suppress(trio.BrokenResourceError):  # reset: it read the first bytes only
+                    assert await caller.receive_some(1000) == b""
+        assert b.mesh.statistics()["rejected"] == 3
+        assert [line.split(": ", 1)[1] for line in caplog.messages] == [
+            "the caller speaks link protocol 1, we 2: run one MatrixFS on all nodes"
+        ]
+
+
+async def test_worn_keys_are_replaced_and_nothing_is_lost(monkeypatch):
+    monkeypatch.setattr("membership.transport.frames.KEY_FRAMES_MAX", 20)
+    monkeypatch.setattr(links_module, "BEAT_SECONDS", 0.001)
+    async with cluster() as start:
+        a, b = await start(0, grace=LONG), await start(1, grace=LONG)
+        introduce(a, b)
+        sent = numbers(500)
+        for payload in sent:
+            a.mesh.send(1, payload)
+            await trio.lowlevel.checkpoint()
+        assert await collect(b, 500) == sent
+        await until(a, "reconnects", 3)
+        assert a.mesh.statistics()["sessions"] == 1
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n" * 20, b"\0" * HELLO_BYTES], ids=["eof", "http", "zeros"])
@@ -335,7 +390,7 @@ async def test_replayed_hello_disturbs_nobody():
         a, b = await start(0, grace=LONG), await start(1, grace=LONG)
         introduce(a, b)
         await a.next(LinkUp)
-        recorded = Connector(Credentials(UUID, KEY, "test"), Instance(0, 1), Instance(1, 1), NOTHING, b"n" * 32).hello
+        recorded = Connector(Credentials(UUID, KEY, "test"), Instance(0, 1), Instance(1, 1), NOTHING, b"n" * 64).hello
         async with await trio.open_tcp_stream(b.address.host, b.address.port) as thief:
             await thief.send_all(recorded)
             await thief.receive_some(1000)

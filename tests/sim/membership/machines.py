@@ -30,7 +30,10 @@ class SimMesh:
         self._inner = net.transport(identity.node, identity.incarnation)
         self.set_peers, self.send = self._inner.set_peers, self._inner.send
 
-    async def listen(self, host: str, port: int = 0) -> int:
+    def links(self) -> list:
+        return []
+
+    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
         await trio.lowlevel.checkpoint()
         return self._inner.address.port
 
