@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from matrixfs.answers import Answers
-from matrixfs.blockstore import FencingGate, PatientDevice, Window, open_store
+from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
@@ -34,19 +34,19 @@ from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
-from matrixfs.pauses import VARIABLE as PAUSES
-from matrixfs.pauses import pauses_of
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query
 from membership.errors import CorruptionError, Fenced, OperatorError
 from membership.mount_watch import Pulse
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
+from membership.pauses import VARIABLE as PAUSES
+from membership.pauses import pauses_of
 from membership.seams import PeerAddress
 from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
-    from matrixfs.blockstore.device.direct import DirectDevice
+    from matrixfs.blockstore.device.api import Store
 
 # Locks and inodes are long-lived and many, and hold few cycles: the default would walk them all again and again.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -99,7 +99,7 @@ class _Mount:
         self._answers = Answers({"counters": lambda _: self._counters()})
         self._scope = trio.CancelScope()
         self._session: MountSession
-        self._store: DirectDevice
+        self._store: Store
         self._gate: FencingGate
         self._member: Member
         self._mesh: LinkMesh
@@ -109,7 +109,9 @@ class _Mount:
         check_extension(local_locks=self._options.local_locks)
         self._session = await MountSession.connect(self._options.state_dir, self._options.source)
         cluster = self._session.cluster
-        self._store = open_store(cluster.store_path)
+        self._store = await opened_store(
+            cluster.store_path, identity=f"mount {self._incarnation:016x}", host=cluster.node_name
+        )
         try:
             raw = Window(self._store, cluster.data_offset, cluster.data_length)
             superblock = await read_superblock(raw)

@@ -21,13 +21,13 @@ ALLOWED: dict[str, set[str]] = {
     "dlm": {"membership"},
     "matrixfs.ondisk": {"membership"},
     "matrixfs.locks": {"membership", "dlm"},
-    "matrixfs.blockstore": {"membership"},
+    "matrixfs.blockstore": {"membership", "matrixfs.store_names"},
+    "matrixfs.store_names": set(),
     "matrixfs.fs": {"membership", "matrixfs.ondisk", "matrixfs.locks"},
     "matrixfs.fuse": {"membership"},
     "matrixfs.fsck": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.blockstore"},
-    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.pauses"},
+    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs"},
     "matrixfs.options": set(),
-    "matrixfs.pauses": {"membership"},
     "matrixfs.answers": {"membership"},
     "matrixfs.processes": set(),
     "matrixfs.watch": {
@@ -74,6 +74,9 @@ PURE = (
     "membership/control_wire.py", "membership/enrol/exchange.py", "membership/enrol/grants.py",
     "membership/enrol/token.py", "membership/fence/agent_plan.py", "membership/fence/levels.py",
     "membership/san/disk_lock_agent.py", "membership/san/disk_locks.py",
+    "matrixfs/blockstore/scsi/address.py", "matrixfs/blockstore/scsi/answers.py",
+    "matrixfs/blockstore/scsi/commands.py", "matrixfs/blockstore/scsi/reservation_commands.py",
+    "matrixfs/blockstore/scsi/status.py",
 )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """The block store: device, fencing gate, and (later, behind the same seam) redundancy groups and virtual disks.
 
 Everything here is a ``SectorDevice`` (``membership/seams.py``); a mount process stacks them as
-``open_store(path)`` > ``FencingGate`` > ``PatientDevice`` > ``Window`` over the data area (architecture.md 2, R3, R13).
+``opened_store(name)`` > ``FencingGate`` > ``PatientDevice`` > ``Window`` over the data area (architecture 2, R3, R13).
 Nothing in ``device`` and ``fencing`` imports locks: leases and fencing work while the lock service is down.
 """
 
 from __future__ import annotations
 
-from matrixfs.blockstore.device.store import open_store
+from matrixfs.blockstore.device.store import open_store, opened_store
 from matrixfs.blockstore.device.window import Window
 from matrixfs.blockstore.fencing.gate import FencingGate
 from matrixfs.blockstore.fencing.patience import PatientDevice
@@ -20,6 +20,7 @@ __all__ = [
     "data_window",
     "initialize_disk",
     "open_store",
+    "opened_store",
     "prepare_disk",
     "write_label",
 ]

@@ -7,7 +7,6 @@ error, 16 usage, 32 cancelled.  Source: issue 2 (commands and bad input); ecosys
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import printable, worst_of
+from matrixfs.store_names import public_name
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ EXIT_CANCELLED: Final = 32
 def command(
     context: click.Context, *, store: str, look: bool, yes: bool, preen: bool, verbose: bool, as_json: bool
 ) -> None:
-    """Check the filesystem on STORE, the block device or file that mkfs.matrixfs made.
+    """Check the filesystem on STORE: the block device, file or LUN (iscsi://...) that mkfs.matrixfs made.
 
     No node may be using it.  Without an option it asks before it repairs, or on no terminal repairs nothing.
     """
@@ -112,7 +112,7 @@ def _check_as_json(store: str, mode: Mode) -> int:
 
     reporter = SilentReporter()
     outcome = _run(store, mode, reporter)
-    click.echo(json.dumps(document(os.path.abspath(store), outcome, reporter), indent=2))
+    click.echo(json.dumps(document(public_name(store), outcome, reporter), indent=2))
     return outcome.exit_code
 
 
@@ -127,6 +127,7 @@ def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
     device = open_store(store, read_only=mode is Mode.LOOK)
 
     async def check() -> Outcome:
+        await device.open()
         try:
             return await run_fsck(device, mode, SystemClock(), SystemRng(), reporter)
         finally:

@@ -17,6 +17,7 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, state_option
+from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -32,8 +33,8 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
     "stores",
     required=True,
     multiple=True,
-    metavar="PATH",
-    help="A disk of the cluster, as mkfs.matrixfs made it; it leads to the others.  Several: any of them may be away.",
+    metavar="STORE",
+    help="A disk that mkfs.matrixfs made, path or iscsi://...; it leads to the others.  Several: any may be away.",
 )
 @click.option(
     "--scan",
@@ -74,7 +75,7 @@ def main(
     (host, *others), port = parse_addresses(address)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
     node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
-    missing = [store for store in stores if not os.path.exists(store)]
+    missing = [store for store in stores if not is_iscsi(store) and not os.path.exists(store)]
     if len(missing) == len(stores):
         raise OperatorError(f"{missing[0]}: no such store (make one with mkfs.matrixfs)")
     directory = os.path.abspath(state)
@@ -83,7 +84,7 @@ def main(
 
     lock = lock_state(directory)
     log_path = os.path.join(directory, LOG_NAME) if daemon else None
-    paths = tuple(map(os.path.abspath, stores))
+    paths = tuple(map(checked_store, stores))
     readiness = go_background(log_path) if log_path else Readiness()
     lock.write_pid()
     start_logging(log_level, log_path)
@@ -93,6 +94,16 @@ def main(
         run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan, tuple(others)), readiness)
     finally:
         lock.release()
+
+
+def checked_store(store: str) -> str:
+    """The store's absolute name.  Raises OperatorError when it holds a password: ps and the database would show it."""
+    name = public_name(store)
+    if is_iscsi(store) and name != store:
+        raise OperatorError(
+            f"{name}: write user and password into /etc/matrixfs/iscsi.env (mode 600): mounts need to find them too"
+        )
+    return name
 
 
 def parse_addresses(texts: tuple[str, ...]) -> tuple[list[str], int]:

@@ -13,6 +13,7 @@ Source: architecture 2 and 5; R3; issue 2.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,8 @@ from membership.errors import MatrixError, OperatorError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import ProcessFence, this_host
 from membership.label import Label, read_label, timing_of
+from membership.pauses import VARIABLE as PAUSES
+from membership.pauses import Pause, pauses_of
 from membership.presence import Landing
 from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
@@ -43,11 +46,12 @@ log = logging.getLogger(__name__)
 
 _NOT_YET: Final = ("starting", "joining")
 
+
 @dataclass(frozen=True, slots=True)
 class MatrixdOptions:
     """What the command line said, checked."""
 
-    stores: tuple[str, ...]  # absolute paths of disks of the cluster; the first that opens leads to the others
+    stores: tuple[str, ...]  # absolute paths or URLs of disks of the cluster; the first that opens leads to the others
     name: str
     host: str  # IP address
     port: int  # 0: any
@@ -87,14 +91,11 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    opener = HostOpener(options.stores, options.scan)
+    opener = HostOpener(options.stores, options.scan, options.name)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
-        for store in options.stores:
-            await _add(disks, store)
-        if not disks.opened:
-            raise OperatorError(f"no disk of the cluster can be opened: {', '.join(options.stores)}")
+        await _open(disks, options.stores)
         await _serve(options, readiness, disks, label, clock)
     finally:
         await disks.aclose()
@@ -124,12 +125,17 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
     raise failure
 
 
-async def _add(disks: ClusterDisks, store: str) -> None:
-    """A store that was given; one of several may be away just now."""
-    try:
-        await disks.add(store)
-    except MatrixError as error:
-        log.warning("%s", error)
+async def _open(disks: ClusterDisks, stores: tuple[str, ...]) -> None:
+    """The stores that were given; of several, some may be away just now.  Raises what is wrong when all are."""
+    failure: MatrixError | None = None
+    for store in stores:
+        try:
+            await disks.add(store)
+        except MatrixError as error:
+            failure = error
+            log.warning("%s", error)
+    if not disks.opened and failure is not None:
+        raise failure
 
 
 async def _serve(
@@ -158,6 +164,9 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
     def make_mesh(identity: PeerAddress) -> LinkMesh:
         return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
 
+    def pauses(node: int) -> Pause:
+        return pauses_of(os.environ.get(PAUSES), node, clock)
+
     return Node(
         disks,
         label,
@@ -167,6 +176,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
         clock,
         rng,
         (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off), LeaseFence(timing_of(label), clock)),
+        pauses,
     )
 
 

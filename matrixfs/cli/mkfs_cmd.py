@@ -22,12 +22,13 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, printable
+from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from matrixfs.blockstore.device.direct import DirectDevice
+    from matrixfs.blockstore.device.api import Store
     from matrixfs.ondisk.superblock import Superblock
     from membership.label import Label
     from membership.seams import Clock, Rng, SectorDevice
@@ -80,13 +81,16 @@ def parse_size(text: str) -> int:
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
 @click.version_option(__version__, prog_name="mkfs.matrixfs")
 def main(*, store: str, name: str, force: bool, size: int | None, journals: int, journal_size: int | None) -> None:
-    """Make STORE (a block device or a file that all nodes reach) a MatrixFS cluster disk with an empty filesystem."""
+    """Make STORE a MatrixFS cluster disk with an empty filesystem.
+
+    STORE is a block device or file that all nodes reach, or a LUN: iscsi://HOST[:PORT]/TARGET/LUN.
+    """
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
     request = Request(store, name, journals, journal_size, size, force)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
-    click.echo(summary(os.path.abspath(store), label, superblock))
+    click.echo(summary(public_name(store), label, superblock))
 
 
 def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) -> tuple[Label, Superblock]:
@@ -103,15 +107,16 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
     from matrixfs.blockstore.initialize import check_cluster_name
 
     check_cluster_name(request.name)
+    if is_iscsi(request.store):
+        if request.size is not None:
+            raise OperatorError(f"{public_name(request.store)}: has a size already; leave --size out")
+        return trio.run(_make, open_store(request.store), request, format_volume, clock, rng)
     if request.size is None and not os.path.lexists(request.store):
         raise OperatorError(f"{request.store}: does not exist (to make it, a file, give it a --size)")
     with _sized(request.store, request.size):
         device = open_store(request.store)
         try:
             refuse_if_host_uses(request.store, force=request.force)
-            holder = device.find_holder()
-            if holder is not None:
-                raise OperatorError(f"{request.store}: process {holder} has it open (ps {holder}); stop it first")
         except BaseException:
             device.close_unused()
             raise
@@ -119,15 +124,21 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
 
 
 async def _make(
-    device: DirectDevice, request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng, /
+    device: Store, request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng, /
 ) -> tuple[Label, Superblock]:
+    from matrixfs.blockstore.in_use import refuse_if_holding_data
     from matrixfs.blockstore.initialize import data_blocks, data_window, prepare_disk, write_label
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
 
     journal_blocks = None if request.journal_bytes is None else request.journal_bytes // BLOCK_BYTES
+    await device.open()
     try:
+        left_behind = await device.refuse_if_used(force=request.force)
         plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
+        if left_behind:
+            await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
+            await device.clear_users()
         label = await prepare_disk(device, request.name, DEFAULT_TIMING, rng, clock, force=request.force)
         superblock = await format_volume(
             data_window(device, label),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
 from typing import TYPE_CHECKING
-
-import trio
 
 from matrixfs.blockstore import open_store
 from matrixfs.blockstore.initialize import data_window
@@ -15,8 +14,10 @@ from membership.errors import CorruptionError, OperatorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matrixfs.blockstore.device.api import Store
     from membership.label import Label
     from membership.seams import SectorDevice
+
 
 class HostOpener:
     """Stores by path.
@@ -24,16 +25,30 @@ class HostOpener:
     Args:
         stores: those that matrixd was given: looked at first.
         patterns: shell patterns of paths where else a disk may be.
+        node: name of this node, to the target of a LUN.
     """
 
-    def __init__(self, stores: Sequence[str], patterns: Sequence[str]) -> None:
+    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str) -> None:
+        self._live: dict[int, Store] = {}
+        self._node = node
         self._stores = stores
         self._patterns = patterns
 
     async def open(self, path: str) -> SectorDevice:
-        """See ``membership.disks.Opener``."""
-        await trio.lowlevel.checkpoint()
-        return open_store(path)
+        """See ``membership.disks.Opener``.
+
+        A LUN that is open here already, perhaps under another name, gets a session of another identity: its target
+        would end the first one.  A restarted matrixd opens its disks in the same order, so with the same identities.
+        """
+        self._live = {number: store for number, store in self._live.items() if not store.closed}
+        number = next(number for number in itertools.count(1) if number not in self._live)
+        self._live[number] = store = open_store(path, identity=f"matrixd {number}", host=self._node)
+        try:
+            await store.open()
+        except BaseException:
+            del self._live[number]
+            raise
+        return store
 
     def candidates(self) -> list[str]:
         """See ``membership.disks.Opener``."""

@@ -137,8 +137,9 @@ class ProcessFence:
             os.close(fd)
 
     async def _bounded(self, waiting: Awaitable[object]) -> bool:
-        """Wait at most ``KILL_WAIT_SECONDS``; whether that was enough."""
+        """Wait at most ``KILL_WAIT_SECONDS``; whether that was enough.  Raises what ``waiting`` raises, bare."""
         over = False
+        failure: Exception | None = None
 
         async def give_up() -> None:
             await self._clock.sleep(KILL_WAIT_SECONDS)
@@ -146,9 +147,14 @@ class ProcessFence:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up)
-            await waiting
-            over = True
+            try:
+                await waiting
+                over = True
+            except (OSError, DeviceError) as error:
+                failure = error
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         return over
 
     def _rebooted(self, target: HeartbeatSlot) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints
 
+from matrixfs.blockstore.device.iscsi import IscsiDevice
 from membership.errors import DeviceError
 from membership.seams import SectorDevice
 
@@ -26,6 +27,13 @@ class Subject:
     device: SectorDevice
     reopen: Callable[[], SectorDevice]  # another one over the same bytes; the caller closes it
     refusals: tuple[type[Exception], ...] = (DeviceError,)  # what a closed one raises
+
+    async def another(self) -> SectorDevice:
+        """``reopen``, and logged in where that takes more than a call."""
+        device = self.reopen()
+        if isinstance(device, IscsiDevice):
+            await device.open()
+        return device
 
 
 def pattern(seed: int, length: int) -> bytes:
@@ -140,7 +148,7 @@ async def check_flushed_is_there_for_others(s: Subject) -> None:
     await s.device.write(MIB, data)
     await s.device.flush()
     await s.device.write(0, data[:4096], durable=True)
-    other = s.reopen()
+    other = await s.another()
     try:
         assert await other.read(MIB, len(data)) == data
         assert await other.read(0, 4096) == data[:4096]
@@ -149,7 +157,7 @@ async def check_flushed_is_there_for_others(s: Subject) -> None:
 
 
 async def check_two_share_the_bytes(s: Subject) -> None:
-    other = s.reopen()
+    other = await s.another()
     try:
         for i in range(20):
             await s.device.write(4096, pattern(i, 4096))
@@ -206,7 +214,7 @@ async def check_close_waits_and_refuses(s: Subject) -> None:
         with pytest.raises(s.refusals):
             await call
     await s.device.aclose()  # idempotent
-    other = s.reopen()
+    other = await s.another()
     try:
         for i, done in outcomes.items():
             if done:

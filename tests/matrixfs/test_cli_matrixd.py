@@ -213,7 +213,7 @@ def spoiled(kind: str, tmp_path: Path, store: Path) -> Path:
     elif kind == "future":
         from unittest.mock import patch
 
-        with patch.object(Label, "VERSION", 2):
+        with patch.object(Label, "VERSION", Label.VERSION + 1):
             image = Label(owner=b"u" * 16).encode()
         store.write_bytes(image + store.read_bytes()[BLOCK_BYTES:])
     return store

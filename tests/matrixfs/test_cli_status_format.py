@@ -69,7 +69,7 @@ Administrator: n1   coordinator: n1   group view 5
 Nodes (* this one)
   ID  NODE  ADDRESS         STATE    LINK  LEASE     SLOT AGE  MOUNTS
    1  n1*   10.0.0.1:7001   member   self  3.6 s        0.2 s       1
-   2  n2    10.0.0.2:7001   member   up    <= 3.8 s     0.2 s       0
+   2  n2    10.0.0.2:7001   member   up    <= 3.2 s     0.2 s       0
    3  n3    [fd00::3]:7001  fencing  gone  none         6.5 s       1
 
 Memberships
@@ -92,7 +92,7 @@ Recoveries, newest first (seconds)
 Fencing, newest first
   2026-11-18 11:08:20  n3 (3) by process: confirmed, killed 2 processes
 
-Timing: a silent node stops writing 4 s after its last renewal; peers act after lease 4 + write in flight 2 + margin 1 = 7 s unless a fence confirmed it earlier
+Timing: a silent node stops writing 3.5 s after its last renewal; peers act after lease 3.5 + write in flight 2 + margin 1 = 6.5 s unless a fence confirmed it earlier
 """  # noqa: E501 - the line as it is printed
 
 

@@ -25,6 +25,7 @@ from membership.control import serve_control
 from membership.control_ask import ask
 from membership.control_client import MountSession, Query
 from membership.control_wire import PROTOCOL_VERSION, encode_frame, encode_map, value_of_untrusted
+from membership.disks import OpenDisk
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.label import Label
 from membership.messages import Answer, Ask
@@ -100,6 +101,15 @@ class FakeNode:
             "events": [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}],
         }  # fmt: skip
 
+    def disk_of(self, filesystem: str) -> OpenDisk:
+        if filesystem != "web":
+            raise OperatorError(f"no filesystem {filesystem!r} in this cluster (it has: web)")
+        return OpenDisk(LABEL, None, self.store, (b"f" * 16, "web"))
+
+    async def command(self, what: str, arguments: dict) -> object:
+        await trio.lowlevel.checkpoint()
+        return {"did": what, "with": {key: value for key, value in arguments.items() if key != "kind"}}
+
     async def admit_mount(self, request: MountRequest) -> MountChannel:
         await trio.lowlevel.checkpoint()
         if self.refuse is not None:
@@ -151,7 +161,7 @@ class World:
         return await trio.to_thread.run_sync(ask, self.state, {"kind": kind, **fields})
 
     async def join(self, request: MountRequest = REQUEST) -> MountSession:
-        session = await MountSession.connect(self.state)
+        session = await MountSession.connect(self.state, "web")
         await session.join(request)
         return session
 
@@ -210,7 +220,7 @@ async def test_a_mount_from_join_to_leave(tmp_path: Path) -> None:
     )
     orders = [Suspend(view.attempt), Rebuild(view, ()), Resume(view.attempt, 0), Lease(12.5, 7)]
     async with serving(tmp_path) as world:
-        session = await MountSession.connect(world.state)
+        session = await MountSession.connect(world.state, "web")
         assert session.cluster.store_path == str(tmp_path / "store")
         assert (session.cluster.data_offset, session.cluster.data_length) == (1024 * 4096, 1000 * 4096)
         admission = await session.join(REQUEST)
@@ -422,7 +432,7 @@ from membership.control_client import MountSession, Query
 from membership.orders import JournalState, MountRequest
 
 async def main():
-    session = await MountSession.connect(sys.argv[1])
+    session = await MountSession.connect(sys.argv[1], "web")
     request = MountRequest(b"f" * 16, "web", 1, 1, 9, "127.0.0.1", 1, "/mnt/a", (JournalState(0, 0, 0, False),))
     await session.join(request)
     if "write" in sys.argv[2]:
@@ -652,7 +662,7 @@ def test_no_matrixd_no_permission_no_name(tmp_path: Path) -> None:
 
 async def test_the_mount_client_explains_a_missing_matrixd(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="matrixd is not running here"):
-        await MountSession.connect(str(tmp_path))
+        await MountSession.connect(str(tmp_path), "web")
 
 
 async def test_nonsense_from_matrixd_before_the_mount_is_a_peer_error(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ async def test_a_process_that_does_not_exit_is_not_confirmed(child, monkeypatch,
     assert "did not exit" in result.detail
 
 
+async def test_a_store_that_cant_be_asked_is_not_confirmed(child, tmp_path):
+    """Nor does it end the matrixd that asks."""
+    target = slot(child.pid, process_start(child.pid))
+    child.kill()
+    child.wait()
+    result = await process_fence(SystemClock(), tmp_path / "gone").fence(target, 0.0)
+    assert not result.confirmed
+    assert "can't tell whether process" in result.detail
+
+
 async def test_no_permission_is_not_confirmed(child, monkeypatch):
     def refuse(fd, number):
         raise PermissionError(1, "Operation not permitted")

@@ -77,13 +77,16 @@ class Lab:
         nodes: how many, on 127.0.0.1 and up.
         size: of the store, as mkfs.matrixfs takes it.
         name: of the cluster and its filesystem.
+        store: URL of a LUN that is the store; without it a file in the directory is.
     """
 
-    def __init__(self, directory: Path, nodes: int = 3, size: str = "2G", name: str = "lab") -> None:
+    def __init__(
+        self, directory: Path, nodes: int = 3, size: str = "2G", name: str = "lab", store: str | None = None
+    ) -> None:
         self.directory = directory
         self.name = name
-        self.size = size
-        self.store = directory / "store"
+        self.size = ("--size", size) if store is None else ()
+        self.store = store or directory / "store"
         self.nodes = [
             LabNode(f"n{i}", f"127.0.0.{i}", directory / f"n{i}", directory / f"mnt{i}") for i in range(1, nodes + 1)
         ]
@@ -115,7 +118,7 @@ class Lab:
     def format(self, *options: str) -> None:
         """mkfs.matrixfs."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.run("mkfs.matrixfs", "-n", self.name, "--size", self.size, *options, self.store)
+        self.run("mkfs.matrixfs", "-n", self.name, *self.size, *options, self.store)
 
     def start(self, node: LabNode) -> None:
         """Start a node's matrixd; returns when it is a member."""
@@ -271,6 +274,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = END_
         if time.monotonic() > deadline:
             raise LabError(f"waited {seconds:g} s in vain until {what}")
         time.sleep(LOOK_SECONDS)
+
+
+def is_settled(lab: Lab, via: LabNode, members: Sequence[LabNode]) -> bool:
+    """``via`` sees exactly ``members`` with the tree mounted, and nothing left to recover."""
+    status = lab.status(via)
+    names = {node["id"]: node["name"] for node in status["nodes"]}
+    (filesystem,) = status["filesystems"]
+    mounted = sorted(names[mount["node"]] for mount in filesystem["mounts"])
+    quiet = filesystem["phase"] == "idle" and not filesystem["dead"] and not filesystem["error"]
+    return quiet and mounted == sorted(node.name for node in members)
 
 
 def walk_tree(top: Path) -> Iterator[Path]:

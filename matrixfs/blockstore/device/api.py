@@ -40,6 +40,52 @@ class GuardedDevice(SectorDevice, Protocol):
         ...
 
 
+class Store(GuardedDevice, Protocol):
+    """A whole store, as its owner opened it by name (``store.open_store``), whatever is behind the name."""
+
+    @property
+    def counters(self) -> Counters:
+        """What it did since it was opened."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was let go of."""
+        ...
+
+    async def open(self) -> None:
+        """Learn what the store is; ``sector_bytes``, ``size_bytes`` and I/O are for after this.  Idempotent.
+
+        Raises:
+            OperatorError: a store far away can't be reached, refuses us, or is none.  Let go of then.
+        """
+        ...
+
+    async def refuse_if_used(self, *, force: bool) -> bool:
+        """Whether it bears traces of users, who may be dead; for mkfs.
+
+        Args:
+            force: traces alone are no reason to refuse.
+
+        Raises:
+            OperatorError: somebody uses it, or (not forced) seems to.
+            DeviceError: it can't be asked.
+        """
+        ...
+
+    async def clear_users(self) -> None:
+        """Remove the traces; a user who is alive after all is fenced by it.  Raises DeviceError."""
+        ...
+
+    def statistics(self) -> dict[str, int | str]:
+        """Counters of the device and of what carries its I/O."""
+        ...
+
+    def close_unused(self) -> None:
+        """Let go of a store that has done no I/O; allowed outside trio."""
+        ...
+
+
 @dataclass(slots=True)
 class Counters:
     """What a device did since it was opened; bytes and calls, not kernel operations."""

@@ -92,6 +92,27 @@ class DirectDevice:
         """Pid of another process of this host (or of this one, by another descriptor) that has the store open."""
         return presence.find_holder(self._fd)
 
+    @property
+    def closed(self) -> bool:
+        """``Store.closed``."""
+        return self._closed.is_set()
+
+    async def open(self) -> None:
+        """``Store.open``: all is known since the descriptor was opened."""
+        await trio.lowlevel.checkpoint()
+
+    async def refuse_if_used(self, *, force: bool) -> bool:
+        """``Store.refuse_if_used``: a process of this host is alive, so nothing forces it."""
+        await trio.lowlevel.checkpoint()
+        holder = self.find_holder()
+        if holder is not None:
+            raise OperatorError(f"{self._name}: process {holder} has it open (ps {holder}); stop it first")
+        return False
+
+    async def clear_users(self) -> None:
+        """``Store.clear_users``: what is left of a dead process goes by itself."""
+        await trio.lowlevel.checkpoint()
+
     async def read(self, offset: int, length: int, *, guard: Guard | None = None) -> bytes:
         """``SectorDevice.read``."""
         check_range(self, "read", offset, length)

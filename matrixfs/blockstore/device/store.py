@@ -1,4 +1,4 @@
-"""Opening a shared store by its path, whatever it is; every way to get it wrong is one clear line."""
+"""Opening a shared store by its name, whatever it is; every way to get it wrong is one clear line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import errno
 import os
 import stat
 
+from matrixfs.blockstore.device.api import Store
 from matrixfs.blockstore.device.block import BlockDevice
 from matrixfs.blockstore.device.direct import DirectDevice
 from matrixfs.blockstore.device.file import FileDevice
+from matrixfs.blockstore.device.iscsi import IscsiDevice
+from matrixfs.blockstore.scsi.address import identity_of, parse_address
+from matrixfs.blockstore.scsi.credentials import environment
+from matrixfs.store_names import is_iscsi
 from membership.errors import OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK
 
@@ -30,8 +35,38 @@ _REFUSALS = {
 }
 
 
-def open_store(path: str, *, read_only: bool = False) -> DirectDevice:
-    """Open a block device or file for direct I/O.  Quick, and allowed outside trio; its I/O is not.
+def open_store(name: str, *, read_only: bool = False, identity: str = "", host: str = "") -> Store:
+    """Open a store.  Quick, and allowed outside trio; ``Store.open`` and I/O are not.
+
+    Args:
+        name: path of a block device or a regular file, or URL of a LUN (``scsi/address.py``).
+        read_only: for ``fsck -n`` and the like.
+        identity: who opens a LUN, different from everybody else of this host, and the same when it comes back
+            (``matrixd``, ``mount:`` and its incarnation).  Without it: this process.
+        host: name of this node to the target.  Without it: of the host.
+
+    Raises:
+        OperatorError: the name means no store; as ``open_path`` for a path.
+        DeviceError: it failed while it was looked at.
+    """
+    if not is_iscsi(name):
+        return open_path(name, read_only=read_only)
+    variables = environment()
+    address = parse_address(name, variables)
+    who = f"{identity or f'process {os.getpid()}'} on {address.target} {address.lun}"  # a session for each LUN (A2)
+    me = identity_of(who, host or os.uname().nodename.split(".")[0], variables)
+    return IscsiDevice(address, me, size_min=STORE_BYTES_MIN, read_only=read_only)
+
+
+async def opened_store(name: str, *, read_only: bool = False, identity: str = "", host: str = "") -> Store:
+    """``open_store`` and ``Store.open`` in one, inside trio; arguments and errors are theirs."""
+    store = open_store(name, read_only=read_only, identity=identity, host=host)
+    await store.open()
+    return store
+
+
+def open_path(path: str, *, read_only: bool = False) -> DirectDevice:
+    """Open a block device or file for direct I/O.
 
     Args:
         path: of a block device or a regular file.
