@@ -249,8 +249,18 @@ class NodeDisk:
         """WriteHeader."""
         await self._pause("Header")
         good = await self._areas.put_header(header, base, within=self._core.timing.lease, pause=self._pause)
+        if good and header.generation > base:
+            good = not await self._is_overtaken(header.generation)
         await self._pause("HeaderDone")
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
+
+    async def _is_overtaken(self, generation: int) -> bool:
+        """Whether somebody has begun to ballot for a later one, or that can't be told (A8 of san/admin.py)."""
+        try:
+            copies = await self._areas.read_ballots(self._unused())
+        except (DeviceError, CorruptRecord):
+            return True
+        return any(ballot.generation > generation for copy in copies for ballot in copy.values())
 
     async def read_header(self) -> None:
         """ReadHeader: no renewal, but the quickest way to learn of a change."""

@@ -210,7 +210,7 @@ class Areas:
             header: it.
             base: the generation that it was made from, if it is a new one; over a newer one it is not written.
             within: seconds from now; no area is written later (S5 of san/header.py).
-            pause: where tests stop.
+            pause: where a test holds it between its two writes.
         """
         is_timely, newest = self._until(within), header.generation if base is None else base
         try:

@@ -13,10 +13,12 @@ A4. A candidate becomes administrator only after the coordinator's Commit (1754)
 A5. Who can't reach the store is not kept: an administrator is replaced when another member reaches it, a member is
     evicted when its disk heartbeat has stood still for ``Timing.dead`` while the administrator's renewals went on.
     When nobody reaches it nothing happens: the cluster pauses.
-A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the store,
-    finds out first whether it still is the administrator.
+A6. An administrator evicts, fences and calls nodes dead only while its lease holds: who was stopped, or lost the
+    store, finds out first whether it still is the administrator.
 A7. Time alone fences a node only counted from a moment since when we have always seen the header without it in force,
     and only when a renewal of ours that began after the last late write of an older one (S5) saw it there.
+A8. In a generation whose header write failed, or was overtaken by a ballot for a later one, its owner does nothing but
+    take the next.  Who won that ballot reads the header after it; so either it builds on ours, or we did not act.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class AdminCore:
         self._generation = 0  # the one we ballot for or have won
         self._passed_over = 0  # generations up to here belong to others that never wrote a header
         self._busy = False  # a ballot or header write is under way
+        self._spoilt = 0  # generation of ours whose write failed or was overtaken: nothing is done in it (A8)
         self._since = 0.0  # of the candidacy
         self._retry_at = float("-inf")  # after a ballot or write that failed: not at disk speed
         self._leavers: dict[int, int] = {}
@@ -128,7 +131,7 @@ class AdminCore:
         self._leavers = {n: i for n, i in self._leavers.items() if header.members.get(n) == i}
         self._confirmed &= set(header.fencing.items())
         self.change.header_in_force(header)
-        self._out.tell(HeaderInForce(header, mine))
+        self._out.tell(HeaderInForce(header, mine and self._stands()))
 
     def header_in_doubt(self, now: float) -> None:
         """The disks show an older header than ours, or ours not on a majority of the areas: write it again.
@@ -190,7 +193,10 @@ class AdminCore:
 
     def header_written(self, header: SanHeader, now: float) -> None:
         """A header of ours is durable and was read back (A2)."""
+        is_unsaid = header.generation == self.header.generation and not self._stands()  # a renewal was quicker
         self._busy = False
+        if is_unsaid and self._stands():
+            self._out.tell(HeaderInForce(header, self.role is Role.ADMIN))
         if header.generation == self.header.generation:
             self._count_evictions(now)
             return
@@ -201,6 +207,7 @@ class AdminCore:
         """A header of ours could not be written, or was overtaken.  Its generation is spent: it may land yet (A1)."""
         self._busy = False
         self._passed_over = max(self._passed_over, self._generation)
+        self._spoilt = self._generation
         self._retry_at = now + self._timing.heartbeat
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
@@ -208,7 +215,8 @@ class AdminCore:
     def fence_done(self, node: int, incarnation: int, result: FenceResult, now: float, *, has_lease: bool) -> None:
         """A driver answered.  Unconfirmed: alert, and try again (nothing is recovered); so without a lease (A6)."""
         self._fencing.discard((node, incarnation))
-        if self.role is not Role.ADMIN or self.header.fencing.get(node) != incarnation or not has_lease:
+        may = self.role is Role.ADMIN and self._stands() and has_lease
+        if not may or self.header.fencing.get(node) != incarnation:
             return
         if not result.confirmed:
             self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
@@ -304,16 +312,12 @@ class AdminCore:
         self._out.tell(Log(kind, text))
 
     def _in_view(self, node: int, incarnation: int) -> bool:
-        return (
-            self._view is not None
-            and node in self._view.members
-            and (self._view.members[node].incarnation == incarnation)
-        )
+        view = self._view
+        return view is not None and node in view.members and view.members[node].incarnation == incarnation
 
     def _admin_in_view(self) -> bool:
-        return self.header.administrator != NOBODY and self._in_view(
-            self.header.administrator, self.header.administrator_incarnation
-        )
+        number, incarnation = self.header.administrator, self.header.administrator_incarnation
+        return number != NOBODY and self._in_view(number, incarnation)
 
     def _admin_works(self) -> bool:
         """A5: it is in our view, and reaches the store if anybody does."""
@@ -333,9 +337,10 @@ class AdminCore:
             self._out.post(self.header.administrator, body)
 
     def _on_join(self, node: int, body: JoinRequest) -> None:
-        """1404: allowed?  A mismatch of the naming is no refusal: the joiner reads it and asks again.
+        """1404: admit it, or say why not.
 
-        Who was told to go does not come back in the same incarnation (L2 of lease/core.py), and may not know of it.
+        Who was told to go does not come back in the same incarnation; it may not know that it has to.  A mismatch of
+        the naming is no refusal: the joiner reads it and asks again.
         """
         if (node, body.incarnation) in self._expelled:
             self._out.post(node, HeaderChanged(self.header.generation, ((node, body.incarnation),)))
@@ -446,7 +451,15 @@ class AdminCore:
             if node != self.me.node:
                 self._out.post(node, HeaderChanged(self.header.generation, evicted))
 
+    def _stands(self) -> bool:
+        """A8: whether the header in force, if it is ours, is one to act in; not while its write is under way."""
+        return self.header.generation not in (self._spoilt, self._generation if self._busy else self._spoilt)
+
     def _administrate(self, now: float) -> None:
+        if not self._stands():
+            if not self._busy and now >= self._retry_at:
+                self._take(self._next_generation())
+            return
         listening = any(self._in_view(*each) for each in self.header.fencing.items())
         if listening and now - self._told_at >= self._timing.renew:
             self._told_at = now

@@ -9,8 +9,9 @@ S3. A node extends its lease only on a header that lists its incarnation.  So on
 S4. Who is dropped without a clean leave stands in ``fencing`` until its fence is confirmed, across administrators:
     nothing of it may be recovered before.
 S5. A header write is handed over within ``lease`` of the moment from which on nobody newer was seen, or never.  So what
-    an administrator that was stopped in between still writes has landed before anybody it lists and a newer header does
-    not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of admin.py).
+    an administrator that was stopped in between still writes has landed before anybody it lists, and a newer header
+    does not, is called dead (R4); the newer administrator looks again after that, before it calls him so (A7 of
+    admin.py).
 
 The 4 KiB block holds two copies of 2 KiB.  A change writes the block twice, first with the first copy changed,
 then with both: a torn write leaves one whole copy.

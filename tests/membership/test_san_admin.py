@@ -378,3 +378,27 @@ def test_a_generation_whose_write_failed_is_never_written_again():
     rig.drive()
     rig.core.receive(0, Nominate(99, 0), rig.now)
     assert TakeGeneration(2) in rig.drive()[1]
+
+
+def test_in_a_generation_whose_write_was_overtaken_nothing_is_done_but_to_take_the_next():
+    rig = Rig(0, start=header(4, 0, (0, 1, 2)))
+    rig.core.role = Role.ADMIN
+    rig.view((0, 1), 8)
+    rig.alive = frozenset({0, 1})
+    rig.drive()
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    (write,) = rig.drive()[1]
+    rig.core.header_read(write.header, rig.now)  # by a renewal, while the write is under way
+    assert rig.drive()[1] == [HeaderInForce(write.header, mine=False)]
+    rig.core.write_failed(rig.now)
+    assert rig.drive()[1] == [ReadHeader()]
+    rig.now += 1.0
+    assert rig.drive()[1] == [TakeGeneration(6)]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    (write,) = rig.drive()[1]
+    assert (write.header.generation, write.base) == (6, 5)
+    rig.core.header_read(write.header, rig.now)
+    rig.core.header_written(write.header, rig.now)
+    events = rig.drive()[1]
+    assert HeaderInForce(write.header, mine=True) in events
+    assert [event.node for event in events if isinstance(event, FenceOrder)] == [2]

@@ -15,7 +15,7 @@ C5. Mounts that may write at one instant are in one attempt, with a journal each
 C6. No header drops more living members than it keeps, nor as many when the lowest address is among them.  Living:
     running, with the disk at hand, for longer than it takes to be seen.  Leavers and the expelled don't count.
 C7. Nobody gets lost: who was a member or to be fenced in one generation is so in the next, or left, or was called dead
-    (S4 of san/header.py).
+    (S4 of san/header.py), or never had a mount (A8 of san/admin.py).
 
 Not checked: what ballots and slots contain, the membership database, times of recovery.  C6 is silent while the writer
 itself was in trouble a moment ago: what it decided then may be carried out now.
@@ -251,7 +251,7 @@ class Checkers:
         before = {*old.members.items(), *old.fencing.items()}
         for instance in before - {*new.members.items(), *new.fencing.items()} - self.dead_nodes:
             machine = machines.get(instance)
-            has_left = machine is not None and machine.node.core.admin.is_leaving
+            has_left = machine is not None and (machine.node.core.admin.is_leaving or not machine.mounts)
             if not has_left and instance[0] != writer.node.node_id:  # its own slot is only claimed after a fence (H1)
                 self.broke(f"C7: generation {new.generation} by {writer.name} forgets node {instance[0]}")
 
