@@ -22,7 +22,6 @@ from matrixfs.locks.file_locks import FileLocks
 from matrixfs.locks.resources import ATTEMPT, DOMAIN_NAMES, Resource
 from matrixfs.locks.trace import Trace
 from matrixfs.ondisk.superblock import Superblock
-from matrixfs.pauses import Pause, never
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
     GhostsReleased,
@@ -39,6 +38,7 @@ from membership.orders import (
     Suspend,
     Suspended,
 )
+from membership.pauses import Pause, never
 from membership.seams import Clock, Rng, SectorDevice, Transport
 from membership.views import Instance
 

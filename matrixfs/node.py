@@ -34,14 +34,14 @@ from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
-from matrixfs.pauses import VARIABLE as PAUSES
-from matrixfs.pauses import pauses_of
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query
 from membership.errors import CorruptionError, Fenced, OperatorError
 from membership.mount_watch import Pulse
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
+from membership.pauses import VARIABLE as PAUSES
+from membership.pauses import pauses_of
 from membership.seams import PeerAddress
 from membership.transport.links import LinkMesh
 

@@ -93,7 +93,7 @@ class Administration:
         node: the node.
         keeper: its database.
         handlers: by name of the command.
-        pause: where tests stop it (``matrixfs/pauses.py``).
+        pause: where tests stop it (``membership/pauses.py``).
     """
 
     def __init__(

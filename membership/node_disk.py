@@ -16,6 +16,7 @@ from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import NODE_SLOTS
 from membership.lease.core import LeaseState
 from membership.lease.records import FLAG_LEFT
+from membership.pauses import never
 from membership.san.ballot import Passed
 from membership.san.fence import FenceResult, fence_target, is_gone
 from membership.san.roles import Role
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
     from membership.node_naming import NodeNaming
+    from membership.pauses import Pause
     from membership.san.ballot import Decided
     from membership.san.events import FenceOrder
     from membership.san.fence import FenceDriver
@@ -76,6 +78,7 @@ class NodeDisk:
         keeper: DatabaseKeeper,
         naming: NodeNaming,
         shell: Shell,
+        pause: Pause = never,
     ) -> None:
         self.slot = slot
         self._areas = areas
@@ -87,6 +90,7 @@ class NodeDisk:
         self._keeper = keeper
         self._naming = naming
         self._shell = shell
+        self._pause = pause
         self._renewing = trio.Lock()
         self._wanted = trio.Event()  # a renewal before its time
         self._reading_header = False
@@ -209,6 +213,7 @@ class NodeDisk:
         """TakeGeneration."""
         why = ""
         outcome: Decided | Passed | None = None
+        await self._pause("Ballot")
         try:
             outcome = await self._ballot(generation)
             if outcome is not None and self._core.admin.role is not Role.ADMIN:
@@ -216,6 +221,7 @@ class NodeDisk:
         except (DeviceError, CorruptRecord) as error:
             why = str(error)
         taken = outcome if not why else None
+        await self._pause("Decided")
         self._shell.apply(lambda now: self._core.generation_taken(taken, now, why))
 
     async def _ballot(self, generation: int) -> Decided | Passed | None:
@@ -241,7 +247,9 @@ class NodeDisk:
 
     async def put(self, header: SanHeader, base: int) -> None:
         """WriteHeader."""
-        good = await self._areas.put_header(header, base, within=self._core.timing.lease)
+        await self._pause("Header")
+        good = await self._areas.put_header(header, base, self._core.timing.lease, self._pause)
+        await self._pause("HeaderDone")
         self._shell.apply(lambda now: self._core.header_put(header, now, good=good))
 
     async def read_header(self) -> None:
@@ -260,8 +268,10 @@ class NodeDisk:
 
     async def fence(self, order: FenceOrder) -> None:
         """FenceOrder: fence, and say what came of it; a pause after a refusal, for we shall be asked again."""
+        await self._pause("Fence")
         target = await self._target(order)
         result = await self._fence(order, target)
+        await self._pause("Fenced")
         self._book.fenced(order, target.name if target is not None else "", result)
         if not result.confirmed:
             await self._clock.sleep(self._core.timing.renew)

@@ -35,6 +35,7 @@ from membership.node_disk import NodeDisk
 from membership.node_events import EventBook
 from membership.node_mounts import NodeMounts
 from membership.node_naming import NodeNaming
+from membership.pauses import never
 from membership.relay import Relay
 from membership.san.agent import Admitted, Refused, ToMount
 from membership.san.changes import NamingTaken
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from membership.messages import Body
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
+    from membership.pauses import Pause
     from membership.san.fence import FenceDriver
     from membership.seams import Clock, Rng
     from membership.status import Status
@@ -75,10 +77,6 @@ class NodeConfig:
                 raise OperatorError(f"{what}: {value!r} must be 1 to {most} bytes long")
         if problem := others_problem(self.others):
             raise OperatorError(f"--address: {problem}")
-
-
-async def no_pause(_point: str) -> None:
-    """Production: nothing stops here."""
 
 
 class MeshTransport(Transport, Protocol):
@@ -112,7 +110,7 @@ class Node:
         clock: seam.
         rng: seam.
         fences: drivers in the order they are tried; the lease driver last.
-        pause: where tests stop it; production: nowhere.
+        pauses: by node id, for tests (``membership/pauses.py``).
     """
 
     def __init__(
@@ -125,7 +123,7 @@ class Node:
         clock: Clock,
         rng: Rng,
         fences: Sequence[FenceDriver],
-        pause: Callable[[str], Awaitable[None]] = no_pause,
+        pauses: Callable[[int], Pause] = lambda _node: never,
     ) -> None:
         self.label = label
         self.config = config
@@ -144,6 +142,7 @@ class Node:
         self._mesh: MeshTransport | None = None
         self._rng = rng
         self._fences = fences
+        self._pauses = pauses
         self._nursery: trio.Nursery | None = None
         self._mounts: NodeMounts | None = None
         self._disk: NodeDisk | None = None
@@ -151,7 +150,6 @@ class Node:
         self._keeper: DatabaseKeeper | None = None
         self._administration: Administration | None = None
         self._commander: Commander | None = None
-        self._pause = pause
         self._peers: list[PeerAddress] | None = None  # as the mesh knows them
         self._member = trio.Event()
         self._named = trio.Event()  # we hold a naming
@@ -197,14 +195,15 @@ class Node:
     def _assemble(self, slot: HeartbeatSlot, mesh: MeshTransport, core: NodeCore) -> None:
         self.slot, self._mesh, self.core = slot, mesh, core
         self._mounts = NodeMounts(core, self.book, self, self.config.name)
+        pause = self._pauses(core.me.node)
         keeper = self._keeper = DatabaseKeeper(self.areas, self.clock, self, lambda: self.naming.known())  # noqa: PLW0108  (made below)
         naming = self._naming = NodeNaming(core, self.areas, self.disks, keeper, self.book, self)
         self._disk = NodeDisk(
             self.areas, slot, core, clock=self.clock, rng=self._rng, fences=self._fences, book=self.book,
-            keeper=keeper, naming=naming, shell=self,
+            keeper=keeper, naming=naming, shell=self, pause=pause,
         )  # fmt: skip
         self._mounts.attach(self._disk)
-        administration = self._administration = Administration(self, keeper, HANDLERS, self._pause)
+        administration = self._administration = Administration(self, keeper, HANDLERS, pause)
         self._commander = Commander(self, administration, self.clock)
         core.admin.own_name, core.admin.admission = self.config.name, administration.admission
 

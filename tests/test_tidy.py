@@ -26,9 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.fs": {"membership", "matrixfs.ondisk", "matrixfs.locks"},
     "matrixfs.fuse": {"membership"},
     "matrixfs.fsck": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.blockstore"},
-    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.pauses"},
+    "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs"},
     "matrixfs.options": set(),
-    "matrixfs.pauses": {"membership"},
     "matrixfs.answers": {"membership"},
     "matrixfs.processes": set(),
     "matrixfs.watch": {

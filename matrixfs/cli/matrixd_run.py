@@ -13,6 +13,7 @@ Source: architecture 2 and 5; R3; issue 2.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,8 @@ from membership.errors import MatrixError, OperatorError
 from membership.fence.lease import LeaseFence
 from membership.fence.process import ProcessFence, this_host
 from membership.label import Label, read_label, timing_of
+from membership.pauses import VARIABLE as PAUSES
+from membership.pauses import Pause, pauses_of
 from membership.presence import Landing
 from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
@@ -161,6 +164,9 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
     def make_mesh(identity: PeerAddress) -> LinkMesh:
         return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
 
+    def pauses(node: int) -> Pause:
+        return pauses_of(os.environ.get(PAUSES), node, clock)
+
     return Node(
         disks,
         label,
@@ -170,6 +176,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
         clock,
         rng,
         (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off), LeaseFence(timing_of(label), clock)),
+        pauses,
     )
 
 

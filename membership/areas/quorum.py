@@ -27,6 +27,7 @@ from membership.database.image import DatabaseImage, read_image, write_image
 from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.label import BALLOT_BLOCK, BLOCK_BYTES, NODE_SLOTS
 from membership.lease.area import read_slot, read_slots, write_slot
+from membership.pauses import never
 from membership.san.header import read_header, write_header
 from membership.san.records import Ballot, ballot_block, ballot_image, ballot_untrusted
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot
+    from membership.pauses import Pause
     from membership.san.header import SanHeader
     from membership.seams import Clock, SectorDevice
 
@@ -197,7 +199,9 @@ class Areas:
         newest = max(header.generation for header in answers.values())
         return is_enough([disk for disk, header in answers.items() if header.generation == newest], self._groups)
 
-    async def put_header(self, header: SanHeader, base: int | None = None, within: float = math.inf) -> bool:
+    async def put_header(
+        self, header: SanHeader, base: int | None = None, within: float = math.inf, pause: Pause = never
+    ) -> bool:
         """Write the header and read it back; False when that failed on a majority, or a newer one stands there.
 
         A header older than ours that appears later was on its way when we won: AdminCore.header_in_doubt.
@@ -209,7 +213,7 @@ class Areas:
         """
         is_timely, newest = self._until(within), header.generation if base is None else base
         try:
-            await self._ask("header", lambda area: _put_header(area.opened(), header, newest, is_timely))
+            await self._ask("header", lambda area: _put_header(area.opened(), header, newest, is_timely, pause))
         except DeviceError:
             return False
         return True
@@ -373,7 +377,7 @@ class _Call(Generic[T]):
 
 
 async def _put_header(
-    device: SectorDevice, header: SanHeader, newest: int, is_timely: Callable[[], bool]
+    device: SectorDevice, header: SanHeader, newest: int, is_timely: Callable[[], bool], pause: Pause = never
 ) -> None:
     """Write a header over one not newer than ``newest``, or damaged, and read it back.
 
@@ -388,7 +392,7 @@ async def _put_header(
     if before is not None and before != header and before.generation > newest:
         raise DeviceError(f"{device.name}: a newer SAN header stands there")
     if before != header:
-        await write_header(device, header, is_timely)
+        await write_header(device, header, is_timely, pause)
     if await read_header(device, header.owner) != header:
         raise DeviceError(f"{device.name}: the SAN header was overwritten at once")
 

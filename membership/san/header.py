@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 
 from membership.errors import CorruptRecord, DeviceError
 from membership.label import BLOCK_BYTES, HEADER_BLOCK, NODE_SLOTS
+from membership.pauses import never
 from membership.records import Record, raw, record, u64, u64_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from membership.pauses import Pause
     from membership.seams import SectorDevice
 
 COPY_BYTES = BLOCK_BYTES // 2
@@ -137,7 +139,7 @@ async def read_header(device: SectorDevice, cluster: bytes) -> SanHeader:
 
 
 async def write_header(
-    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True
+    device: SectorDevice, header: SanHeader, is_timely: Callable[[], bool] = lambda: True, pause: Pause = never
 ) -> None:
     """Write both copies, one after the other, durably.
 
@@ -159,6 +161,8 @@ async def write_header(
         if not is_timely():
             raise DeviceError(f"{device.name}: the SAN header was not written in time, and must not be written late")
         await device.write(at, block, durable=True)
+        if block != image + image:
+            await pause("HeaderHalf")
 
 
 def _is_whole(copy: bytes, cluster: bytes) -> bool:

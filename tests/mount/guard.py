@@ -3,7 +3,8 @@
 A call that waits in a FUSE mount can't be interrupted by a test's timeout; when the mount process dies, it fails with
 ENOTCONN.  So this process reads lines from its standard input, each a number of seconds until the next line must come.
 When none comes in time, and when the input ends, it sends SIGKILL to every process whose command line names the
-directory, and frees the mount points below it.
+directory, and frees the mount points below it.  A control group whose name begins with the directory's is thawed first
+(the frozen take no SIGKILL under cgroup v1) and removed.
 
 Run as ``guard.py DIRECTORY [keep]``; the directory's name must be one that only this run of the tests uses.  It is
 deleted at the end, unless it is to be kept.
@@ -18,15 +19,38 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 BEGIN_SECONDS = 120.0
+CGROUPS = ("/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+THAWED = (("freezer.state", "THAWED"), ("cgroup.freeze", "0"))
+EMPTY_SECONDS_MAX = 5.0
+
+
+def frozen(directory: str) -> list[Path]:
+    """Control groups of the tests in this directory (``tests/net/freezer.py``)."""
+    return [group for root in CGROUPS for group in Path(root).glob(f"{os.path.basename(directory)}.*")]
+
+
+def remove(group: Path) -> None:
+    """Remove a control group as soon as its processes are gone."""
+    deadline = time.monotonic() + EMPTY_SECONDS_MAX
+    while group.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.02)
 
 
 def clean(directory: str) -> None:
-    """Kill, detach, and delete."""
+    """Thaw, kill, detach, and delete."""
+    for group in frozen(directory):
+        for name, word in THAWED:
+            if (group / name).exists():
+                (group / name).write_text(word)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -41,6 +65,8 @@ def clean(directory: str) -> None:
         if path.startswith(directory):
             for how in ("-f", "-l"):  # -f aborts the connection, which frees whoever waits in it; -l detaches
                 subprocess.run(["umount", "-i", how, path], check=False, capture_output=True)
+    for group in frozen(directory):
+        remove(group)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Real mounts while a recovery is held in one phase (matrixfs/pauses.py): who works on, who waits, who may die now.
+"""Real mounts while a recovery is held in one phase (membership/pauses.py): who works on, who waits, who may die now.
 
 One cluster for all tests, as in test_death.py.  Nothing is timed: what must go on is counted, and what must wait is
 looked at before and after the phase is let go.
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from matrixfs.fuse import connection
-from matrixfs.pauses import VARIABLE
+from membership.pauses import VARIABLE
 from membership.processes import process_start
 from tests.mount.conftest import Tree
 from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
