@@ -10,7 +10,6 @@ member.  The test is the service manager: who ended with code 6 (evicted) is sta
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -95,8 +94,7 @@ class NetLab(Lab):
 
     def close(self) -> None:
         """End everything."""
-        for freezer in self._freezers:
-            freezer.thaw()
+        self.thaw()
         if self._switch is not None:
             self._switch.heal()
         super().close()
@@ -109,7 +107,7 @@ class NetLab(Lab):
         if self._switch is not None:
             self._switch.close()
             unshare(self.directory)
-        self._switch, self._freezers = None, []
+        self._switch = None
         for kept in (self._daemons, self._ears, self._machines):
             kept.clear()
 
@@ -137,7 +135,9 @@ class NetLab(Lab):
         self.wait_member(node)
 
     def launch(self, node: LabNode) -> None:
-        """Start a node's matrixd; returns at once."""
+        """Start a node's matrixd, whose predecessor has ended or is about to; returns at once."""
+        if node.name in self._daemons:
+            self.exit_code(node)
         node.state.mkdir(mode=0o700, exist_ok=True)
         program, *arguments = [part for part in self.matrixd(node) if part != "--daemon"]
         ear = self._ears.pop(node.name, None)
@@ -198,6 +198,12 @@ class NetLab(Lab):
         freezer.freeze()
         return freezer
 
+    def thaw(self) -> None:
+        """Thaw whoever is frozen still."""
+        for freezer in self._freezers:
+            freezer.thaw()
+        self._freezers.clear()
+
     def power_off(self, node: LabNode) -> float:
         """Everything of it is gone, and no packet tells anybody; when, by the monotonic clock."""
         self.switch.isolate(self.place(node))
@@ -210,8 +216,3 @@ class NetLab(Lab):
             raise LabError(f"matrixd of {node.name} ended with {code}, not {EVICTED}\n{node.log_tail()}")
         wait_gone([mount_pid])
         self.detach(node)
-
-    def forget(self, node: LabNode) -> None:
-        """Collect the exit code of a matrixd that was killed."""
-        with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
-            self._daemons[node.name].wait(END_SECONDS_MAX)

@@ -1,0 +1,67 @@
+"""Clusters of four nodes in namespaces for the tests of this directory, one a module.
+
+``guard.py`` of ``tests/mount`` watches from outside: whatever a test leaves behind, or is killed amid, is thawed, ended
+and unmounted.  The namespaces have no names; they go with their processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from tests.mount.conftest import Tree
+from tests.mount.guard import guarded
+from tests.net.lab import NetLab
+from tests.net.work import bring_back
+
+_numbers = itertools.count(1)
+
+TEST_SECONDS = 90  # for a broken product, not a bound under test
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[tuple[Path, TextIO]]:
+    """This run's directory, and the guard's ear."""
+    path = Path(f"/var/tmp/mfs-net-{os.getpid()}")
+    path.mkdir()
+    with guarded(path) as ear:
+        yield path, ear
+
+
+@pytest.fixture
+def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
+    """Whoever hangs longer than TEST_SECONDS loses his cluster."""
+    ear = base[1]
+    print(TEST_SECONDS, file=ear, flush=True)
+    yield
+    print(10 * TEST_SECONDS, file=ear, flush=True)
+
+
+@pytest.fixture(scope="module")
+def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[NetLab]:
+    """Four nodes, all mounted; a module may say ``OWN_MACHINES = False``.  At its end the store must be clean."""
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    lab = NetLab(base[0] / name, name=name, own_machines=getattr(request.module, "OWN_MACHINES", True))
+    try:
+        lab.up()
+        yield lab
+        bring_back(lab)
+        lab.down()
+        found = lab.fsck("-n")
+        assert found.returncode == 0, found.stdout + found.stderr
+    finally:
+        lab.remove()
+
+
+@pytest.fixture
+def tree(lab: NetLab, watched: None) -> Tree:
+    """All nodes up, mounted and settled, whatever the last test did; and a fresh directory."""
+    bring_back(lab)
+    tree = Tree(lab, f"{next(_numbers)}")
+    tree.a.mkdir()
+    return tree
