@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,8 +90,7 @@ class NetLab(Lab):
             self.launch(node)
         for node in others:
             self.wait_member(node)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(self.mount, self.nodes))
+        self.mount_all(self.nodes)
 
     def close(self) -> None:
         """End everything."""
@@ -187,6 +187,11 @@ class NetLab(Lab):
         wanted = ",".join((f"state={node.state}", *options))
         self.run(*self.inside(node, "mount", "-t", "fuse.matrixfs", self.name, node.mountpoint, "-o", wanted))
         node.pids.append(node.mount_pid)
+
+    def mount_all(self, nodes: Sequence[LabNode]) -> None:
+        """Mount on several nodes at once."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.mount, nodes))
 
     # --- violence ---------------------------------------------------------------------------------------------------
 

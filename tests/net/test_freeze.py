@@ -45,8 +45,7 @@ def frozen_and_thawed(
         assert load.acknowledged(victim) == acknowledged, "nothing more was promised to its programs"
         assert data_digest(lab.store) == before
     headers.check()
-    for node in survivors:
-        lab.mount(node)
+    lab.mount_all(survivors)
     load.check_acknowledged(survivors)
     fences = [fence for node in survivors for fence in lab.status(node)["fences"]]
     assert {(fence["driver"], fence["confirmed"]) for fence in fences} == {("lease", True)}

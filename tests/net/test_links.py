@@ -101,8 +101,7 @@ def test_a_node_that_is_cut_off_ends_and_comes_back_by_itself(lab: NetLab, tree:
     wait_until(lambda: seen_as(lab, survivors[0], slot) == "alive", "the others see it on the disk")
     assert lab.status(victim)["state"] == "joining"
     assert data_digest(lab.store) == before
-    for node in survivors:
-        lab.mount(node)
+    lab.mount_all(survivors)
     (tree.a / "meanwhile").write_text("written while it was away")
     lab.switch.heal()
     lab.wait_member(victim)

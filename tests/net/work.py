@@ -37,8 +37,7 @@ def bring_back(lab: NetLab) -> None:
         lab.launch(node)
     for node in down:
         lab.wait_member(node)
-    for node in unmounted:
-        lab.mount(node)
+    lab.mount_all(unmounted)
     wait_until(lambda: is_settled(lab, lab.nodes[0], lab.nodes), "all nodes are members")
 
 
