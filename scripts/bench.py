@@ -22,7 +22,7 @@ from typing import Any
 
 from matrixfs.fuse import registry
 from membership.errors import MatrixError
-from scripts import bench_crowd, bench_links
+from scripts import bench_crowd, bench_failover, bench_links
 from scripts import bench_rows as work
 from scripts.bench_counters import BenchError, Mounted, total
 from scripts.bench_report import Row, as_json, percentile, table
@@ -378,7 +378,9 @@ def measure_own_lab(options: argparse.Namespace, say: Say) -> Bench:
 def header(options: argparse.Namespace, reference: Path) -> dict[str, Any]:
     """What somebody needs to compare or repeat the run."""
     words = ["sudo", "scripts/bench", *map(str, options.directories)]
-    for flag in ("rounds", "files", "mib", "syncs", "hand_overs", "tree", "locks"):
+    flags = ("rounds",) if options.failover else ("rounds", "files", "mib", "syncs", "hand_overs", "tree", "locks")
+    words += ["--failover"] if options.failover else []
+    for flag in flags:
         words += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     return {
         "command": shlex.join(words + (["--local", str(options.local)] if options.local else [])),
@@ -395,6 +397,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="two or more mount points of one tree")
     parser.add_argument("--rounds", type=int, default=3, help="of everything; medians are shown [3]")
+    parser.add_argument("--failover", action="store_true", help="instead: how long others wait for a dead node")
     parser.add_argument("--files", type=int, default=1000, help="small files in one directory [1000]")
     parser.add_argument("--mib", type=int, default=256, help="size of the large file [256]")
     parser.add_argument("--syncs", type=int, default=200, help="durable writes, and lock requests [200]")
@@ -436,6 +439,9 @@ def main() -> int:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
     try:
+        if options.failover:
+            bench_failover.run(options.dir.resolve(), options.rounds, head, say, as_json=options.json)
+            return 0
         if options.directories:
             bench = measure(options.directories, reference, options, say)
         else:

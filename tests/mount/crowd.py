@@ -18,7 +18,7 @@ DONE_SECONDS = 50  # for a broken product, not a bound under test: a deadlock sh
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """It holds the guard's ear open, too."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -40,7 +40,7 @@ class Crowd:
         if pid == 0:
             code = 1
             try:
-                _die_with_parent()
+                die_with_parent()
                 function(*arguments)
                 code = 0
             except BaseException:  # noqa: BLE001 - a child must not run the parent's handlers

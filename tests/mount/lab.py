@@ -276,6 +276,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = END_
         time.sleep(LOOK_SECONDS)
 
 
+def is_settled(lab: Lab, via: LabNode, members: Sequence[LabNode]) -> bool:
+    """``via`` sees exactly ``members`` with the tree mounted, and nothing left to recover."""
+    status = lab.status(via)
+    names = {node["id"]: node["name"] for node in status["nodes"]}
+    (filesystem,) = status["filesystems"]
+    mounted = sorted(names[mount["node"]] for mount in filesystem["mounts"])
+    quiet = filesystem["phase"] == "idle" and not filesystem["dead"] and not filesystem["error"]
+    return quiet and mounted == sorted(node.name for node in members)
+
+
 def walk_tree(top: Path) -> Iterator[Path]:
     """Every file, directory and link below ``top``, sorted."""
     for directory, names, files in os.walk(top):

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from tests.mount.crowd import Crowd
-from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
-from tests.mount.test_death import is_settled, value, work_until
+from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
+from tests.mount.test_death import value, work_until
 
 ROUNDS_MIN = 10
 

@@ -21,7 +21,7 @@ from matrixfs.fuse import registry
 from membership.processes import process_start
 from tests.mount.conftest import Tree
 from tests.mount.crowd import Crowd
-from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
+from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
 
 pytestmark = pytest.mark.seed("002-01", "002-04", "002-10", "002-22")
 SYNCED_MIN = 5  # files fsynced before a kill
@@ -64,16 +64,6 @@ def bring_back(lab: Lab, node: LabNode) -> None:
         lab.start(node)
     if not served:
         lab.mount(node)
-
-
-def is_settled(lab: Lab, via: LabNode, members: Sequence[LabNode]) -> bool:
-    """``via`` sees exactly ``members`` with the tree mounted, and nothing left to recover."""
-    status = lab.status(via)
-    names = {node["id"]: node["name"] for node in status["nodes"]}
-    (filesystem,) = status["filesystems"]
-    mounted = sorted(names[mount["node"]] for mount in filesystem["mounts"])
-    quiet = filesystem["phase"] == "idle" and not filesystem["dead"] and not filesystem["error"]
-    return quiet and mounted == sorted(node.name for node in members)
 
 
 # --- load ---------------------------------------------------------------------------------------------------

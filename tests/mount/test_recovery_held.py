@@ -19,8 +19,8 @@ from matrixfs.fuse import connection
 from membership.pauses import VARIABLE
 from membership.processes import process_start
 from tests.mount.conftest import Tree
-from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
-from tests.mount.test_death import bring_back, is_settled
+from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
+from tests.mount.test_death import bring_back
 
 pytestmark = pytest.mark.seed("002-04", "002-28", "002-29", "002-30")
 PHASES = ["Suspend", "Rebuild", "Resume", "Replay", "ReleaseGhosts"]

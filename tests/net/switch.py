@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -101,7 +101,7 @@ class Switch:
         """One direction; in all subnets when none is named."""
         self._ask(do="rules", pairs=[(source, target)], subnet=subnet, rule=asdict(rule))
 
-    def between(self, ones: Iterable[int], others: Iterable[int], rule: Rule, subnet: int | None = None) -> None:
+    def between(self, ones: Sequence[int], others: Sequence[int], rule: Rule, subnet: int | None = None) -> None:
         """Both directions between every one of ``ones`` and every one of ``others``, at one instant."""
         both = [pair for a in ones for b in others if a != b for pair in ((a, b), (b, a))]
         self._ask(do="rules", pairs=both, subnet=subnet, rule=asdict(rule))

@@ -149,7 +149,7 @@ def test_the_cluster_falls_apart_and_one_part_goes_on(
     lab: NetLab, tree: Tree, tmp_path: Path, losers: tuple[int, ...]
 ) -> None:
     gone = [lab.nodes[index] for index in losers]
-    staying = [lab.place(node) for node in lab.nodes if node not in gone]
-    evicted(tree, gone, lambda: lab.switch.between(staying, map(lab.place, gone), CUT), tmp_path)
+    parts = [[lab.place(node) for node in lab.nodes if (node in gone) is of_gone] for of_gone in (False, True)]
+    evicted(tree, gone, lambda: lab.switch.between(*parts, CUT), tmp_path)
     bring_back(lab)
     assert {lab.status(node)["administrator"] for node in lab.nodes} == {lab.status(lab.nodes[0])["administrator"]}

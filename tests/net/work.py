@@ -8,12 +8,11 @@ from pathlib import Path
 
 from tests.mount.conftest import Tree
 from tests.mount.crowd import Crowd
-from tests.mount.lab import LabNode, wait_until
+from tests.mount.lab import LabNode, is_settled, wait_until
 from tests.mount.test_death import (
     SYNCED_MIN,
     check_synced,
     is_running,
-    is_settled,
     synced,
     value,
     work_until,
