@@ -21,7 +21,7 @@ from matrixfs.fuse import registry
 from membership.processes import process_start
 from tests.mount.conftest import Tree
 from tests.mount.crowd import Crowd
-from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
+from tests.mount.lab import Lab, LabError, LabNode, is_settled, wait_gone, wait_until
 
 pytestmark = pytest.mark.seed("002-01", "002-04", "002-10", "002-22")
 SYNCED_MIN = 5  # files fsynced before a kill
@@ -47,7 +47,7 @@ def tree_names() -> Iterator[str]:
 def is_running(pid: Callable[[], int]) -> bool:
     try:
         return process_start(pid()) is not None
-    except (OSError, ValueError, LookupError, RuntimeError):
+    except (OSError, ValueError, LabError):
         return False
 
 

@@ -14,8 +14,10 @@ from typing import TextIO
 
 import pytest
 
+from membership.pauses import VARIABLE
 from tests.mount.conftest import Tree
 from tests.mount.guard import guarded
+from tests.net.holds import Holds
 from tests.net.lab import NetLab
 from tests.net.work import bring_back
 
@@ -43,8 +45,22 @@ def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def holds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holds]:
+    """A directory of pauses, known to every process that is started from now on."""
+    top = tmp_path_factory.mktemp("pauses")
+    os.environ[VARIABLE] = str(top)
+    yield Holds(top)
+    del os.environ[VARIABLE]
+
+
+@pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[NetLab]:
-    """Four nodes, all mounted; a module may say ``OWN_MACHINES = False``.  At its end the store must be clean."""
+    """Four nodes, all mounted.  At the module's end the store must be clean.
+
+    A module may say ``OWN_MACHINES = False``, and ``HELD = True`` when it uses ``holds``.
+    """
+    if getattr(request.module, "HELD", False):
+        request.getfixturevalue("holds")
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
     lab = NetLab(base[0] / name, name=name, own_machines=getattr(request.module, "OWN_MACHINES", True))
     try:

@@ -6,57 +6,36 @@ administrator, no generation ever has two, generations only grow, and the work o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from membership.pauses import VARIABLE
 from tests.mount.conftest import Tree
-from tests.mount.lab import LabNode, wait_until
+from tests.mount.lab import LabNode
+from tests.net.holds import Holds
 from tests.net.lab import NetLab
 from tests.net.watch import HeaderWatch, header_of
 from tests.net.work import Load, wait_recovered
 
 pytestmark = pytest.mark.seed("002-38", "002-39", "002-40", "002-41", "002-45")
 OWN_MACHINES = False
+HELD = True
 POINTS = ["Ballot", "Decided", "Header", "HeaderHalf", "HeaderDone", "Fence", "Fenced"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def pauses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of pauses, known to every process started from now on."""
-    top = tmp_path_factory.mktemp("pauses")
-    os.environ[VARIABLE] = str(top)
-    yield top
-    del os.environ[VARIABLE]
 
 
 class Election:
     """The parts of Figure 11 among the nodes of a lab, as they are before the administrator dies."""
 
-    def __init__(self, lab: NetLab, pauses: Path) -> None:
+    def __init__(self, lab: NetLab, holds: Holds) -> None:
         self.lab = lab
-        self._pauses = pauses
         statuses = {node.name: lab.status(node) for node in lab.nodes}
-        self._ids = {name: status["node"] for name, status in statuses.items()}
+        self._ids = holds.ids = {name: status["node"] for name, status in statuses.items()}
         (administrator,) = {status["administrator"] for status in statuses.values()}
         self.administrator = next(node for node in lab.nodes if self._ids[node.name] == administrator)
         # Lowest address first: the first is the coordinator, and its own first candidate (002-39).
         self.others = [node for node in lab.nodes if node is not self.administrator]
         self._known: dict[int, int] = {}  # administrator by generation, as anybody ever said
-
-    def hold(self, point: str, node: LabNode) -> None:
-        (self._pauses / f"{point}.{self._ids[node.name]}").touch()
-
-    def wait_held(self, point: str, node: LabNode) -> None:
-        reached = self._pauses / f"{point}.{self._ids[node.name]}.reached"
-        wait_until(reached.exists, f"{node.name} is held at {point}")
-
-    def let_go(self) -> None:
-        for file in self._pauses.iterdir():
-            file.unlink()
 
     def check_known(self, living: list[LabNode]) -> None:
         """No two of them know another administrator of one generation."""
@@ -79,41 +58,65 @@ class Election:
 
 
 @pytest.fixture
-def election(lab: NetLab, tree: Tree, pauses: Path) -> Iterator[Election]:
-    election = Election(lab, pauses)
-    yield election
-    election.let_go()
+def election(lab: NetLab, tree: Tree, holds: Holds) -> Iterator[Election]:
+    yield Election(lab, holds)
+    holds.let_go()
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_the_next_administrator_dies_too(election: Election, tree: Tree, tmp_path: Path, point: str) -> None:
+def test_the_next_administrator_dies_too(
+    election: Election, holds: Holds, tree: Tree, tmp_path: Path, point: str
+) -> None:
     """In each step: as candidate, elected, committed, in office.  It is the coordinator as well."""
     lab, (second, *living) = election.lab, election.others
     load = Load(tree, tmp_path, living)
     with HeaderWatch(lab.store) as headers, load.running():
-        election.hold(point, second)
+        holds.hold(point, second)
         lab.kill(election.administrator)
-        election.wait_held(point, second)
+        holds.wait_held(point, second)
         election.check_known([second, *living])
         lab.kill(second)
-        election.let_go()
+        holds.let_go()
         wait_recovered(lab, living)
         load.wait_progress()
     election.check_over(living, headers)
 
 
-def test_a_candidate_that_gets_nowhere_is_passed_over(election: Election, tree: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "point", ["HeaderHalf", *(pytest.param(each, marks=pytest.mark.long) for each in POINTS if each != "HeaderHalf")]
+)
+def test_the_administrator_dies_while_it_evicts(
+    election: Election, holds: Holds, tree: Tree, tmp_path: Path, point: str
+) -> None:
+    """In office, in each step from its ballot for the next generation (1710) to the recovery (1712)."""
+    lab, (*living, victim) = election.lab, election.others
+    load = Load(tree, tmp_path, living)
+    with HeaderWatch(lab.store) as headers, load.running():
+        holds.hold(point, election.administrator)
+        lab.kill(victim)
+        holds.wait_held(point, election.administrator)
+        election.check_known([election.administrator, *living])
+        lab.kill(election.administrator)
+        holds.let_go()
+        wait_recovered(lab, living)
+        load.wait_progress()
+    election.check_over(living, headers)
+
+
+def test_a_candidate_that_gets_nowhere_is_passed_over(
+    election: Election, holds: Holds, tree: Tree, tmp_path: Path
+) -> None:
     """1724: it is alive, but can't reach the SAN locks in time.  When it can, it finds that it is too late."""
     lab, living = election.lab, election.others
     slow, next_one = living[:2]
     load = Load(tree, tmp_path, living)
     with HeaderWatch(lab.store) as headers, load.running():
-        election.hold("Ballot", slow)
+        holds.hold("Ballot", slow)
         lab.kill(election.administrator)
-        election.wait_held("Ballot", slow)
+        holds.wait_held("Ballot", slow)
         wait_recovered(lab, living)
         assert lab.status(slow)["administrator"] == lab.status(next_one)["node"]
-        election.let_go()
+        holds.let_go()
         load.wait_progress()
     election.check_over(living, headers)
     assert header_of(lab.store).administrator == lab.status(next_one)["node"]
@@ -135,20 +138,20 @@ def test_a_candidate_that_gets_nowhere_is_passed_over(election: Election, tree: 
     ],
 )  # fmt: skip
 def test_coordinator_and_candidate_are_two(
-    election: Election, tree: Tree, tmp_path: Path, point: str, dies: str
+    election: Election, holds: Holds, tree: Tree, tmp_path: Path, point: str, dies: str
 ) -> None:
     """The coordinator itself failed as a candidate, so the next one is nominated; then one of the two dies."""
     lab, (coordinator, candidate, last) = election.lab, election.others
     victim, living = (coordinator, [candidate, last]) if dies == "coordinator" else (candidate, [coordinator, last])
     load = Load(tree, tmp_path, living)
     with HeaderWatch(lab.store) as headers, load.running():
-        election.hold("Ballot", coordinator)
-        election.hold(point, candidate)
+        holds.hold("Ballot", coordinator)
+        holds.hold(point, candidate)
         lab.kill(election.administrator)
-        election.wait_held(point, candidate)
+        holds.wait_held(point, candidate)
         election.check_known(election.others)
         lab.kill(victim)
-        election.let_go()
+        holds.let_go()
         wait_recovered(lab, living)
         load.wait_progress()
     election.check_over(living, headers)

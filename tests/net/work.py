@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from matrixfs.fuse import registry
 from tests.mount.conftest import Tree
 from tests.mount.crowd import Crowd
 from tests.mount.lab import LabNode, is_settled, wait_until
@@ -29,7 +30,7 @@ def bring_back(lab: NetLab) -> None:
     lab.switch.heal()
     lab.thaw()
     down = [node for node in lab.nodes if not is_running(lambda node=node: node.daemon_pid)]
-    unmounted = [node for node in lab.nodes if node in down or not is_running(lambda node=node: node.mount_pid)]
+    unmounted = [node for node in lab.nodes if node in down or not is_mounted(node)]
     for node in unmounted:
         lab.detach(node)
     for node in down:
@@ -38,6 +39,11 @@ def bring_back(lab: NetLab) -> None:
         lab.wait_member(node)
     lab.mount_all(unmounted)
     wait_until(lambda: is_settled(lab, lab.nodes[0], lab.nodes), "all nodes are members")
+
+
+def is_mounted(node: LabNode) -> bool:
+    """Its tree is there, and served."""
+    return registry.mount_at(str(node.mountpoint)) is not None and is_running(lambda: node.mount_pid)
 
 
 class Load:
