@@ -210,6 +210,7 @@ class Areas:
             header: it.
             base: the generation that it was made from, if it is a new one; over a newer one it is not written.
             within: seconds from now; no area is written later (S5 of san/header.py).
+            pause: for tests.
         """
         is_timely, newest = self._until(within), header.generation if base is None else base
         try:

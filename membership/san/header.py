@@ -149,6 +149,7 @@ async def write_header(
         device: where.
         header: what.
         is_timely: asked right before each write; False: too late (S5).
+        pause: for tests.
 
     Raises:
         DeviceError: it failed, or is too late; one of the two copies may be written.

@@ -190,7 +190,7 @@ class World:
             machine.clock,
             SimRng(self.rng.random()),
             (SimProcessFence(self, identity), LeaseFence(self.timing, machine.clock)),
-            self._pause_of(machine.pid),
+            lambda _node: self._pause_of(machine.pid),
         )
         machine.node.machine = machine
         if wait:
