@@ -59,6 +59,7 @@ class Request:
     journal_bytes: int | None = None
     size: int | None = None
     force: bool = False
+    vouched: bool = False
 
 
 def parse_size(text: str) -> int:
@@ -79,8 +80,23 @@ def parse_size(text: str) -> int:
     "-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it at once."
 )
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
+@click.option(
+    "--trust-reservations",
+    is_flag=True,
+    help="STORE is a SCSI or NVMe device of the kernel whose persistent reservations you know to work: fence by them.  "
+    "(Of a LUN given as iscsi://... it is tried.)",
+)
 @click.version_option(__version__, prog_name="mkfs.matrixfs")
-def main(*, store: str, name: str, force: bool, size: int | None, journals: int, journal_size: int | None) -> None:
+def main(
+    *,
+    store: str,
+    name: str,
+    force: bool,
+    size: int | None,
+    journals: int,
+    journal_size: int | None,
+    trust_reservations: bool,
+) -> None:
     """Make STORE a MatrixFS cluster disk with an empty filesystem.
 
     STORE is a block device or file that all nodes reach, or a LUN: iscsi://HOST[:PORT]/TARGET/LUN.
@@ -88,7 +104,7 @@ def main(*, store: str, name: str, force: bool, size: int | None, journals: int,
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
-    request = Request(store, name, journals, journal_size, size, force)
+    request = Request(store, name, journals, journal_size, size, force, trust_reservations)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
     click.echo(summary(public_name(store), label, superblock))
 
@@ -128,6 +144,7 @@ async def _make(
 ) -> tuple[Label, Superblock]:
     from matrixfs.blockstore.in_use import refuse_if_holding_data
     from matrixfs.blockstore.initialize import data_blocks, data_window, prepare_disk, write_label
+    from matrixfs.cli.storage import clear_reservations, probe_into, vouch_for
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
 
@@ -138,8 +155,11 @@ async def _make(
         plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
         if left_behind:
             await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
-            await device.clear_users()
+            await clear_reservations(device, rng)
+        if request.vouched:
+            await vouch_for(device, rng, force=request.force)
         label = await prepare_disk(device, request.name, DEFAULT_TIMING, rng, clock, force=request.force)
+        await probe_into(label, device, rng, clock, vouched=request.vouched)
         superblock = await format_volume(
             data_window(device, label),
             name=request.name,
@@ -203,6 +223,7 @@ def _grow(path: str, size: int) -> tuple[bool, int]:
 
 def summary(store: str, label: Label, superblock: Superblock) -> str:
     """What was made, and the command to type next."""
+    from matrixfs.cli.storage import describe_fencing
     from membership.label import BLOCK_BYTES
 
     journal = _size_text(superblock.journal_blocks * BLOCK_BYTES)
@@ -213,6 +234,7 @@ def summary(store: str, label: Label, superblock: Superblock) -> str:
         f"  cluster   {uuid.UUID(bytes=label.owner)}",
         f"  size      {_size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
         f"  journals  {superblock.journals} of {journal}: so many nodes can mount it at once",
+        f"  fencing   {describe_fencing(label)}",
         "Next, on every node, with an address of that node:",
         f"  matrixd --daemon --store {shlex.quote(printable(store))} --address ADDRESS",
     ]
