@@ -152,8 +152,10 @@ class NodeStorage:
         try:
             lun = self._reach(disk).lun
             if lun.usable is not None and self._number is not None:
-                self.access.forget(lun.name)
-                await self.access.admit(self._number, self._node.incarnation, heir=False)
+                if self.access.key:
+                    await self.access.extend(lun)
+                else:  # the first that has any
+                    await self.access.admit(self._number, self._node.incarnation, heir=False)
         finally:
             self._coming.remove(disk)
 

@@ -156,6 +156,21 @@ async def test_a_disk_that_can_not_be_registered_is_not_used(autojump_clock) -> 
     assert not world.lost
 
 
+async def test_a_look_that_fails_costs_only_the_new_disk(autojump_clock) -> None:
+    """What this node has is not given up because another disk can't be added now."""
+    world = World(CONFORMING, CONFORMING)
+    await world.admitted()
+    other = world.luns[1].nexus("other")
+    await other.register(key_of(1, 1))
+    await other.reserve(key_of(1, 1), 5)
+    await world.luns[0].disk.port("harm").write(BLOCK_BYTES, b"\xff" * BLOCK_BYTES)
+    with pytest.raises(CorruptRecord):
+        await world.storage.register(world.open(1))
+    assert world.luns[0].keys == [key_of(ME, OURS)]
+    assert world.luns[1].keys == [key_of(1, 1)]
+    assert not world.lost
+
+
 async def test_who_gets_no_slot_takes_its_key_back(autojump_clock) -> None:
     world = World(CONFORMING)
     await world.add(0)
