@@ -5,15 +5,19 @@ They share this machine's loopback, so there is no switch that could harm their 
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import trio
 
 from matrixfs.blockstore.scsi.address import identity_of, parse_address
 from matrixfs.blockstore.scsi.probe_nexus import IscsiProbeNexus
+from membership.commands.disks import disk_to_map
+from membership.control_ask import ask
 from membership.fence.keys import node_of
 from membership.label import BLOCK_BYTES, Label
 from membership.lease.records import slot_block
+from membership.naming import Disk
 from tests.mount.lab import LabNode
 from tests.net.lab import NetLab
 from tests.net.machine import Machine, share
@@ -47,26 +51,38 @@ class SanLab(NetLab):
 
     def format(self, *options: str) -> None:
         super().format(*options)
-        if self._lease_ms is not None:
-            _set_lease(self.target.luns[0].path, self._lease_ms)
+        label = _read_label(self.target.luns[0].path)
+        assert label.pr_kind
+        label.lease_ms = self._lease_ms or label.lease_ms
+        _write_label(self.target.luns[0].path, label)
+
+    def add_disk(self, index: int, name: str) -> None:
+        """Another LUN becomes a disk of the cluster, without a filesystem; returns when all nodes have it."""
+        label = _read_label(self.target.luns[0].path)
+        label.disk_uuid, label.disk_name = uuid.uuid4().bytes, name
+        _write_label(self.target.luns[index].path, label)
+        size = self.target.luns[index].path.stat().st_size
+        traits = (label.pr_kind, label.pr_flags, label.pr_leaks)
+        disk = disk_to_map(Disk(label.disk_uuid, name, self.target.url(index), size, traits=traits))
+        ask(str(self.nodes[0].state), {"kind": "command", "what": "disk.add", "arguments": {"disk": disk}})
 
     def inside(self, node: LabNode, *command: str | Path) -> list[str]:
         initiator = f"MATRIXFS_INITIATOR=iqn.2026-11.lab:{node.name}"
         return super().inside(node, "env", initiator, *command)
 
-    def fences(self, node: LabNode) -> list[tuple[str, str, bool]]:
-        """(name, driver, confirmed) of what a node fenced as administrator."""
-        return [(each["name"], each["driver"], each["confirmed"]) for each in self.status(node)["fences"]]
+    def fences(self, node: LabNode) -> list[tuple[str, str, str]]:
+        """(name, driver, detail) of what a node fenced as administrator."""
+        return [(each["name"], each["driver"], each["detail"]) for each in self.status(node)["fences"]]
 
     def events(self, node: LabNode) -> str:
         return "\n".join(event["text"] for event in self.status(node)["events"])
 
-    def registered(self) -> list[int | None]:
-        """To which nodes the registrations on the LUN belong, sorted."""
+    def registered(self, index: int = 0) -> list[int]:
+        """To which nodes the registrations on a LUN belong, sorted."""
 
         async def read() -> list[int]:
             who = identity_of("looks at keys", "test", {})
-            nexus = await IscsiProbeNexus.open(parse_address(str(self.store), {}), who)
+            nexus = await IscsiProbeNexus.open(parse_address(self.target.url(index), {}), who)
             try:
                 return await nexus.read_keys()
             finally:
@@ -79,13 +95,14 @@ class SanLab(NetLab):
         return self.target.read(0, slot_block(number) * BLOCK_BYTES, BLOCK_BYTES)
 
 
-def _set_lease(path: Path, lease_ms: int) -> None:
-    last = path.stat().st_size // BLOCK_BYTES - 1
+def _read_label(path: Path) -> Label:
+    with path.open("rb") as file:
+        return Label.decode_untrusted(file.read(BLOCK_BYTES), "label", address=0)
+
+
+def _write_label(path: Path, label: Label) -> None:
     with path.open("r+b") as file:
-        for block in (last, 0):
-            file.seek(block * BLOCK_BYTES)
-            label = Label.decode_untrusted(file.read(BLOCK_BYTES), "label", address=block)
-            assert label.pr_kind
-            label.lease_ms = lease_ms
+        for block in (path.stat().st_size // BLOCK_BYTES - 1, 0):
+            label.address = block
             file.seek(block * BLOCK_BYTES)
             file.write(label.encode())

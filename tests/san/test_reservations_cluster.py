@@ -32,7 +32,7 @@ REFUSED = re.compile("took its registration away|RESERVATION CONFLICT|registrati
 @pytest.fixture(scope="module")
 def lab() -> Iterator[SanLab]:
     directory = Path(f"/var/tmp/mfs-tests-pr-{os.getpid()}")
-    with san("tgt", size=256 * MIB) as target, guarded(directory) as ear:
+    with san("tgt", luns=2, size=256 * MIB) as target, guarded(directory) as ear:
         ear.write(f"{TEST_SECONDS}\n")
         ear.flush()
         lab = SanLab(directory, target, LEASE_MS)
@@ -77,6 +77,14 @@ def test_the_key_of_a_dead_mount_is_taken_away(lab: SanLab) -> None:
     wait_until(lambda: is_settled(lab, victim, lab.nodes), "it is mounted again")
 
 
+@pytest.mark.seed("002-25", "002-31")
+def test_a_disk_that_is_added_is_registered_with(lab: SanLab) -> None:
+    """By every matrixd, before its node says that it has it; a mount has nothing to do with it."""
+    lab.add_disk(1, "second")
+    assert lab.registered(1) == sorted(number_of(lab, node) for node in lab.nodes)
+    assert all("second is iscsi://" in lab.events(node) for node in lab.nodes)
+
+
 @pytest.mark.seed("002-22", "002-31", "002-38")
 def test_a_frozen_node_is_fenced_by_the_lun_and_refused_when_it_wakes_up(lab: SanLab, tmp_path: Path) -> None:
     tree = Tree(lab, "frozen")
@@ -91,8 +99,8 @@ def test_a_frozen_node_is_fenced_by_the_lun_and_refused_when_it_wakes_up(lab: Sa
         load.wait_progress()
         load.stop()
         fences = [fence for node in survivors for fence in lab.fences(node)]
-        assert fences == [(victim.name, "scsi-pr", True)]
-        assert number not in lab.registered()
+        assert fences == [(victim.name, "scsi-pr", "2 keys taken away on 2 LUN(s)")]
+        assert number not in lab.registered() + lab.registered(1)
         load.check_acknowledged(survivors)
         for node in survivors:
             lab.umount(node)
