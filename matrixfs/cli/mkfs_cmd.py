@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matrixfs.blockstore.device.api import Store
+    from matrixfs.blockstore.initialize import DiskIdentity
     from matrixfs.ondisk.superblock import Superblock
     from membership.label import Label
     from membership.seams import Clock, Rng, SectorDevice
@@ -54,11 +55,12 @@ class Request:
     """What was asked for; sizes in bytes."""
 
     store: str
-    name: str
+    name: str  # of the filesystem; "": none
     journals: int = JOURNALS_DEFAULT
     journal_bytes: int | None = None
     size: int | None = None
     force: bool = False
+    identity: DiskIdentity | None = None  # None: the only disk of a new cluster called ``name``
 
 
 def parse_size(text: str) -> int:
@@ -90,11 +92,12 @@ def main(*, store: str, name: str, force: bool, size: int | None, journals: int,
 
     request = Request(store, name, journals, journal_size, size, force)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
+    assert superblock is not None
     click.echo(summary(public_name(store), label, superblock))
 
 
-def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) -> tuple[Label, Superblock]:
-    """Check everything, then make the cluster disk.
+def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) -> tuple[Label, Superblock | None]:
+    """Check everything, then make the cluster disk; also for ``matrixctl cluster init`` and ``disk add``.
 
     Raises:
         OperatorError: refused; nothing was written, and no file is left that wasn't there.
@@ -106,7 +109,8 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
     from matrixfs.blockstore.in_use import refuse_if_host_uses
     from matrixfs.blockstore.initialize import check_cluster_name
 
-    check_cluster_name(request.name)
+    if request.name:
+        check_cluster_name(request.name)
     if is_iscsi(request.store):
         if request.size is not None:
             raise OperatorError(f"{public_name(request.store)}: has a size already; leave --size out")
@@ -125,9 +129,9 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
 
 async def _make(
     device: Store, request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng, /
-) -> tuple[Label, Superblock]:
+) -> tuple[Label, Superblock | None]:
     from matrixfs.blockstore.in_use import refuse_if_holding_data
-    from matrixfs.blockstore.initialize import data_blocks, data_window, prepare_disk, write_label
+    from matrixfs.blockstore.initialize import data_blocks, data_window, new_identity, prepare_disk, write_label
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
 
@@ -135,19 +139,25 @@ async def _make(
     await device.open()
     try:
         left_behind = await device.refuse_if_used(force=request.force)
-        plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
+        if request.name:
+            plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
         if left_behind:
             await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
             await device.clear_users()
-        label = await prepare_disk(device, request.name, DEFAULT_TIMING, rng, clock, force=request.force)
-        superblock = await format_volume(
-            data_window(device, label),
-            name=request.name,
-            journals=request.journals,
-            journal_blocks=journal_blocks,
-            clock=clock,
-            rng=rng,
-        )
+        identity = request.identity or new_identity(request.name, DEFAULT_TIMING, rng)
+        label = await prepare_disk(device, identity, clock, force=request.force)
+        superblock = None
+        if request.name:
+            superblock = await format_volume(
+                data_window(device, label),
+                name=request.name,
+                journals=request.journals,
+                journal_blocks=journal_blocks,
+                clock=clock,
+                rng=rng,
+            )
+        else:
+            await device.write(label.data_block * BLOCK_BYTES, bytes(BLOCK_BYTES))  # none that was there before
         await write_label(device, label)
     finally:
         await device.aclose()
