@@ -191,7 +191,7 @@ async def test_half_cut_triangle_keeps_a_majority(autojump_clock):
 
 
 async def test_losing_the_disk_path_ends_a_node_and_the_others_go_on(autojump_clock):
-    async with World(11) as world:
+    async with World(11, one_machine=False) as world:  # on one it may be killed before it hears why
         await cluster(world)
         mount = await world.mount(3)
         world.machines["n3"].paths[0].cut("no path")
@@ -392,7 +392,7 @@ async def test_a_store_that_is_gone_for_all_pauses_the_cluster_and_does_not_kill
 
 @pytest.mark.seed("002-16", "002-38", "002-40")
 async def test_an_administrator_without_the_store_is_replaced_and_goes(autojump_clock):
-    async with World(72) as world:
+    async with World(72, one_machine=False) as world:
         await cluster(world)
         for number in (1, 2, 3):
             await world.mount(number)
