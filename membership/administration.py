@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from membership.control_wire import Message, decode_untrusted, encode_map, error_message
+from membership.database.schema import fence_levels, roster
 from membership.errors import BadMessage, Fenced, MatrixError, OperatorError, PeerError
+from membership.fence.levels import Level
 from membership.lease.records import FLAG_LEFT
 from membership.messages import COMMAND_BYTES_MAX
 from membership.san.events import Log
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from membership.database.keeper import DatabaseKeeper
     from membership.database.store import MembershipDatabase
     from membership.disks import ClusterDisks
+    from membership.enrol.grants import Grants
+    from membership.fence.agent import AgentFence
+    from membership.label import Label
     from membership.messages import JoinRequest
     from membership.naming import Naming
     from membership.node_core import NodeCore
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from membership.node_naming import NodeNaming
     from membership.san.changes import NamingTaken
     from membership.san.header import SanHeader
-    from membership.seams import Clock
+    from membership.seams import Clock, Rng
 
 ANSWERS_KEPT = 64  # F1
 QUEUED_MAX = 64
@@ -73,6 +78,10 @@ class Administrated(Protocol):
     def naming(self) -> NodeNaming:
         """Its part in the naming."""
         ...
+
+    label: Label  # with the cluster's key, wherever that came from
+    rng: Rng
+    agents: AgentFence
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -110,6 +119,8 @@ class Administration:
         self._queue_in, self._queue = trio.open_memory_channel[Request](QUEUED_MAX)
         self._known: OrderedDict[tuple[int, int, int], Request] = OrderedDict()
         self._roster: dict[str, str] | None = None  # the operator's words, once the database was read (F3)
+        self.levels: dict[str, dict[int, Level]] = {}  # of fence agents, by name of node
+        self.grants: Grants | None = None  # join tokens, once one was made or redeemed
         self._scope: trio.CancelScope | None = None
         self._changed = trio.Event()  # a header, or a naming taken over by all: look again
 
@@ -134,7 +145,7 @@ class Administration:
         self._changed.set()
         self._changed = trio.Event()
         if self._scope is not None and self.node.membership.filesystems is None:
-            self._roster = None
+            self._roster, self.grants, self.levels = None, None, {}
             self._scope.cancel()  # deposed
 
     def naming_taken(self, _event: NamingTaken) -> None:
@@ -221,12 +232,12 @@ class Administration:
                 naming = self.node.naming.known()
                 database.put_naming(naming)
             self._roster = database.roster()
+            self.read_levels(database)
             committed = database.committed
         if naming.version > header.naming or committed < naming.version:
             await self._see_through(naming)
         if naming.areas_before:
             await self.finish_areas()
-        self._roster = dict(self._roster or {})
 
     # -- for commands ----------------------------------------------------------------------------------------------
 
@@ -268,6 +279,21 @@ class Administration:
         async with self.keeper.changing() as database:
             database.put_committed(naming.version)
 
+    def read_levels(self, database: MembershipDatabase) -> None:
+        """The fence levels as they are in the database; one that can't be read is told and left out."""
+        self.levels = {}
+        for row in database.documents(fence_levels):
+            try:
+                level = Level.from_dict_untrusted(row["devices"])
+            except BadMessage as error:
+                self.node.book.log("alert", f"fence level {row['level']} of {row['node']}: {error}")
+                continue
+            self.levels.setdefault(str(row["node"]), {})[int(str(row["level"]))] = level
+
+    def levels_of(self, name: str) -> list[Level]:
+        """Fence levels of a node in their order; none while another node is administrator."""
+        return [level for _, level in sorted(self.levels.get(name, {}).items())]
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a header or a naming in force makes it so."""
         while not condition():
@@ -287,8 +313,6 @@ class Administration:
 
     def say(self, name: str, word: str, database: MembershipDatabase) -> None:
         """The operator's word about a node; inside ``keeper.changing``."""
-        from membership.database.schema import roster
-
         database.put(roster, {"name": name, "word": word, "changed_ns": self.node.clock.wall_ns()})
         if self._roster is not None:
             self._roster[name] = word

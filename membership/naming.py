@@ -38,7 +38,8 @@ class Naming:
     version: int = 0
     disks: tuple[Disk, ...] = ()
     areas: tuple[bytes, ...] = ()  # uuids of the disks with the membership areas
-    areas_before: tuple[bytes, ...] = field(default=())  # while the set is being changed
+    areas_before: tuple[bytes, ...] = ()  # while the set is being changed
+    tokens: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)  # join tokens: id, key of the conversation
 
     def by_name(self, name: str) -> Disk:
         """Raises OperatorError when there is none of that name."""

@@ -25,6 +25,10 @@ from membership.commander import Commander
 from membership.commands.table import HANDLERS
 from membership.database.keeper import DatabaseKeeper
 from membership.errors import Fenced, OperatorError, PeerError
+from membership.fence.agent import AgentFence
+from membership.fence.agent_process import ProcessRunner
+from membership.fence.either import EitherFence
+from membership.fence.lease import LeaseFence
 from membership.label import NAME_BYTES_MAX, timing_of
 from membership.lease.core import LeaseState
 from membership.lease.records import HOST_BYTES_MAX
@@ -49,6 +53,7 @@ from membership.transport.paths import others_problem
 if TYPE_CHECKING:
     from membership.control_wire import Message
     from membership.disks import ClusterDisks, OpenDisk
+    from membership.fence.levels import Level
     from membership.fence.process import HostIdentity
     from membership.label import Label
     from membership.lease.records import HeartbeatSlot, MountProcess
@@ -109,7 +114,7 @@ class Node:
         mesh: makes the transport once the node id is known; the identity's port is not yet.
         clock: seam.
         rng: seam.
-        fences: drivers in the order they are tried; the lease driver last.
+        fences: drivers that are certain, in the order they are tried; agents and time come after them.
         pauses: by node id, for tests (``membership/pauses.py``).
     """
 
@@ -140,8 +145,9 @@ class Node:
         self._host = host
         self._mesh_factory = mesh
         self._mesh: MeshTransport | None = None
-        self._rng = rng
-        self._fences = fences
+        self.rng = rng
+        self.agents = AgentFence(self._levels_of, ProcessRunner(), clock)
+        self._fences = (*fences, EitherFence(self.agents, LeaseFence(self.timing, clock)))
         self._pauses = pauses
         self._nursery: trio.Nursery | None = None
         self._mounts: NodeMounts | None = None
@@ -199,7 +205,7 @@ class Node:
         keeper = self._keeper = DatabaseKeeper(self.areas, self.clock, self, lambda: self.naming.known())  # noqa: PLW0108  (made below)
         naming = self._naming = NodeNaming(core, self.areas, self.disks, keeper, self.book, self)
         self._disk = NodeDisk(
-            self.areas, slot, core, clock=self.clock, rng=self._rng, fences=self._fences, book=self.book,
+            self.areas, slot, core, clock=self.clock, rng=self.rng, fences=self._fences, book=self.book,
             keeper=keeper, naming=naming, shell=self, pause=pause,
         )  # fmt: skip
         self._mounts.attach(self._disk)
@@ -308,6 +314,10 @@ class Node:
         """True while this node is administrator and its lease holds: it may write the membership database."""
         core = self.core
         return core is not None and core.filesystems is not None and self.clock.monotonic() < core.lease.deadline
+
+    def _levels_of(self, name: str) -> list[Level]:
+        """Fence levels of a node; none unless we are administrator, so that nobody switches itself off."""
+        return self._administration.levels_of(name) if self._administration is not None else []
 
     @property
     def membership(self) -> NodeCore:

@@ -73,6 +73,7 @@ PURE = (
     "membership/mount_watch.py", "membership/san/evictions.py", "membership/san/lost_links.py",
     "membership/control_wire.py", "membership/enrol/exchange.py", "membership/enrol/grants.py",
     "membership/enrol/token.py", "membership/fence/agent_plan.py", "membership/fence/levels.py",
+    "membership/fence/keys.py", "membership/fence/registration.py", "membership/fence/reservations.py",
     "membership/san/disk_lock_agent.py", "membership/san/disk_locks.py",
     "matrixfs/blockstore/scsi/address.py", "matrixfs/blockstore/scsi/answers.py",
     "matrixfs/blockstore/scsi/commands.py", "matrixfs/blockstore/scsi/reservation_commands.py",

@@ -29,9 +29,8 @@ from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
 from membership.disks import ClusterDisks
 from membership.errors import MatrixError, OperatorError
-from membership.fence.lease import LeaseFence
 from membership.fence.process import ProcessFence, this_host
-from membership.label import Label, read_label, timing_of
+from membership.label import Label, read_label
 from membership.pauses import VARIABLE as PAUSES
 from membership.pauses import Pause, pauses_of
 from membership.presence import Landing
@@ -175,7 +174,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
         make_mesh,
         clock,
         rng,
-        (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off), LeaseFence(timing_of(label), clock)),
+        (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off),),
         pauses,
     )
 

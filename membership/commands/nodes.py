@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from membership.control_wire import Message
 
 
-def _name(arguments: Message) -> str:
+def name_of(arguments: Message) -> str:
+    """The argument ``name``.  Raises BadMessage, OperatorError."""
     name = take(arguments, "name", str)
     if not 0 < len(name.encode(errors="replace")) <= NAME_BYTES_MAX:
         raise OperatorError(f"a node's name has 1 to {NAME_BYTES_MAX} bytes")
@@ -39,7 +40,7 @@ async def roster(admin: Administration, _: Message) -> Any:
 
 async def fence(admin: Administration, arguments: Message) -> Any:
     """Evict a node, make certain that it writes no more, and keep it out."""
-    name = _name(arguments)
+    name = name_of(arguments)
     found, core = _slot(admin, name), admin.node.membership
     if found is None:
         raise OperatorError(f"no node called {name!r} has ever been here: see matrixctl node list")
@@ -71,7 +72,7 @@ def _last_fence(admin: Administration, found: tuple[int, int]) -> str:
 
 async def unfence(admin: Administration, arguments: Message) -> Any:
     """Let a node in again that the operator had fenced."""
-    name = _name(arguments)
+    name = name_of(arguments)
     word = admin.roster().get(name, "")
     if word != "fenced":
         raise OperatorError(f"{name}: {BARRED.get(word, 'it is not fenced by the operator')}")
@@ -82,7 +83,7 @@ async def unfence(admin: Administration, arguments: Message) -> Any:
 
 async def remove(admin: Administration, arguments: Message) -> Any:
     """A node that is gone for good: its slot is free, and it is not admitted any more."""
-    name, force = _name(arguments), take(arguments, "force", bool)
+    name, force = name_of(arguments), take(arguments, "force", bool)
     found, core = _slot(admin, name), admin.node.membership
     if found is None and name not in admin.roster():
         raise OperatorError(f"no node called {name!r} has ever been here: see matrixctl node list")

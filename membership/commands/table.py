@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from membership.commands import disks, nodes
+from membership.commands import disks, fences, nodes, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,4 +20,10 @@ HANDLERS: Final[dict[str, Callable[[Administration, Message], Awaitable[Any]]]] 
     "node.fence": nodes.fence,
     "node.unfence": nodes.unfence,
     "node.remove": nodes.remove,
+    "node.add": tokens.add,
+    "token.redeem": tokens.redeem,
+    "fence.set": fences.put,
+    "fence.clear": fences.clear,
+    "fence.list": fences.show,
+    "fence.test": fences.test,
 }

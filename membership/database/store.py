@@ -23,7 +23,8 @@ from membership.database.schema import (
     settings,
     tokens,
 )
-from membership.errors import CorruptRecord
+from membership.enrol.grants import Grant, grant_of_json_untrusted, grant_to_json
+from membership.errors import BadMessage, CorruptRecord
 from membership.naming import Disk, Naming
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ class MembershipDatabase:
             database.naming()
             database.roster()
             database.documents(fence_levels)
-            database.documents(tokens)
         except CorruptRecord:
             _close(database)
             raise
         except (
             sqlite3.Error, SQLAlchemyError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, KeyError,
+            BadMessage,
         ) as error:
             _close(database)
             raise CorruptRecord(where, "database", "a membership database", type(error).__name__) from None
@@ -126,7 +127,8 @@ class MembershipDatabase:
             for row in rows
         )
         areas, before = (_uuids(words.get(key, "")) for key in ("areas", "areas_before"))
-        return Naming(int(words.get("naming", "0")), found, areas, before)
+        keys = tuple((g.token_id, g.key) for g in self.grants())
+        return Naming(int(words.get("naming", "0")), found, areas, before, keys)
 
     def put_naming(self, naming: Naming) -> None:
         """Replace it."""
@@ -168,6 +170,14 @@ class MembershipDatabase:
         """The operator's word about each node, by name."""
         with self._engine.connect() as connection:
             return {row.name: row.word for row in connection.execute(select(roster))}
+
+    def grants(self) -> list[Grant]:
+        """All join tokens.  Raises BadMessage."""
+        return [grant_of_json_untrusted(row["grant"]) for row in self.documents(tokens)]
+
+    def put_grant(self, grant: Grant) -> None:
+        """Keep a join token, or what became of it."""
+        self.put(tokens, {"id": grant.token_id.hex(), "grant": grant_to_json(grant)})
 
     def documents(self, table: Table) -> list[dict[str, object]]:
         """All rows of ``fence_levels`` or ``tokens``, with their JSON decoded."""

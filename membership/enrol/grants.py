@@ -33,6 +33,7 @@ AGAIN_SECONDS: Final = 60
 LIFETIME_SECONDS_MAX: Final = 30 * 86400
 GRANTS_MAX: Final = 64
 NODE_CHARACTERS_MAX: Final = 64
+_BYTES: Final = frozenset({"token_id", "key", "redeemed_by"})
 
 
 class State(Enum):
@@ -133,6 +134,22 @@ class Grant:
             return cls(**{**data, "state": State(data["state"])})
         except ValueError:
             raise BadMessage("join token record: unknown state") from None
+
+
+def grant_to_json(grant: Grant) -> dict[str, Any]:
+    """As ``to_dict``, with bytes as hex digits."""
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in grant.to_dict().items()}
+
+
+def grant_of_json_untrusted(data: object) -> Grant:
+    """The reverse.  Raises BadMessage."""
+    if not isinstance(data, dict):
+        raise BadMessage("join token record: no map")
+    try:
+        plain = {name: bytes.fromhex(value) if name in _BYTES else value for name, value in data.items()}
+    except (ValueError, TypeError):
+        raise BadMessage("join token record: no hex digits") from None
+    return Grant.from_dict_untrusted(plain)
 
 
 class Decision(NamedTuple):

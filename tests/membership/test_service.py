@@ -191,7 +191,7 @@ async def test_half_cut_triangle_keeps_a_majority(autojump_clock):
 
 
 async def test_losing_the_disk_path_ends_a_node_and_the_others_go_on(autojump_clock):
-    async with World(11, one_machine=False) as world:  # on one it may be killed before it hears why
+    async with World(11, one_machine=False) as world:
         await cluster(world)
         mount = await world.mount(3)
         world.machines["n3"].paths[0].cut("no path")

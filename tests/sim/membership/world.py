@@ -17,7 +17,6 @@ import trio
 
 from membership.disks import ClusterDisks, OpenDisk
 from membership.errors import Fenced, MatrixError, OperatorError, PeerError
-from membership.fence.lease import LeaseFence
 from membership.fence.process import HostIdentity
 from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK, Label, timing_of
 from membership.orders import JournalState, MountRequest
@@ -189,7 +188,7 @@ class World:
             lambda address: SimMesh(self.net, address, machine.freezer),
             machine.clock,
             SimRng(self.rng.random()),
-            (SimProcessFence(self, identity), LeaseFence(self.timing, machine.clock)),
+            (SimProcessFence(self, identity),),
             lambda _node: self._pause_of(machine.pid),
         )
         machine.node.machine = machine

@@ -1,0 +1,74 @@
+"""Cluster disks as the fence by reservations sees them: which implementation a store has, and how it comes back.
+
+Source: membership/fence/reservations.py (the seam), decision 0016.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matrixfs.blockstore.device.block import BlockDevice
+from matrixfs.blockstore.device.iscsi import IscsiDevice
+from matrixfs.blockstore.scsi.kernel import kernel_reservations
+from matrixfs.blockstore.scsi.reservations import ScsiReservations
+from membership.fence.reservations import REGISTRANTS_ONLY, Leak, Lun, LunTraits
+
+if TYPE_CHECKING:
+    from matrixfs.blockstore.scsi.session import Session
+    from membership.fence.storage_access import StorageAccess
+    from membership.seams import SectorDevice
+
+
+# Of a LUN behind a kernel device, which one host can't probe: what an operator vouches for who says that the array does
+# what the standard says.  Nothing else makes a fence of it.
+VOUCHED_FOR = LunTraits(
+    kind=REGISTRANTS_ONLY,
+    preempt_and_abort=True,
+    outlives_holder=True,
+    keys_are_true=True,
+    abort_stops=True,
+    leaks=~Leak(0) & ~Leak.WRITE_10,
+)
+
+
+def lun_of(device: SectorDevice, traits: LunTraits) -> Lun:
+    """The LUN behind an open store.
+
+    Args:
+        device: an open store.  A file has no reservations.
+        traits: what its probe found (label of the disk).
+    """
+    if isinstance(device, IscsiDevice):
+        reservations = ScsiReservations(
+            device.name,
+            device.sector_bytes,
+            device.size_bytes,
+            device.nexus.session,
+            power_loss=traits.keeps_over_power_loss,
+        )
+        return Lun(device.name, reservations, traits)
+    if isinstance(device, BlockDevice):
+        kernel = kernel_reservations(device.name, power_loss=traits.keeps_over_power_loss)
+        return Lun(device.name, kernel, traits, nexus_per_process=False)
+    return Lun(device.name, None, LunTraits())
+
+
+def looks_through(device: SectorDevice, lun: Lun) -> SectorDevice:
+    """Through this ``allowed`` of ``StorageAccess`` reads header and slots, also while the disk comes back (A3)."""
+    return lun.reservations if isinstance(lun.reservations, ScsiReservations) else device
+
+
+def comes_back(device: IscsiDevice, lun: Lun, access: StorageAccess) -> None:
+    """Let a lost session carry nothing again before ``access.reconnected`` has agreed (A3).
+
+    What ``access`` looks at (``allowed``) must be read through ``looks_through``: nobody else gets a session of this
+    LUN meanwhile.
+    """
+    reservations = lun.reservations
+    assert isinstance(reservations, ScsiReservations)
+
+    async def reconnected(session: Session) -> None:
+        with reservations.returning(session):
+            await access.reconnected(lun.name)
+
+    device.nexus.on_reconnected = reconnected
