@@ -180,10 +180,10 @@ class Checkers:
             self.broke(f"C1: two headers of generation {header.generation}")
         if header.generation < before.generation:
             self.went_back += 1
-        if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
-            self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
         for instance in self.dead_nodes & set(header.members.items()) - set(before.members.items()):
             self._check_return(instance)
+        if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
+            self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
         if header.generation > self.newest.generation:
             self._check_eviction(writer, self.newest, header)
             self._check_nobody_is_lost(writer, self.newest, header)
