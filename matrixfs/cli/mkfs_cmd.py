@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 
 from matrixfs import __version__
-from matrixfs.cli.common import MatrixCommand, printable
+from matrixfs.cli.common import MatrixCommand, printable, size_text
 from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
 
@@ -215,22 +215,15 @@ def summary(store: str, label: Label, superblock: Superblock) -> str:
     """What was made, and the command to type next."""
     from membership.label import BLOCK_BYTES
 
-    journal = _size_text(superblock.journal_blocks * BLOCK_BYTES)
+    journal = size_text(superblock.journal_blocks * BLOCK_BYTES)
     lines = [
         f"{printable(store)} is now a cluster disk with an empty filesystem.",
         f"  name      {superblock.name}",
         f"  uuid      {uuid.UUID(bytes=superblock.owner)}",
         f"  cluster   {uuid.UUID(bytes=label.owner)}",
-        f"  size      {_size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
+        f"  size      {size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
         f"  journals  {superblock.journals} of {journal}: so many nodes can mount it at once",
         "Next, on every node, with an address of that node:",
         f"  matrixd --daemon --store {shlex.quote(printable(store))} --address ADDRESS",
     ]
     return "\n".join(lines)
-
-
-def _size_text(size: int) -> str:
-    for unit in ("TiB", "GiB", "MiB"):
-        if size >= _UNITS[unit[0]]:
-            return f"{size / _UNITS[unit[0]]:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"
