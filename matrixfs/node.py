@@ -21,6 +21,7 @@ import trio
 
 from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
+from matrixfs.blockstore.fencing.luns import mount_access
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
@@ -36,8 +37,9 @@ from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
-from membership.control_client import MountSession, Query
+from membership.control_client import MountSession, Query, is_listed
 from membership.errors import CorruptionError, Fenced, OperatorError
+from membership.fence.reservations import LunTraits
 from membership.mount_watch import Pulse
 from membership.orders import JournalState, Lease, MountRequest, Withdraw
 from membership.pauses import VARIABLE as PAUSES
@@ -47,6 +49,7 @@ from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
     from matrixfs.blockstore.device.api import Store
+    from membership.fence.storage_access import StorageAccess
 
 # Locks and inodes are long-lived and many, and hold few cycles: the default would walk them all again and again.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -101,6 +104,7 @@ class _Mount:
         self._session: MountSession
         self._store: Store
         self._gate: FencingGate
+        self._access: StorageAccess  # our registration with the LUN, where it has reservations
         self._member: Member
         self._mesh: LinkMesh
 
@@ -113,6 +117,8 @@ class _Mount:
             cluster.store_path, identity=f"mount {self._incarnation:016x}", host=cluster.node_name
         )
         try:
+            self._gate = FencingGate(self._store, self._clock)
+            self._access = self._make_access(LunTraits.from_words_untrusted(*cluster.traits))
             raw = Window(self._store, cluster.data_offset, cluster.data_length)
             superblock = await read_superblock(raw)
             if superblock.name != self._options.source:
@@ -132,7 +138,8 @@ class _Mount:
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
             admission = await self._session.join(request)
-            self._gate = FencingGate(self._store, self._clock)
+            if self._access.is_needed:
+                await self._access.admit(cluster.node_id, self._incarnation, heir=False)
             self._gate.extend(admission.lease_deadline, admission.generation)
             area = Window(PatientDevice(self._gate), cluster.data_offset, cluster.data_length)
             self._member = Member(
@@ -159,6 +166,15 @@ class _Mount:
                 await self._store.aclose()
         if self._failure is not None:
             raise self._failure
+
+    def _make_access(self, traits: LunTraits) -> StorageAccess:
+        return mount_access(
+            self._store,
+            traits,
+            self._clock,
+            allowed=lambda: is_listed(self._options.state_dir, self._incarnation),
+            lost=lambda reason: self._fail(Fenced(reason)),
+        )
 
     async def _request(self, raw: Window, superblock: Superblock, port: int) -> MountRequest:
         states: list[JournalState] = []
@@ -218,6 +234,9 @@ class _Mount:
         await self._fuse.run()
         log.info("unmounted; flushing")
         await self._member.leave()
+        await self._gate.drained()
+        for line in await self._access.withdraw():
+            log.info("%s", line)
         await self._session.left()
         self._fuse.close()
 
@@ -257,6 +276,7 @@ class _Mount:
         if hasattr(self, "_member"):
             log.error("what happened to its locks before, newest last:\n%s", self._member.trace.text(TRACE_LOGGED))
         self._gate.fence(str(error) or type(error).__name__)
+        self._access.conflict(str(error))
         if self._fuse is not None:
             self._fuse.withdraw(str(error))
         self._scope.cancel()

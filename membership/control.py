@@ -40,7 +40,6 @@ from membership.control_wire import (
 from membership.errors import BadMessage, MatrixError, OperatorError
 from membership.label import BLOCK_BYTES, PLAIN_LINKS, Label, timing_of
 from membership.orders import request_from_dict_untrusted
-from membership.presence import Landing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from membership.disks import OpenDisk
     from membership.mounts import MountChannel
     from membership.orders import MountRequest
+    from membership.presence import Lands
     from membership.relay import Relay
     from membership.seams import Clock
     from membership.status import Status
@@ -55,6 +55,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 64
+
+
+class MountStorage(Protocol):
+    """What mounts need of ``membership.storage.NodeStorage``."""
+
+    def landing(self, disk: OpenDisk, mount: int) -> Lands:
+        """Knows when what a dead mount process had in flight has landed."""
+        ...
+
+    async def is_listed(self, mount: int) -> bool:
+        """Whether header and slot, read now, list this node and that mount.  Raises MatrixError."""
+        ...
 
 
 class ControlledNode(Protocol):
@@ -82,6 +94,11 @@ class ControlledNode(Protocol):
 
     def reachable(self) -> Mapping[int, str]:
         """Names of the nodes whose mounts can be asked, by node id."""
+        ...
+
+    @property
+    def storage(self) -> MountStorage:
+        """The cluster disks, for mounts."""
         ...
 
     @property
@@ -164,6 +181,7 @@ class _Server:
             "events": questions.events,
             "ask": questions.ask,
             "command": self._command,
+            "listed": self._listed,
             "stop": self._stop,
         }
 
@@ -211,6 +229,10 @@ class _Server:
         log.info("asked to stop")
         await self._node.stop()
 
+    async def _listed(self, message: Message) -> bool:
+        """A mount process that has registered with its disk asks: do the disks list it now."""
+        return await self._node.storage.is_listed(take_natural(message, "incarnation"))
+
     async def _command(self, message: Message) -> Any:
         return await self._node.command(take(message, "what", str), take(message, "arguments", dict))
 
@@ -224,7 +246,8 @@ class _Server:
             ) from None
         try:
             _check_hello(hello, process)
-            cluster = self._cluster_info(take(hello, "filesystem", str))
+            disk = self._disk_for(take(hello, "filesystem", str))
+            cluster = self._cluster_info(disk)
             await stream.send({"kind": "welcome", "cluster": cluster_to_map(cluster)})
             message = await stream.receive()
             if message is None:
@@ -233,14 +256,14 @@ class _Server:
                 raise BadMessage(f"a mount process sent {message['kind']!r} instead of joining")
             request = request_from_dict_untrusted(message.get("request"))
             request = dataclasses.replace(request, pid=process.pid, start_time=process.started)
-            await self._carry_mount(stream, process, await self._node.admit_mount(request), cluster.store_path)
+            await self._carry_mount(stream, process, await self._node.admit_mount(request), disk)
         finally:
             process.close()
 
     async def _carry_mount(
-        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, store: str
+        self, stream: FrameStream, process: PeerProcess, channel: MountChannel, disk: OpenDisk
     ) -> None:
-        landing = Landing(store, self._clock)
+        landing = self._node.storage.landing(disk, channel.request.incarnation)
         mount = LocalMount(stream, process, channel, landing, self._clock, timing_of(self._label), self._cut_off)
         admission = {
             "fs_name": channel.request.fs_name,
@@ -257,11 +280,14 @@ class _Server:
         finally:
             self._mounts.discard(mount)
 
-    def _cluster_info(self, filesystem: str) -> ClusterInfo:
+    def _disk_for(self, filesystem: str) -> OpenDisk:
+        state = self._node.status()["state"]
+        if state != "member":
+            raise OperatorError(f"matrixd is not a member of the cluster ({state}): see matrixctl status")
+        return self._node.disk_of(filesystem)
+
+    def _cluster_info(self, disk: OpenDisk) -> ClusterInfo:
         status, label = self._node.status(), self._label
-        if status["state"] != "member":
-            raise OperatorError(f"matrixd is not a member of the cluster ({status['state']}): see matrixctl status")
-        disk = self._node.disk_of(filesystem)
         return ClusterInfo(
             node_id=status["node"],
             node_name=status["name"],
@@ -274,6 +300,7 @@ class _Server:
             store_path=disk.path,
             data_offset=disk.label.data_block * BLOCK_BYTES,
             data_length=disk.label.data_blocks * BLOCK_BYTES,
+            traits=(disk.label.pr_kind, disk.label.pr_flags, disk.label.pr_leaks),
             timing=timing_of(label),
         )
 

@@ -204,6 +204,26 @@ class MountSession:
         return Fenced(f"{_LOST}: {reason}")
 
 
+async def is_listed(state_dir: str, incarnation: int) -> bool:
+    """Ask matrixd to look at the disks now: whether header and slot list its node, and this mount.
+
+    On a connection of its own: orders may be waiting on the mount's.
+
+    Raises:
+        OperatorError: matrixd is not there.
+        MatrixError: it can't tell.
+    """
+    path = socket_path(state_dir)
+    try:
+        stream = await control_stream.connect(path)
+    except OSError as error:
+        raise explain_connect_error(path, error) from None
+    try:
+        return take(await _request(stream, {"kind": "listed", "incarnation": incarnation}, "result"), "value", bool)
+    finally:
+        stream.close()
+
+
 async def _request(stream: control_stream.FrameStream, message: Message, wanted: str) -> Message:
     """Send ``message`` and return its answer of kind ``wanted``.  Raises what matrixd refused it with, or PeerError."""
     try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from membership.control_stream import FrameStream, PeerProcess
     from membership.label import Timing
     from membership.mounts import MountChannel
-    from membership.presence import Landing
+    from membership.presence import Lands
     from membership.seams import Clock
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class LocalMount:
         stream: FrameStream,
         process: PeerProcess,
         channel: MountChannel,
-        landing: Landing,
+        landing: Lands,
         clock: Clock,
         timing: Timing,
         cut_off: CutOff,

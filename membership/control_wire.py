@@ -52,7 +52,7 @@ from membership.transport.paths import others_problem
 
 Message: TypeAlias = dict[str, Any]
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 SOCKET_NAME: Final = "matrixd.sock"
 FRAME_BYTES_MAX: Final = 8 << 20  # the answers of 64 mounts, each at most messages.ANSWER_BYTES_MAX
 DEPTH_MAX: Final = 16
@@ -212,6 +212,7 @@ class ClusterInfo:
     store_path: str
     data_offset: int  # bytes from the start of the store to the data window
     data_length: int  # bytes of the data window
+    traits: tuple[int, int, int]  # what the store's reservations are worth: kind, flags, leaks (label.py)
     timing: Timing
 
     def __repr__(self) -> str:
@@ -236,6 +237,7 @@ _TIMING_FIELDS: Final = tuple(f.name for f in dataclasses.fields(Timing))
 def cluster_to_map(cluster: ClusterInfo) -> Message:
     """``cluster`` as the ``cluster`` field of a ``welcome``."""
     plain = {name: getattr(cluster, name) for name in _CLUSTER_FIELDS} | {"node_others": list(cluster.node_others)}
+    plain["traits"] = list(cluster.traits)
     return plain | {"timing": {name: getattr(cluster.timing, name) for name in _TIMING_FIELDS}}
 
 
@@ -258,6 +260,7 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         store_path=take(fields, "store_path", str),
         data_offset=take_natural(fields, "data_offset"),
         data_length=take_natural(fields, "data_length"),
+        traits=_traits_untrusted(fields),
         timing=checked,
     )
 
@@ -267,6 +270,13 @@ def _others_untrusted(fields: Message) -> tuple[str, ...]:
     if any(type(host) is not str for host in others) or others_problem(others):
         raise BadMessage("control message: bad further addresses of the node")
     return others
+
+
+def _traits_untrusted(fields: Message) -> tuple[int, int, int]:
+    traits = take(fields, "traits", list)
+    if len(traits) != 3 or not all(type(word) is int and 0 <= word < 1 << 32 for word in traits):
+        raise BadMessage("control message: traits are three numbers")
+    return traits[0], traits[1], traits[2]
 
 
 def admission_of_untrusted(cluster: ClusterInfo, fields: Message) -> Admission:

@@ -22,7 +22,7 @@ from membership.label import read_label
 from membership.naming import Disk, Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from membership.label import Label
     from membership.seams import Clock, SectorDevice
@@ -80,6 +80,7 @@ class ClusterDisks:
     clock: Clock
     log: Callable[[str, str], None]
     opened: dict[bytes, OpenDisk] = field(default_factory=dict)
+    register: Callable[[OpenDisk], Awaitable[None]] | None = None  # before a disk is used for anything (storage.py)
     changed: Callable[[], None] = lambda: None  # the set of usable devices is another now
     _naming: Naming = field(default_factory=Naming)
     _absent: set[bytes] = field(default_factory=set)  # told to people once
@@ -101,6 +102,8 @@ class ClusterDisks:
                 await device.aclose()
                 return known
             found = OpenDisk(label, device, path, await self.opener.filesystem_of(device, label))
+            if self.register is not None:
+                await self.register(found)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await device.aclose()

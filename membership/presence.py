@@ -22,7 +22,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from membership.errors import DeviceError
 
@@ -61,6 +61,14 @@ def find_holder(fd: int) -> int | None:
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, 0, length=0))  # 0: up to the end
     kind, _, start, _, _ = _FLOCK.unpack(answer)
     return None if kind == fcntl.F_UNLCK else max(0, start - _FIRST_BYTE)
+
+
+class Lands(Protocol):
+    """Knows when what a dead process left in flight has reached the store."""
+
+    async def wait(self, pid: int, /) -> None:
+        """Return when no I/O of ``pid``, which must be gone, can reach the store.  Raises DeviceError: not known."""
+        ...
 
 
 class Landing:

@@ -37,6 +37,7 @@ from membership.relay import Relay
 from membership.san.evictions import Expel
 from membership.seams import PeerAddress
 from membership.status_of import status_of
+from membership.storage import NodeStorage, without_reservations
 
 if TYPE_CHECKING:
     from membership.control_wire import Message
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from membership.san.fence import FenceDriver
     from membership.seams import Clock, Rng
     from membership.status import Status
+    from membership.storage import Reaches
     from membership.transport.links import LinkStatus
 
 
@@ -71,8 +73,9 @@ class Node:
         mesh: makes the transport once the node id is known; the identity's port is not yet.
         clock: seam.
         rng: seam.
-        fences: drivers that are certain, in the order they are tried; agents and time come after them.
+        fences: drivers that are certain, in the order they are tried; reservations, agents and time come after them.
         pauses: by node id, for tests (``membership/pauses.py``).
+        reaches: how this host reaches the cluster disks.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Node:
         rng: Rng,
         fences: Sequence[FenceDriver],
         pauses: Callable[[int], Pause] = lambda _node: never,
+        reaches: Reaches = without_reservations,
     ) -> None:
         self.label = label
         self.config = config
@@ -104,7 +108,8 @@ class Node:
         self._mesh: MeshTransport | None = None
         self.rng = rng
         self.agents = AgentFence(self._levels_of, ProcessRunner(), clock)
-        self._fences = (*fences, EitherFence(self.agents, LeaseFence(self.timing, clock)))
+        self.storage = NodeStorage(self, reaches)
+        self._fences = (*fences, self.storage.fence, EitherFence(self.agents, LeaseFence(self.timing, clock)))
         self._pauses = pauses
         self._nursery: trio.Nursery | None = None
         self._parts: NodeParts | None = None  # once it has a slot
@@ -134,7 +139,9 @@ class Node:
             self.areas, self.label.owner, self.timing, self.clock, self._fences, self._host,
             self.config.name, self.config.host, self.incarnation,
         )  # fmt: skip
-        node, slot = await claim_slot(claimant)
+        async with self.storage.claiming():
+            node, slot = await claim_slot(claimant)
+            await self.storage.admit(node)
         mesh = self._mesh_factory(PeerAddress(node, self.incarnation, self.config.host, self.config.port))
         slot.port = await mesh.listen(self.config.host, self.config.port, self.config.others)
         slot.others = ",".join(self.config.others)
@@ -148,6 +155,7 @@ class Node:
             if self._fenced:
                 raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
             await parts.disk.mark_left()
+            await self.storage.withdraw()
         finally:
             self._finished.set()
 
@@ -162,6 +170,7 @@ class Node:
                 for loop in parts.loops:
                     nursery.start_soon(loop)
                 nursery.start_soon(self.disks.watch)
+                nursery.start_soon(self.storage.keep_always)
                 await self._member.wait()
                 await self._named.wait()
                 if not self._ended.is_set():

@@ -12,8 +12,9 @@ from matrixfs.blockstore import open_store
 from matrixfs.blockstore.in_use import refuse_if_holding_data
 from matrixfs.blockstore.initialize import wipe_labels
 from matrixfs.cli.opener import HostOpener
+from matrixfs.cli.storage import clear_reservations
 from membership.areas.bootstrap import stored_naming
-from membership.clock import SystemClock
+from membership.clock import SystemClock, SystemRng
 from membership.disks import ClusterDisks
 from membership.errors import OperatorError
 from membership.label import read_label
@@ -44,12 +45,14 @@ async def destroy_cluster(name: str, stores: Sequence[str]) -> list[str]:
     paths, missing = await _disks_of(name, stores)
     async with contextlib.AsyncExitStack() as stack:
         opened = [(await _opened(path, stack), path) for path in paths]
+        used = []
         for device, _ in opened:
-            await device.refuse_if_used(force=True)
+            used.append(await device.refuse_if_used(force=True))
             await refuse_if_holding_data(device, SystemClock(), force=True)
         lines = []
-        for device, path in opened:
-            await device.clear_users()
+        for (device, path), traces in zip(opened, used, strict=True):
+            if traces:
+                await clear_reservations(device, SystemRng())
             await wipe_labels(device)
             lines.append(f"{path} is blank")
     return lines + [f"{path} was not found: mkfs.matrixfs --force or wipefs it where it is" for path in missing]
@@ -60,7 +63,12 @@ async def _disks_of(name: str, stores: Sequence[str]) -> tuple[list[str], list[s
     first = await _label_of(stores)
     if first.cluster_name != name:
         raise OperatorError(f"{stores[0]}: is of cluster {first.cluster_name!r}, not {name!r}: nothing was done")
-    disks = ClusterDisks(first.owner, HostOpener(stores, SCAN, ""), SystemClock(), lambda _kind, _text: None)
+    disks = ClusterDisks(
+        first.owner,
+        HostOpener(stores, SCAN, "", SystemRng().randbytes(8).hex()),
+        SystemClock(),
+        lambda _kind, _text: None,
+    )
     try:
         for store in stores:
             with contextlib.suppress(OperatorError):

@@ -121,6 +121,7 @@ def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
     import trio
 
     from matrixfs.blockstore import open_store
+    from matrixfs.blockstore.fencing.luns import seize
     from matrixfs.fsck.run import Mode, run_fsck
     from membership.clock import SystemClock, SystemRng
 
@@ -128,8 +129,11 @@ def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
 
     async def check() -> Outcome:
         await device.open()
+        incarnation = int.from_bytes(SystemRng().randbytes(5), "little")
         try:
-            return await run_fsck(device, mode, SystemClock(), SystemRng(), reporter)
+            return await run_fsck(
+                device, mode, SystemClock(), SystemRng(), reporter, lambda label: seize(device, label, incarnation)
+            )
         finally:
             with trio.CancelScope(shield=True):
                 await device.aclose()

@@ -22,7 +22,7 @@ from matrixfs.cli.common import (
     printable,
     state_argument,
 )
-from matrixfs.cli.mkfs_cmd import parse_size
+from matrixfs.cli.mkfs_cmd import Request, make, parse_size, trust_option
 from membership.errors import MatrixError, OperatorError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def cluster() -> None:
 @click.option("-f", "--force", is_flag=True, help="Overwrite what the stores hold.  Never overwrites a store in use.")
 @click.option("--size", type=parse_size, metavar="SIZE", help="The stores are files: create them, sparse, of SIZE.")
 @click.option("-j", "--journals", default=8, show_default=True, help="How many nodes can mount a filesystem at once.")
+@trust_option
 @click.option("--plain-links", is_flag=True, help="Authenticate what nodes send each other, but do not encrypt it.")
 @click.option(
     "--timing", multiple=True, metavar="NAME=SECONDS", help="Other times than the defaults; see cluster show."
@@ -65,6 +66,7 @@ def init(
     force: bool,
     size: int | None,
     journals: int,
+    trust_reservations: bool,
     plain_links: bool,
     timing: tuple[str, ...],
     state: str,
@@ -92,7 +94,7 @@ def init(
     except OSError as error:
         raise OperatorError(f"can't use the state directory {directory}: {error.strerror} (see --state)") from None
     for (filesystem, _), path, identity in zip(asked, paths, identities, strict=True):
-        _make(path, filesystem, identity, force=force, size=size, journals=journals)
+        _make(Request(path, filesystem, journals, None, size, force, trust_reservations, identity), identity)
     first = identities[0]
     save(directory, NodeCredentials(name, first.cluster, key, not plain_links, node_name, paths, contacts))
     click.echo(f"Cluster {name} ({uuid.UUID(bytes=first.cluster)}) is made; this server is its node {node_name}.")
@@ -142,15 +144,15 @@ def timing_of_words(words: tuple[str, ...]) -> Timing:
     return dataclasses.replace(DEFAULT_TIMING, **changes)
 
 
-def _make(path: str, filesystem: str, identity: DiskIdentity, *, force: bool, size: int | None, journals: int) -> None:
-    from matrixfs.cli.mkfs_cmd import Request, make
+def _make(request: Request, identity: DiskIdentity) -> None:
+    from matrixfs.cli.storage import describe_fencing
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
-    request = Request(path, filesystem, journals, None, size, force, identity)
-    make(request, format_volume, SystemClock(), SystemRng())
-    what = f"filesystem {filesystem}" if filesystem else "no filesystem"
-    click.echo(f"{printable(path)} is disk {identity.disk_name}, with a membership area and {what}")
+    label, _ = make(request, format_volume, SystemClock(), SystemRng())
+    what = f"filesystem {request.name}" if request.name else "no filesystem"
+    click.echo(f"{printable(request.store)} is disk {identity.disk_name}, with a membership area and {what}")
+    click.echo(f"  nodes are fenced {describe_fencing(label)}")
 
 
 @cluster.command(cls=MatrixCommand, name="show")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, printable
-from matrixfs.cli.mkfs_cmd import JOURNALS_DEFAULT, parse_size
+from matrixfs.cli.mkfs_cmd import JOURNALS_DEFAULT, Request, make, parse_size, trust_option
 from membership.errors import MatrixError, OperatorError, PeerError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--fs", "filesystem", default="", metavar="NAME", help="Make a filesystem NAME on it.  [default: none]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite what STORE holds.  Never overwrites a store in use.")
 @click.option("--size", type=parse_size, metavar="SIZE", help="STORE is a file: create or extend it, sparse, to SIZE.")
+@trust_option
 @click.option("-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it.")
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
 @own_state_option
@@ -36,6 +37,7 @@ def add(
     filesystem: str,
     force: bool,
     size: int | None,
+    trust_reservations: bool,
     journals: int,
     journal_size: int | None,
     state: str,
@@ -43,7 +45,7 @@ def add(
     """Add STORE to the cluster as disk NAME, while all goes on.  All nodes must reach it."""
     from matrixfs.cli.administer import administer
     from matrixfs.cli.matrixd_cmd import checked_store
-    from matrixfs.cli.mkfs_cmd import Request, make
+    from matrixfs.cli.storage import describe_fencing
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
     from membership.commands.disks import disk_to_map
@@ -52,7 +54,9 @@ def add(
     status = ask(state, {"kind": "status"})
     _refuse_known(status, name, filesystem)
     path = checked_store(store)
-    request = Request(path, filesystem, journals, journal_size, size, force, _identity(status, name))
+    request = Request(
+        path, filesystem, journals, journal_size, size, force, trust_reservations, identity=_identity(status, name)
+    )
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
     row = _row(label, path, superblock.owner if superblock is not None else b"", filesystem)
     try:
@@ -61,7 +65,7 @@ def add(
         wipe(path, label.disk_uuid)
         raise
     what = f"with filesystem {filesystem}" if filesystem else "without a filesystem"
-    click.echo(f"{printable(path)} is disk {name} of the cluster, {what}")
+    click.echo(f"{printable(path)} is disk {name} of the cluster, {what}; nodes are fenced {describe_fencing(label)}")
 
 
 def _refuse_known(status: dict[str, Any], name: str, filesystem: str) -> None:
@@ -141,6 +145,8 @@ def wipe(path: str, disk: bytes) -> None:
 async def _wipe(path: str, disk: bytes) -> None:
     from matrixfs.blockstore import opened_store
     from matrixfs.blockstore.initialize import wipe_labels
+    from matrixfs.cli.storage import clear_reservations
+    from membership.clock import SystemRng
     from membership.label import read_label
 
     device = await opened_store(path)
@@ -148,7 +154,7 @@ async def _wipe(path: str, disk: bytes) -> None:
         if (await read_label(device)).disk_uuid != disk:
             raise OperatorError(f"{path}: is another disk here: nothing was wiped")
         if await device.refuse_if_used(force=True):
-            await device.clear_users()
+            await clear_reservations(device, SystemRng())
         await wipe_labels(device)
     finally:
         await device.aclose()

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from matrixfs.blockstore.fencing.luns import reach_of
 from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.cli.opener import HostOpener
+from matrixfs.cli.storage import HostLanding
 from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
@@ -34,7 +36,6 @@ from membership.fence.process import ProcessFence, this_host
 from membership.label import PLAIN_LINKS, Label, read_label
 from membership.pauses import VARIABLE as PAUSES
 from membership.pauses import Pause, pauses_of
-from membership.presence import Landing
 from membership.service import Node, NodeConfig
 from membership.transport.links import LinkMesh
 
@@ -93,7 +94,7 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    opener = HostOpener(options.stores, options.scan, options.name)
+    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex())
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
@@ -200,8 +201,9 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
         make_mesh,
         clock,
         rng,
-        (ProcessFence(host, clock, Landing(options.stores[0], clock), cut_off),),
+        (ProcessFence(host, clock, HostLanding(disks, clock), cut_off),),
         pauses,
+        reach_of,
     )
     return node
 

@@ -60,6 +60,7 @@ class Request:
     journal_bytes: int | None = None
     size: int | None = None
     force: bool = False
+    vouched: bool = False  # its reservations are good, says the operator
     identity: DiskIdentity | None = None  # None: the only disk of a new cluster called ``name``
 
 
@@ -72,6 +73,14 @@ def parse_size(text: str) -> int:
     return size
 
 
+trust_option = click.option(
+    "--trust-reservations",
+    is_flag=True,
+    help="STORE is a SCSI or NVMe device of the kernel whose persistent reservations you know to work: fence by them.  "
+    "(Of a LUN given as iscsi://... it is tried.)",
+)
+
+
 @click.command(cls=MatrixCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("store")
 @click.option("-n", "--name", required=True, help="Name of the cluster and its filesystem: what mount is given.")
@@ -81,8 +90,18 @@ def parse_size(text: str) -> int:
     "-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it at once."
 )
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
+@trust_option
 @click.version_option(__version__, prog_name="mkfs.matrixfs")
-def main(*, store: str, name: str, force: bool, size: int | None, journals: int, journal_size: int | None) -> None:
+def main(
+    *,
+    store: str,
+    name: str,
+    force: bool,
+    size: int | None,
+    journals: int,
+    journal_size: int | None,
+    trust_reservations: bool,
+) -> None:
     """Make STORE a MatrixFS cluster disk with an empty filesystem.
 
     STORE is a block device or file that all nodes reach, or a LUN: iscsi://HOST[:PORT]/TARGET/LUN.
@@ -90,7 +109,7 @@ def main(*, store: str, name: str, force: bool, size: int | None, journals: int,
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
-    request = Request(store, name, journals, journal_size, size, force)
+    request = Request(store, name, journals, journal_size, size, force, trust_reservations)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
     assert superblock is not None
     click.echo(summary(public_name(store), label, superblock))
@@ -132,6 +151,7 @@ async def _make(
 ) -> tuple[Label, Superblock | None]:
     from matrixfs.blockstore.in_use import refuse_if_holding_data
     from matrixfs.blockstore.initialize import data_blocks, data_window, new_identity, prepare_disk, write_label
+    from matrixfs.cli.storage import clear_reservations, probe_into, vouch_for
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
 
@@ -143,9 +163,12 @@ async def _make(
             plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
         if left_behind:
             await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
-            await device.clear_users()
+            await clear_reservations(device, rng)
+        if request.vouched:
+            await vouch_for(device, rng, force=request.force)
         identity = request.identity or new_identity(request.name, DEFAULT_TIMING, rng)
         label = await prepare_disk(device, identity, clock, force=request.force)
+        await probe_into(label, device, rng, clock, vouched=request.vouched)
         superblock = None
         if request.name:
             superblock = await format_volume(
@@ -213,6 +236,7 @@ def _grow(path: str, size: int) -> tuple[bool, int]:
 
 def summary(store: str, label: Label, superblock: Superblock) -> str:
     """What was made, and the command to type next."""
+    from matrixfs.cli.storage import describe_fencing
     from membership.label import BLOCK_BYTES
 
     journal = size_text(superblock.journal_blocks * BLOCK_BYTES)
@@ -223,6 +247,7 @@ def summary(store: str, label: Label, superblock: Superblock) -> str:
         f"  cluster   {uuid.UUID(bytes=label.owner)}",
         f"  size      {size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
         f"  journals  {superblock.journals} of {journal}: so many nodes can mount it at once",
+        f"  fencing   {describe_fencing(label)}",
         "Next, on every node, with an address of that node:",
         f"  matrixd --daemon --store {shlex.quote(printable(store))} --address ADDRESS",
     ]

@@ -26,11 +26,14 @@ class HostOpener:
         stores: those that matrixd was given: looked at first.
         patterns: shell patterns of paths where else a disk may be.
         node: name of this node, to the target of a LUN.
+        life: drawn anew for each start of matrixd.  With it the nexuses are others than those of a predecessor that may
+            be frozen, and would be registered with the LUN by our registration.
     """
 
-    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str) -> None:
+    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str) -> None:
         self._live: dict[int, Store] = {}
         self._node = node
+        self._life = life
         self._stores = stores
         self._patterns = patterns
 
@@ -38,11 +41,11 @@ class HostOpener:
         """See ``membership.disks.Opener``.
 
         A LUN that is open here already, perhaps under another name, gets a session of another identity: its target
-        would end the first one.  A restarted matrixd opens its disks in the same order, so with the same identities.
+        would end the first one.
         """
         self._live = {number: store for number, store in self._live.items() if not store.closed}
         number = next(number for number in itertools.count(1) if number not in self._live)
-        self._live[number] = store = open_store(path, identity=f"matrixd {number}", host=self._node)
+        self._live[number] = store = open_store(path, identity=f"matrixd {self._life} {number}", host=self._node)
         try:
             await store.open()
         except BaseException:

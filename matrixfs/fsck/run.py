@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from matrixfs.blockstore.initialize import data_window
 from matrixfs.fs.replay import ReplayReport
@@ -26,6 +27,9 @@ ROUNDS_MAX = 10  # a repair may uncover what the damage hid; more rounds than th
 EXIT_CLEAN = 0
 EXIT_CORRECTED = 1
 EXIT_UNCORRECTED = 4
+
+
+Seize: TypeAlias = Callable[[Label], Awaitable[None]]
 
 
 class Mode(enum.Enum):
@@ -77,7 +81,14 @@ class Outcome:
         return EXIT_CORRECTED if self.found.errors else EXIT_CLEAN
 
 
-async def run_fsck(device: SectorDevice, mode: Mode, clock: Clock, rng: Rng, reporter: Reporter) -> Outcome:
+async def run_fsck(
+    device: SectorDevice,
+    mode: Mode,
+    clock: Clock,
+    rng: Rng,
+    reporter: Reporter,
+    seize: Seize | None = None,
+) -> Outcome:
     """Check, and with ``mode`` repair, the filesystem on a cluster disk.
 
     Args:
@@ -86,6 +97,7 @@ async def run_fsck(device: SectorDevice, mode: Mode, clock: Clock, rng: Rng, rep
         clock: to watch for live nodes.
         rng: for repairs.
         reporter: told everything as it happens.
+        seize: called before the first write: nobody else can write from now on.
 
     Raises:
         OperatorError: no cluster disk, in use, or of a newer version.
@@ -95,6 +107,8 @@ async def run_fsck(device: SectorDevice, mode: Mode, clock: Clock, rng: Rng, rep
     label = await read_label(device)
     watch = NodeWatch(device, label, clock)
     await watch.refuse_if_alive(will_write=mode is not Mode.LOOK, say=reporter.say)
+    if mode is not Mode.LOOK and seize is not None:
+        await seize(label)
     window = data_window(device, label)
     session = _Session(device, label, Overlay(window) if mode is Mode.LOOK else window, reporter)
     outcome = Outcome()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from membership.lease.records import HeartbeatSlot
-    from membership.presence import Landing
+    from membership.presence import Lands
     from membership.seams import Clock
 
 KILL_WAIT_SECONDS = 10.0  # a process in an uninterruptible call is not gone: say so and let the caller ask again
@@ -74,7 +74,7 @@ class ProcessFence:
     name = "process"
 
     def __init__(
-        self, host: HostIdentity, clock: Clock, landing: Landing, cut_off: Callable[[int, int], None]
+        self, host: HostIdentity, clock: Clock, landing: Lands, cut_off: Callable[[int, int], None]
     ) -> None:
         """Fence from ``host``.
 

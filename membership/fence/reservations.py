@@ -167,10 +167,15 @@ class LunTraits:
             raise CorruptRecord("traits of a LUN", "leaks", f"of {_LEAKS_KNOWN}", leaks)
         return cls(kind, **{name: bool(flags >> bit & 1) for bit, name in enumerate(_FLAGS)}, leaks=Leak(leaks))
 
+    @property
+    def complaints(self) -> list[str]:
+        """What is wrong with it, for people."""
+        return [text for wrong, text in self._complaints() if wrong]
+
     def describe(self) -> list[str]:
         """Lines for people: what it is worth, and what is wrong with it."""
         lines = [f"fence by reservations: {self.fence}" + (f", {KIND_NAMES[self.kind]}" if self.kind else "")]
-        lines += [text for wrong, text in self._complaints() if wrong]
+        lines += self.complaints
         if self.leaks:
             names = ", ".join(str(leak.name).replace("_", " ") for leak in Leak if leak in self.leaks)
             lines.append(f"a fenced node gets through with {names}: never sent by MatrixFS to this LUN")

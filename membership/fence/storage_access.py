@@ -76,6 +76,11 @@ class StorageAccess:
         return self._key if self._registration.state is State.REGISTERED else 0
 
     @property
+    def is_needed(self) -> bool:
+        """Whether any of the disks lets in only who is registered."""
+        return bool(self._usable())
+
+    @property
     def state(self) -> State:
         """For ``matrixctl status``."""
         return self._registration.state
@@ -83,6 +88,10 @@ class StorageAccess:
     def conflict(self, reason: str) -> None:
         """A LUN answered somebody else in this process that our registration is gone."""
         self._lose(Event.CONFLICT, reason)
+
+    def forget(self, name: str) -> None:
+        """That LUN is reached by another nexus now, which is not registered yet."""
+        self._on.pop(name, None)
 
     async def claim(self, incarnation: int) -> None:
         """Register before a slot is claimed.  Raises Fenced, DeviceError."""
@@ -148,8 +157,12 @@ class StorageAccess:
             self._on.clear()
             return lines
 
-    async def disown(self, key: int) -> bool:
+    async def disown(self, key: int, on: Sequence[Lun] | None = None) -> bool:
         """Take the key of a dead mount process of this node away: nothing that it had in flight lands after that.
+
+        Args:
+            key: its key.
+            on: the LUNs that it had open; without it all.
 
         Returns False when that proves nothing, because on some LUN it had no nexus of its own.
 
@@ -158,7 +171,7 @@ class StorageAccess:
             DeviceError: it could not be made certain; ask again.
         """
         self._registration.check()
-        luns = list(self._luns())
+        luns = list(self._luns() if on is None else on)
         if not luns or any(lun.usable is None or not lun.nexus_per_process for lun in luns):
             return False
         for lun in luns:

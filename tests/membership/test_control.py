@@ -32,6 +32,7 @@ from membership.messages import Answer, Ask
 from membership.mount_watch import LOOK_SECONDS
 from membership.mounts import Left, MountChannel
 from membership.orders import JournalState, Lease, MountRequest, Rebuild, Resume, Suspend, Suspended, Withdraw
+from membership.presence import Landing
 from membership.processes import process_start
 from membership.relay import ASK_SECONDS_MAX, Relay
 from membership.views import DeadInstance, Instance, LockspaceView
@@ -80,6 +81,16 @@ class FakeNode:
 
     def __post_init__(self) -> None:
         self.relay = Relay(self, self.clock)
+        self.storage = self
+        self.listed: list[int] = []
+
+    def landing(self, disk: OpenDisk, mount: int) -> Landing:
+        return Landing(disk.path, self.clock)
+
+    async def is_listed(self, mount: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.listed.append(mount)
+        return mount == REQUEST.incarnation
 
     def reachable(self) -> dict[int, str]:
         return {3: "n3", 4: "n4"}

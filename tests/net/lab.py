@@ -77,7 +77,7 @@ class NetLab(Lab):
 
     def format(self, *options: str) -> None:
         """Also makes machines and network."""
-        if self._switch is None:
+        if not self._machines:
             self.open()
         super().format(*options)
 
@@ -106,6 +106,7 @@ class NetLab(Lab):
             machine.close()
         if self._switch is not None:
             self._switch.close()
+        if self._machines:
             unshare(self.directory)
         self._switch = None
         for kept in (self._daemons, self._ears, self._machines):

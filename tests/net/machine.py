@@ -39,16 +39,17 @@ class Machine:
         directory: of the lab, a shared mount.
         name: of the node.
         own: whether it has an identity of its own; else it is the machine that the test runs on.
+        net: whether it has a network of its own.
     """
 
-    def __init__(self, directory: Path, name: str, *, own: bool) -> None:
+    def __init__(self, directory: Path, name: str, *, own: bool, net: bool = True) -> None:
         binds: list[str] = []
         for path in IDENTITIES if own else ():
             if os.path.exists(path):
                 file = directory / f"{name}-{os.path.basename(path)}"
                 file.write_text(f"{uuid.uuid4() if 'boot' in path else uuid.uuid4().hex}\n")
                 binds += [str(file), path]
-        command = ["unshare", "--net", "--mount", "--propagation", "unchanged", "sh", "-c", _HOLDER]
+        command = ["unshare", *(["--net"] if net else []), "--mount", "--propagation", "unchanged", "sh", "-c", _HOLDER]
         self.holder = subprocess.Popen(
             [*command, f"machine of {directory}", *binds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -17,6 +17,8 @@ from matrixfs.blockstore.scsi import commands
 from matrixfs.blockstore.scsi import reservation_commands as pr
 from matrixfs.blockstore.scsi.answers import BlockLimits, Caching
 from matrixfs.blockstore.scsi.session import Session
+from matrixfs.cli.storage import clear_reservations
+from membership.clock import SystemRng
 from membership.errors import DeviceError, Fenced, OperatorError
 from tests.san.lab import MIB, Istgt, Target
 
@@ -94,7 +96,7 @@ async def test_caution_while_the_question_is_forbidden(target: Target, opened: O
         write = [commands.WRITE_16, *([commands.SYNCHRONIZE_CACHE_16] if isinstance(target, Istgt) else [])]
         assert [cdb[0] for cdb in sent] == [0x1A, *write, *write]
     finally:
-        await owner.clear_users()
+        await clear_reservations(owner, SystemRng())
 
 
 async def test_long_transfers_are_cut(target: Target, opened: Open, sent: list[bytes]) -> None:
@@ -164,7 +166,7 @@ async def test_keys_are_a_sign_of_use(target: Target, opened: Open) -> None:
     with pytest.raises(OperatorError, match="1 reservation keys are registered"):
         await device.refuse_if_used(force=False)
     assert await device.refuse_if_used(force=True)
-    await device.clear_users()
+    await clear_reservations(device, SystemRng())
     assert not await device.refuse_if_used(force=False)
     await device.write(0, bytes(4096))
     assert pr.reservation_untrusted(await device.command(pr.read_reservation())) is None

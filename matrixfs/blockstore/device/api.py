@@ -73,10 +73,6 @@ class Store(GuardedDevice, Protocol):
         """
         ...
 
-    async def clear_users(self) -> None:
-        """Remove the traces; a user who is alive after all is fenced by it.  Raises DeviceError."""
-        ...
-
     def statistics(self) -> dict[str, int | str]:
         """Counters of the device and of what carries its I/O."""
         ...

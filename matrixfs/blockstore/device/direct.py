@@ -109,10 +109,6 @@ class DirectDevice:
             raise OperatorError(f"{self._name}: process {holder} has it open (ps {holder}); stop it first")
         return False
 
-    async def clear_users(self) -> None:
-        """``Store.clear_users``: what is left of a dead process goes by itself."""
-        await trio.lowlevel.checkpoint()
-
     async def read(self, offset: int, length: int, *, guard: Guard | None = None) -> bytes:
         """``SectorDevice.read``."""
         check_range(self, "read", offset, length)

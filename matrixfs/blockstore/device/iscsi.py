@@ -25,7 +25,6 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -166,12 +165,6 @@ class IscsiDevice:
                 "--force overwrites it when no node is alive"
             )
         return bool(keys)
-
-    async def clear_users(self) -> None:
-        """``Store.clear_users``: CLEAR, which takes every key and the reservation away, and needs a key of its own."""
-        key = int.from_bytes(hashlib.sha256(repr(self.nexus.identity).encode()).digest()[:8], "big") | 1
-        await self.command(reservations.reserve_out(reservations.Action.REGISTER_AND_IGNORE, 0, key))
-        await self.command(reservations.reserve_out(reservations.Action.CLEAR, key))
 
     async def _keys(self) -> tuple[int, ...]:
         try:

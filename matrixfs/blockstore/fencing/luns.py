@@ -11,12 +11,19 @@ from matrixfs.blockstore.device.block import BlockDevice
 from matrixfs.blockstore.device.iscsi import IscsiDevice
 from matrixfs.blockstore.scsi.kernel import kernel_reservations
 from matrixfs.blockstore.scsi.reservations import ScsiReservations
+from membership.fence.expel import expel
+from membership.fence.keys import CLAIMANT, key_of
 from membership.fence.reservations import REGISTRANTS_ONLY, Leak, Lun, LunTraits
+from membership.fence.storage_access import StorageAccess
+from membership.storage import Reach
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from matrixfs.blockstore.scsi.session import Session
-    from membership.fence.storage_access import StorageAccess
-    from membership.seams import SectorDevice
+    from membership.label import Label
+    from membership.seams import Clock, SectorDevice
+    from membership.storage import Returning
 
 
 # Of a LUN behind a kernel device, which one host can't probe: what an operator vouches for who says that the array does
@@ -58,7 +65,7 @@ def looks_through(device: SectorDevice, lun: Lun) -> SectorDevice:
     return lun.reservations if isinstance(lun.reservations, ScsiReservations) else device
 
 
-def comes_back(device: IscsiDevice, lun: Lun, access: StorageAccess) -> None:
+def comes_back(device: IscsiDevice, lun: Lun, access: Returning) -> None:
     """Let a lost session carry nothing again before ``access.reconnected`` has agreed (A3).
 
     What ``access`` looks at (``allowed``) must be read through ``looks_through``: nobody else gets a session of this
@@ -72,3 +79,54 @@ def comes_back(device: IscsiDevice, lun: Lun, access: StorageAccess) -> None:
             await access.reconnected(lun.name)
 
     device.nexus.on_reconnected = reconnected
+
+
+def reach_of(device: SectorDevice, traits: LunTraits, returning: Returning) -> Reach:
+    """``membership.storage.Reaches`` of this host."""
+    lun = lun_of(device, traits)
+    if isinstance(device, IscsiDevice) and lun.usable is not None:
+        comes_back(device, lun, returning)
+    return Reach(lun, looks_through(device, lun), is_local=not isinstance(device, IscsiDevice))
+
+
+def mount_access(
+    device: SectorDevice,
+    traits: LunTraits,
+    clock: Clock,
+    *,
+    allowed: Callable[[], Awaitable[bool]],
+    lost: Callable[[str], None],
+) -> StorageAccess:
+    """The right of a mount process to write to its store.  Through a kernel device its matrixd registers for it.
+
+    Arguments as of ``StorageAccess``.
+    """
+    lun = lun_of(device, traits)
+    if not lun.nexus_per_process:
+        lun = Lun(lun.name, None, LunTraits())
+    access = StorageAccess(lambda: [lun], clock, allowed=allowed, lost=lost)
+    if isinstance(device, IscsiDevice) and lun.usable is not None:
+        comes_back(device, lun, access)
+    return access
+
+
+async def seize(device: SectorDevice, label: Label, incarnation: int) -> None:
+    """For who repairs a disk that no node uses: nobody else may write to it from now on.
+
+    Our key stays behind and keeps the disk locked until a node takes over (A4 of storage_access.py).
+
+    Raises:
+        DeviceError: it can't be made certain.
+        Fenced: somebody does the same to us.
+    """
+    traits = LunTraits.from_words_untrusted(label.pr_kind, label.pr_flags, label.pr_leaks)
+    lun = lun_of(device, traits)
+    if lun.usable is None:
+        return
+    own = key_of(CLAIMANT, incarnation)
+    await lun.usable.register(own)
+
+    async def others(keys: list[int]) -> list[int]:
+        return [key for key in dict.fromkeys(keys) if key != own]
+
+    await expel(lun, own, others)
