@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabNode, wait_gone
 
 SIZE = "600M"
-PORT = 7474
+PORT = 20000 + os.getpid() % 10000  # several runs on one machine; below the ports that the kernel gives out
 
 
 class JoinedLab:
@@ -45,7 +46,7 @@ class JoinedLab:
             f"{fs}={self.path(name)}" if fs else self.path(name)
             for fs, name in (s.rsplit("=", 1) if "=" in s else ("", s) for s in stores)
         ]
-        where = ("--address", self.first.address, "--node", self.first.name)
+        where = ("--address", f"{self.first.address}:{PORT}", "--node", self.first.name)
         return self.ctl(self.first, "cluster", "init", self.lab.name, *paths, "--size", SIZE, *where)
 
     def start(self, node: LabNode, *options: str) -> None:
@@ -56,7 +57,9 @@ class JoinedLab:
         return str(self.json(via, "node", "add", name)["token"])
 
     def join(self, node: LabNode, token: str, *, code: int = 0) -> str:
-        return self.ctl(node, "node", "join", "--name", node.name, "--address", node.address, token, code=code)
+        return self.ctl(
+            node, "node", "join", "--name", node.name, "--address", f"{node.address}:{PORT}", token, code=code
+        )
 
     def both(self) -> None:
         self.start(self.first)
