@@ -15,6 +15,7 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable, state_option
+from matrixfs.cli.matrixctl_disk import disk
 from matrixfs.cli.matrixctl_lock import lock
 from matrixfs.cli.matrixctl_locks import locks
 from matrixfs.cli.matrixctl_metrics import metrics
@@ -77,7 +78,7 @@ def stop(state: str) -> None:
     click.echo("matrixd has stopped")
 
 
-for _command in (lock, locks, metrics, top, trace):
+for _command in (disk, lock, locks, metrics, top, trace):
     main.add_command(_command)
 
 

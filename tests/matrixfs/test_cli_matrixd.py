@@ -40,6 +40,8 @@ class FakeNode:
         return {3: self.name}
     def status(self):
         return {"state": self.state, "name": self.name, "node": 3, "nodes": [], "events": []}
+    def own_answer(self, what):
+        return None
     async def run(self, *, task_status):
         if self.name == "taken":
             raise OperatorError("node taken is already running on 10.0.0.9")
