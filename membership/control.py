@@ -39,7 +39,7 @@ from membership.control_wire import (
     take_natural,
 )
 from membership.errors import BadMessage, MatrixError, OperatorError
-from membership.label import BLOCK_BYTES, Label, timing_of
+from membership.label import BLOCK_BYTES, PLAIN_LINKS, Label, timing_of
 from membership.orders import request_from_dict_untrusted
 from membership.presence import Landing
 
@@ -284,6 +284,7 @@ class _Server:
             cluster_name=label.cluster_name,
             cluster_uuid=label.owner,
             cluster_key=label.cluster_key,
+            encrypt=label.links != PLAIN_LINKS,
             store_path=disk.path,
             data_offset=disk.label.data_block * BLOCK_BYTES,
             data_length=disk.label.data_blocks * BLOCK_BYTES,

@@ -212,6 +212,7 @@ class ClusterInfo:
     cluster_name: str
     cluster_uuid: bytes  # 16 bytes
     cluster_key: bytes  # 32 bytes, authenticates links (R11): never log it
+    encrypt: bool  # links between nodes are encrypted
     store_path: str
     data_offset: int  # bytes from the start of the store to the data window
     data_length: int  # bytes of the data window
@@ -257,6 +258,7 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         cluster_name=take(fields, "cluster_name", str),
         cluster_uuid=take(fields, "cluster_uuid", bytes),
         cluster_key=take(fields, "cluster_key", bytes),
+        encrypt=take(fields, "encrypt", bool),
         store_path=take(fields, "store_path", str),
         data_offset=take_natural(fields, "data_offset"),
         data_length=take_natural(fields, "data_length"),

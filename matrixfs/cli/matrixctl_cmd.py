@@ -15,11 +15,14 @@ import click
 
 from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, state_option
+from matrixfs.cli.matrixctl_cluster import cluster
 from matrixfs.cli.matrixctl_disk import disk
 from matrixfs.cli.matrixctl_events import events
+from matrixfs.cli.matrixctl_fence import fence
 from matrixfs.cli.matrixctl_lock import lock
 from matrixfs.cli.matrixctl_locks import locks
 from matrixfs.cli.matrixctl_metrics import metrics
+from matrixfs.cli.matrixctl_node import node
 from matrixfs.cli.matrixctl_top import top
 from matrixfs.cli.matrixctl_trace import trace
 from membership.errors import PeerError
@@ -64,7 +67,7 @@ def stop(state: str) -> None:
     click.echo("matrixd has stopped")
 
 
-for _command in (disk, events, lock, locks, metrics, top, trace):
+for _command in (cluster, disk, events, fence, lock, locks, metrics, node, top, trace):
     main.add_command(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from matrixfs.cli.matrixctl_disk_change import add, areas, list_disks, probe, remove
 from matrixfs.cli.matrixctl_disk_lock import disk_lock, disk_locks
 
 
@@ -12,5 +13,5 @@ def disk() -> None:
     """The disks of the cluster, and locks on them."""
 
 
-for _command in (disk_lock, disk_locks):
+for _command in (add, areas, disk_lock, disk_locks, list_disks, probe, remove):
     disk.add_command(_command)
