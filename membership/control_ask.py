@@ -130,7 +130,11 @@ def hold(
         except TimeoutError:
             late = True
         else:
-            yield held
+            try:
+                yield held
+            finally:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)  # a child may have it, too
     if late:
         raise TimeoutError
 

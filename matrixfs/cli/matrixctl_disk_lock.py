@@ -1,7 +1,8 @@
 """``matrixctl disk lock NAME -- COMMAND`` and ``matrixctl disk locks``: a cluster disk for an application (002-24).
 
 The lock is the administrator's (membership/san/disk_locks.py).  It excludes other ``matrixctl disk lock`` of any node;
-it does not stop who writes without asking, nor MatrixFS itself.
+it does not stop who writes without asking, nor MatrixFS itself.  The command inherits the connection, so the lock lasts
+as long as anybody who may write under it; its regular end frees it though something that it left behind lives.
 
 ======== =============================================================================
 exit     of ``disk lock``
@@ -54,9 +55,9 @@ def disk_lock(
     """Run COMMAND while the cluster disk NAME is locked, for all nodes.
 
     It keeps out other matrixctl disk lock, nobody else: MatrixFS itself does not ask.  The lock is free when the
-    command ends, when matrixctl dies (the command then gets SIGTERM), and when the node was fenced.  Put -- before
-    COMMAND.  Exit codes: the command's own; 6: lost while it ran; 124: not locked in time; 126, 127: can't be run,
-    not found.
+    command ends and when the node was fenced; when matrixctl is killed, the command gets SIGTERM, and the lock is free
+    when it and all that it started are gone.  Put -- before COMMAND.  Exit codes: the command's own; 6: lost while it
+    ran; 124: not locked in time; 126, 127: can't be run, not found.
     """
     from membership.control_ask import hold
 
@@ -73,7 +74,7 @@ def disk_lock(
         with hold(state, message, timeout or None, waits) as held:
             # A matrixd that died may be called dead at once, and its locks free: then there is no time to lose.
             text = f"the lock on the disk {printable(name)} is lost"
-            loss = Loss(text, Fenced.exit_code, grace_untrusted(held.value), grace_unsaid=0.0)
+            loss = Loss(text, Fenced.exit_code, grace_untrusted(held.value), grace_unsaid=0.0, is_inherited=True)
             context.exit(run_under(command, held, loss))
     except TimeoutError:
         failure = MatrixError(f"{name} was not free within {timeout:g} s: see matrixctl disk locks")

@@ -53,6 +53,7 @@ class Loss:
     exit_code: int
     grace: float  # seconds between SIGTERM and SIGKILL
     grace_unsaid: float  # the same, when the connection just ended: matrixd may be dead
+    is_inherited: bool = False  # who kills matrixctl does not end the lock, but the command and what it started do
 
 
 def run_under(command: tuple[str, ...], held: Held, loss: Loss) -> int:
@@ -68,7 +69,8 @@ def run_under(command: tuple[str, ...], held: Held, loss: Loss) -> int:
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # none may come between the command and its handler
     try:
-        process = subprocess.Popen(command, preexec_fn=_at_birth(os.getpid(), mask))  # noqa: PLW1509 - one thread
+        kept = (held.fileno(),) if loss.is_inherited else ()
+        process = subprocess.Popen(command, preexec_fn=_at_birth(os.getpid(), mask), pass_fds=kept)  # noqa: PLW1509 - one thread
         old = {number: signal.signal(number, _forward(process)) for number in _FORWARDED}
     except OSError as error:
         click.echo(f"matrixctl: {printable(command[0])}: {error.strerror}", err=True)

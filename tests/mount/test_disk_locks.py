@@ -99,6 +99,24 @@ def test_a_released_one_goes_on_and_a_stop_is_allowed_again(pair: Lab) -> None:
 
 
 @pytest.mark.seed("002-24")
+def test_who_outlives_matrixctl_keeps_the_lock(pair: Lab) -> None:
+    """Its command has SIGTERM, and does not end: it may write on, so nobody else gets the lock."""
+    n1, n2 = pair.nodes
+    with locking(n1, "trap '' TERM; echo $$; while :; do sleep 0.1; done") as one:
+        command = int(heard(one))
+    assert one.wait() == -signal.SIGKILL
+    with locking(n2) as other:
+        assert "waiting" in warned(other)
+        os.kill(command, signal.SIGKILL)
+        assert heard(other) == "locked\n"
+    left = ctl(pair, n1, "disk", "lock", "lab", "--", "sh", "-c", "sleep 1000 >&- 2>&- & echo $!")
+    try:
+        assert ctl(pair, n2, "disk", "lock", "--timeout", "20", "lab", "--", "true").returncode == 0
+    finally:
+        os.kill(int(left.stdout), signal.SIGKILL)
+
+
+@pytest.mark.seed("002-24")
 def test_who_lost_its_right_ends_its_command_though_it_will_not(pair: Lab) -> None:
     """n1 freezes, n2 fences it by ending its processes; so the command of n1 is killed, which ignores SIGTERM."""
     n1, n2 = pair.nodes
