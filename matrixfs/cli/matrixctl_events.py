@@ -9,6 +9,7 @@ Exit codes: 0; 3 when a node did not answer, so that its events are missing; els
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from membership.control_wire import Message
 
+FOLLOW_SECONDS: Final = 2.0
 SAME_NS: Final = 2_000_000_000  # what several nodes say alike within that time is one line for people
 
 
@@ -38,6 +40,11 @@ class Event:
     kind: str
     text: str
 
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """No other event has it."""
+        return self.node, self.incarnation, self.seq
+
     def to_map(self) -> Message:
         """For programs."""
         return {field: getattr(self, field) for field in self.__slots__}
@@ -45,25 +52,44 @@ class Event:
 
 @click.command(cls=MatrixCommand)
 @click.option("--here", is_flag=True, help="Only those of this node.")
+@click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
 @json_option
 @own_state_option
 @click.pass_context
-def events(context: click.Context, here: bool, as_json: bool, state: str) -> None:
+def events(context: click.Context, here: bool, follow: bool, as_json: bool, state: str) -> None:
     """What happened in the cluster: joins, evictions, fencing, recoveries; newest last.
 
     From all nodes, in the order of their clocks; what several say alike is one line.  Each node has its latest 200,
-    since its matrixd was started.
+    since its matrixd was started.  With --follow and --json: one event a line.
     """
     found, silent = _all_events(state, here=here)
-    if as_json:
+    if as_json and not follow:
         click.echo(json.dumps({"events": [event.to_map() for event in found], "silent": silent}, indent=2))
+        context.exit(3 if silent else 0)
+    _show(found, silent, as_json=as_json)
+    if not follow:
+        context.exit(3 if silent else 0)
+    known, missed = {event.key for event in found}, silent
+    while True:
+        try:
+            time.sleep(FOLLOW_SECONDS)
+        except KeyboardInterrupt:
+            return
+        found, silent = _all_events(state, here=here)
+        _show([event for event in found if event.key not in known], sorted({*silent} - {*missed}), as_json=as_json)
+        known, missed = {event.key for event in found} | known, silent
+
+
+def _show(found: list[Event], silent: list[str], *, as_json: bool) -> None:
+    if as_json:
+        for event in found:
+            click.echo(json.dumps(event.to_map()))
     else:
         for names, event in fold(found):
             what = (f"{printable(', '.join(names)):<10}", f"{printable(event.kind):<10}", printable(event.text))
             click.echo("  ".join((local_time(event.wall_ns), *what)))
-        for line in silent:
-            click.echo(f"matrixctl: {printable(line)}", err=True)
-    context.exit(3 if silent else 0)
+    for line in silent:
+        click.echo(f"matrixctl: {printable(line)}", err=True)
 
 
 def _all_events(state: str, *, here: bool) -> tuple[list[Event], list[str]]:
@@ -104,7 +130,7 @@ def events_untrusted(value: Any) -> list[Event]:
 
 def merge(books: Iterable[list[Event]]) -> list[Event]:
     """All events of all nodes, each once, by time; those of one matrixd in its own order though its clock was set."""
-    known = {(event.node, event.incarnation, event.seq): event for book in books for event in book}
+    known = {event.key: event for book in books for event in book}
     latest: dict[tuple[int, int], int] = {}
     keyed = []
     for (node, incarnation, seq), event in sorted(known.items(), key=lambda item: item[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,24 @@ def test_who_is_silent_is_named(tmp_path: Path) -> None:
         "matrixctl: n4: control message: name is NoneType, not str\n"
     )
     assert len(json.loads(programs.stdout)["silent"]) == 2
+
+
+def test_following_shows_each_event_and_each_silence_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = iter([None, KeyboardInterrupt])
+
+    def sleep(_seconds: float) -> None:
+        if (then := next(rounds)) is not None:
+            raise then
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    more = result(SILENT, mount(2, 20, [*OTHER, event(2, 4, 9, "n3 is gone")]))
+    with matrixd_that_answers(tmp_path, own(), result(SILENT, mount(2, 20, OTHER)), own(), more):
+        done = run("--state", tmp_path, "events", "--follow", "--json")
+    assert done.exit_code == 0
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [
+        "n1 joined\x1b[2J", "n2 joined", "generation 3", "generation 3", "bad", "n3 is gone",
+    ]  # fmt: skip
+    assert done.stderr == "matrixctl: n3 does not answer: its events are missing here\n"
 
 
 @pytest.mark.parametrize("arguments", [("--here",), ()])
