@@ -15,13 +15,16 @@ from membership.commander import Commander
 from membership.commander import Shell as CommanderShell
 from membership.commands.table import HANDLERS
 from membership.database.keeper import DatabaseKeeper, Kept
+from membership.errors import OperatorError
 from membership.node_core import Commanded, LoadNaming
 from membership.node_disk import NodeDisk
 from membership.node_disk import Shell as DiskShell
+from membership.node_disk_locks import NodeDiskLocks
 from membership.node_mounts import NodeMounts
 from membership.node_naming import NodeNaming
 from membership.san.agent import Admitted, Refused, ToMount
 from membership.san.changes import NamingTaken
+from membership.san.disk_lock_agent import DiskLockEvent
 from membership.san.events import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.recovery import Finished
 
@@ -71,6 +74,7 @@ class NodeParts:
         )  # fmt: skip
         self.mounts.attach(self.disk)
         self.administration = Administration(shell, self.keeper, HANDLERS, pause)
+        self.disk_locks = NodeDiskLocks(core, book, shell)
         self.commander = Commander(shell, self.administration, shell.clock)
         core.admin.own_name, core.admin.admission = name, self.administration.admission
 
@@ -79,10 +83,32 @@ class NodeParts:
         """What runs for as long as the node does."""
         return (self.disk.renew_always, self.keeper.run, self.administration.run)
 
+    async def until_quiet(self, heartbeat: float) -> None:
+        """Return with no checkpoint after the look that showed that this node may leave.
+
+        Raises:
+            OperatorError: filesystems are mounted here, or cluster disks locked.
+        """
+        while True:
+            if self.mounts.processes:
+                names = ", ".join(self.mounts.mountpoints())
+                raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
+            self.disk_locks.check_idle()
+            if self._core.agent.is_quiet() and self.disk_locks.is_quiet():
+                return
+            await self._shell.clock.sleep(heartbeat)
+
+    def end(self, reason: str) -> None:
+        """The right to the store is gone, or given up."""
+        self.mounts.withdraw(reason)
+        self.disk_locks.end(reason)
+
     def carry_out(self, event: object) -> None:
         """An event of the core to the part that it is for.  No checkpoint."""
         if isinstance(event, ToMount | Admitted | Refused):
             self.mounts.carry_out(event)
+        elif isinstance(event, DiskLockEvent):
+            self.disk_locks.carry_out(event)
         elif isinstance(event, Log):
             self._book.log(event.kind, event.text)
         elif isinstance(event, Finished):

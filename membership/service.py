@@ -32,6 +32,7 @@ from membership.node_config import NodeConfig
 from membership.node_core import NodeCore, NotAdmitted, Relayed
 from membership.node_events import EventBook
 from membership.node_parts import NodeParts
+from membership.own_answers import own_answer
 from membership.pauses import never
 from membership.relay import Relay
 from membership.san.evictions import Expel
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from membership.messages import Body
     from membership.mounts import MountChannel
     from membership.node_config import MeshFactory, MeshTransport
+    from membership.node_disk_locks import NodeDiskLocks
     from membership.node_naming import NodeNaming
     from membership.orders import MountRequest
     from membership.pauses import Pause
@@ -182,13 +184,9 @@ class Node:
             self._end("matrixd ends")
 
     async def stop(self) -> None:
-        """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts exist."""
-        core, mounts = self._core(), self._assembled().mounts
-        if mounts.processes:
-            names = ", ".join(mounts.mountpoints())
-            raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
-        while not core.agent.is_quiet():
-            await self.clock.sleep(self.timing.heartbeat)
+        """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts or disk locks exist."""
+        core = self._core()
+        await self._assembled().until_quiet(self.timing.heartbeat)
         self.apply(core.leave)
         await self._ended.wait()
         if self._fenced:
@@ -200,7 +198,7 @@ class Node:
         self._named.set()
         self._ended.set()
         if self._parts is not None:
-            self._parts.mounts.withdraw(reason)
+            self._parts.end(reason)
 
     async def admit_mount(self, request: MountRequest) -> MountChannel:
         """Admit a mount; waits until the administrator assigned a journal, or said that the mount replays first.
@@ -216,6 +214,10 @@ class Node:
     def status(self) -> Status:
         """Everything ``matrixctl status`` shows."""
         return status_of(self)
+
+    def own_answer(self, what: str) -> list[Any] | None:
+        """Our part of the answer to a question of any node; None: it is for the mounts (own_answers.py)."""
+        return own_answer(self, what)
 
     def reachable(self) -> dict[int, str]:
         """Names of the SAN members, ours included, by node id: whose mounts can be asked, if their links are up."""
@@ -268,6 +270,11 @@ class Node:
     def naming(self) -> NodeNaming:
         """Our part in the naming."""
         return self._assembled().naming
+
+    @property
+    def disk_locks(self) -> NodeDiskLocks:
+        """Locks that commands of this node hold on cluster disks.  Raises PeerError before a slot is claimed."""
+        return self._assembled().disk_locks
 
     def disk_of(self, filesystem: str) -> OpenDisk:
         """The disk with a filesystem, as this node has it.
