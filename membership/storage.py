@@ -32,7 +32,7 @@ from membership.presence import Landing
 from membership.san.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from membership.disks import ClusterDisks, OpenDisk
     from membership.label import Timing
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
     from membership.presence import Lands
+    from membership.san.fence import FenceResult
     from membership.seams import Clock, SectorDevice
 
 KEEP_SECONDS = 3.0  # between two rounds of the administrator
@@ -113,14 +114,20 @@ class NodeStorage:
         self._number: int | None = None  # our node id, once our slot claim is durable
         self._alerts: list[str] = []
         self.access = StorageAccess(self._luns, node.clock, allowed=self.is_listed, lost=node.lose)
-        self.fence = ScsiPrFence(self._all_luns, lambda: self.access.key, self._read_slot, node.clock)
+        self.fence = _ToldFence(node.book, self._all_luns, lambda: self.access.key, self._read_slot, node.clock)
         node.disks.register = self.register
 
     # -- the right of this process -----------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def claiming(self) -> AsyncIterator[None]:
-        """Within, this process is registered as claimant of a slot.  Raises Fenced, DeviceError."""
+        """Within, this process is registered as claimant of a slot.
+
+        Raises:
+            Fenced: somebody took the registration away.
+            DeviceError: a LUN failed.
+            CorruptRecord: a label tells of its reservations what this version does not know.
+        """
         if self.access.is_needed:
             await self.access.claim(self._node.incarnation)
         try:
@@ -140,7 +147,7 @@ class NodeStorage:
         self._node.book.log("storage", f"registered as node {node} with {names}")
 
     async def register(self, disk: OpenDisk) -> None:
-        """A disk was opened: see R1.  Raises Fenced, DeviceError."""
+        """A disk was opened: see R1.  Raises Fenced, DeviceError, CorruptRecord."""
         self._coming.append(disk)
         try:
             lun = self._reach(disk).lun
@@ -248,12 +255,8 @@ class NodeStorage:
         known = self._reached.get(uuid)
         if known is not None and known[0] is disk.device:
             return known[1]
-        try:
-            label = disk.label
-            traits = LunTraits.from_words_untrusted(label.pr_kind, label.pr_flags, label.pr_leaks)
-        except CorruptRecord as error:
-            self._node.book.log("alert", f"disk {disk.label.name}: {error}: taken for one without reservations")
-            traits = LunTraits()
+        label = disk.label
+        traits = LunTraits.from_words_untrusted(label.pr_kind, label.pr_flags, label.pr_leaks)
         reach = self._reaches(disk.device, traits, self)
         self._reached[uuid] = (disk.device, reach)
         return reach
@@ -284,6 +287,29 @@ class NodeStorage:
         areas.regroup(present.groups, readers)
         async with areas:
             yield areas
+
+
+class _ToldFence(ScsiPrFence):
+    """People hear when reservations are there and did not fence: the next driver may hide it by taking longer."""
+
+    def __init__(
+        self,
+        book: EventBook,
+        luns: Callable[[], Sequence[Lun]],
+        own_key: Callable[[], int],
+        read_slot: Callable[[int], Awaitable[HeartbeatSlot | None]],
+        clock: Clock,
+    ) -> None:
+        super().__init__(luns, own_key, read_slot, clock)
+        self._book = book
+        self._is_registered = own_key
+
+    async def fence(self, target: HeartbeatSlot, evicted_at: float) -> FenceResult:
+        """See ``ScsiPrFence.fence``."""
+        result = await super().fence(target, evicted_at)
+        if not result.confirmed and self._is_registered():
+            self._book.log("alert", f"the reservations did not fence {target.name}: {result.detail}")
+        return result
 
 
 class _FarLanding:

@@ -5,7 +5,7 @@ written a file, and nobody else has seen it; in the instant of the harm a proces
 and waits for the victim's lock.  Beside that a stream of small operations runs on each of them, on files of their own:
 its longest call shows what the death costs those who want nothing of the dead.
 
-What is fenced by ``process`` and ``lease`` runs here; a row for another fence is one more ``Case``.
+What is fenced by ``process``, ``lease`` and ``scsi-pr`` runs here; a row for another fence is one more ``Case``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from tests.mount.crowd import die_with_parent
 from tests.mount.guard import guarded
 from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
 from tests.net.lab import NetLab
+from tests.san.cluster import SanLab
+from tests.san.lab import san
 
 ANSWER_SECONDS_MAX = 60
 GUARD_SECONDS = 86400  # the guard is for our end; what hangs meanwhile shows by ANSWER_SECONDS_MAX
@@ -294,6 +296,26 @@ def on_machines(directory: Path, rounds: int, say: Say) -> list[Case]:
     return [off, frozen]
 
 
+def on_a_lun(directory: Path, rounds: int, say: Say) -> list[Case]:
+    """Three machines on a LUN of tgt, which fences by its reservations (``scsi-pr``): no time has to pass."""
+    frozen = Case("machine frozen, fenced by its LUN", 5.0)
+    mount = Case("mount process killed, disowned by its LUN", 1.0)
+    with san("tgt", size=512 << 20) as target:
+        lab = SanLab(directory / "lun", target)
+        lab.remove()
+        try:
+            lab.up()
+            bench = Failover(lab, say)
+            for _ in range(rounds):
+                bench.dies(mount, kill_mount, daemon=False)
+                bench.dies(frozen, lambda node: lab.freeze(node, "stop"), lab.thaw)
+        except BaseException:
+            keep_logs(lab, say)
+            raise
+        lab.remove()
+    return [mount, frozen]
+
+
 def keep_logs(lab: Lab, say: Say) -> None:
     lab.close()
     say(f"logs: {lab.directory}/n*/*.log")
@@ -338,7 +360,8 @@ def measure(directory: Path, rounds: int, say: Say) -> list[Case]:
     own.mkdir(parents=True)
     with guarded(own, keep=True) as ear:  # whatever ends us: no process, mount or namespace stays
         print(GUARD_SECONDS, file=ear, flush=True)
-        found = [*on_one_machine(own, rounds, say), *on_machines(own, rounds, say)]
+        every = (on_one_machine, on_machines, on_a_lun)
+        found = [case for rows in every for case in rows(own, rounds, say)]
     shutil.rmtree(own)
     return found
 

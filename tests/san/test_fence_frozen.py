@@ -143,6 +143,32 @@ async def test_killed_with_writes_in_flight(target: Target, opened) -> None:
         assert await areas(node.device) == [b"winner__" * (MIB // 8)] * AREAS
 
 
+async def test_a_fence_while_commands_of_our_own_are_under_way(opened) -> None:
+    """At a LUN RESET libiscsi gives up what is under way on the session that asks for it (B2)."""
+    with san("tgt") as target:
+        node = await start(target, opened, 0)
+        done = 0
+
+        async def write_on(area: int) -> None:
+            nonlocal done
+            while True:
+                await node.device.write(AT + area * MIB, bytes(MIB))
+                done += 1
+
+        async with trio.open_nursery() as nursery:
+            for area in range(AREAS):
+                nursery.start_soon(write_on, area)
+            for _ in range(3):
+                result = await node.fence.fence(slot(), 0.0)
+                assert result.confirmed, result.detail
+                seen = done
+                while done < seen + AREAS:  # each goes on
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert not node.lost
+        await node.device.aclose()
+
+
 async def test_a_lost_session_comes_back_registered(target: Target, opened) -> None:
     """On tgt by registering again after a look, on istgt because it remembers the nexus."""
     node = await start(target, opened, 2)

@@ -22,7 +22,7 @@ from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer
 from matrixfs.blockstore.device.choice import attach_engine
 from matrixfs.blockstore.device.engine import NOTHING, Engine, Kind, Operation
 from membership import presence
-from membership.errors import DeviceError, OperatorError
+from membership.errors import DeviceError, Fenced, OperatorError
 from membership.seams import Buffer
 
 _RETRIES_MAX: Final = 16  # rounds in which the kernel answers EAGAIN or EINTR to all that is left
@@ -232,6 +232,8 @@ class DirectDevice:
             code = -operation.result
             if code in {errno.EAGAIN, errno.EINTR}:
                 return True
+            if code == errno.EBADE:  # how the kernel passes a reservation conflict on
+                raise Fenced(f"{self._name}: the store refuses this node (reservation conflict)")
             raise self._error(operation, code)
         moved = operation.result
         if operation.kind is Kind.FLUSH or moved == operation.view.nbytes:

@@ -3,13 +3,16 @@
 Invariants:
     B1  While a nexus comes back (``Nexus.on_reconnected``) everything here goes over the session that is being
         examined, reads of header and slots included, for nobody else gets one yet (N2).  ``returning`` says so.
-    B2  A conflict fences nothing here; the caller decides what it means (V2).
+    B2  A command whose session ended is sent again over the next: all may be done twice.  At a LUN RESET a target may
+        end the session of who asked for it when that has other commands under way.
+    B3  A conflict fences nothing here; the caller decides what it means (V2).
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, TypeVar
 
 from matrixfs.blockstore.scsi import commands
 from matrixfs.blockstore.scsi.reservation_commands import (
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
     from matrixfs.blockstore.scsi.session import Session
     from membership.seams import Buffer
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
 _TRANSFER_BYTES = 64 * 1024  # of ``read``: what every target takes at once
 
 
@@ -127,9 +135,8 @@ class ScsiReservations:
 
     async def reset_lun(self) -> None:
         """See ``Reservations``."""
-        session = await self._session()
         try:
-            await session.lun_reset()
+            await self._insist(lambda session: session.lun_reset())
         except SessionLost:
             raise
         except DeviceError as error:
@@ -161,13 +168,20 @@ class ScsiReservations:
 
     # -- commands
 
-    async def _session(self) -> Session:
-        return self._returning if self._returning is not None else await self._live()
+    async def _insist(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """B2.  Raises what ``work`` raises; SessionLost of a session that is being examined, or again and again."""
+        for _ in range(_TRIES):
+            if self._returning is not None:
+                break
+            try:
+                return await work(await self._live())
+            except SessionLost as error:
+                log.info("%s: sent again", error)
+        return await work(self._returning if self._returning is not None else await self._live())
 
     async def _command(self, command: Command) -> bytes:
-        session = await self._session()
         try:
-            return await session.command(command)
+            return await self._insist(lambda session: session.command(command))
         except CheckCondition as error:
             if error.unsupported:
                 raise Unsupported(str(error)) from None

@@ -41,6 +41,8 @@ COMMAND_SECONDS_MAX: Final = 5.0
 LOGOUT_SECONDS_MAX: Final = 1.0
 _TICK_SECONDS: Final = 0.5  # between two looks for commands without an answer
 _ATTENTIONS_MAX: Final = 8  # unit attentions queue up: power on, reset, capacity, reservations, ...
+_CALM_SECONDS_MAX: Final = 0.5
+_CALM_LOOK_SECONDS: Final = 0.001
 _BUSY_SECONDS_FIRST: Final = 0.01
 _BUSY_SECONDS_MAX: Final = 0.5
 _REDIRECT: Final = 0x101
@@ -243,7 +245,13 @@ class Session:
         await self._manage("ABORT TASK SET", self._context.abort_task_set)
 
     async def lun_reset(self) -> None:
-        """End all commands of all nexuses on the unit.  Raises DeviceError."""
+        """End all commands of all nexuses on the unit.  Raises DeviceError.
+
+        libiscsi gives up what is under way here, and the session with it, so a moment without is waited for.
+        """
+        with trio.move_on_after(_CALM_SECONDS_MAX):
+            while self._operations:
+                await trio.sleep(_CALM_LOOK_SECONDS)
         await self._manage("LUN RESET", self._context.lun_reset)
 
     async def _manage(self, name: str, function: Callable[[int, Done], None]) -> None:
