@@ -109,7 +109,7 @@ class NodeStorage:
     def __init__(self, node: Stored, reaches: Reaches) -> None:
         self._node = node
         self._reaches = reaches
-        self._reached: dict[bytes, tuple[SectorDevice, Reach]] = {}  # by uuid of the disk
+        self._reached: list[tuple[SectorDevice, Reach]] = []
         self._coming: list[OpenDisk] = []  # opened, and not of use yet (R1)
         self._number: int | None = None  # our node id, once our slot claim is durable
         self._alerts: list[str] = []
@@ -152,8 +152,10 @@ class NodeStorage:
         try:
             lun = self._reach(disk).lun
             if lun.usable is not None and self._number is not None:
-                self.access.forget(lun.name)
-                await self.access.admit(self._number, self._node.incarnation, heir=False)
+                if self.access.key:
+                    await self.access.extend(lun)
+                else:  # the first that has any
+                    await self.access.admit(self._number, self._node.incarnation, heir=False)
         finally:
             self._coming.remove(disk)
 
@@ -251,19 +253,22 @@ class NodeStorage:
     # -- pieces ------------------------------------------------------------------------------------------------------
 
     def _reach(self, disk: OpenDisk) -> Reach:
-        uuid = disk.label.disk_uuid
-        known = self._reached.get(uuid)
-        if known is not None and known[0] is disk.device:
-            return known[1]
+        """Raises CorruptRecord the first time."""
+        for device, reach in self._reached:
+            if device is disk.device:
+                return reach
         label = disk.label
         traits = LunTraits.from_words_untrusted(label.pr_kind, label.pr_flags, label.pr_leaks)
         reach = self._reaches(disk.device, traits, self)
-        self._reached[uuid] = (disk.device, reach)
+        used = [disk.device, *(each.device for each in (*self._node.disks.opened.values(), *self._coming))]
+        self._reached = [known for known in self._reached if any(known[0] is device for device in used)]
+        self._reached.append((disk.device, reach))
         return reach
 
     def _luns(self) -> list[Lun]:
-        """What this process has open."""
-        return [self._reach(disk).lun for disk in (*self._node.disks.opened.values(), *self._coming)]
+        """What this process has open; of a disk that comes anew only the new way to it."""
+        disks = self._node.disks.opened | {disk.label.disk_uuid: disk for disk in self._coming}
+        return [self._reach(disk).lun for disk in disks.values()]
 
     def _all_luns(self) -> list[Lun]:
         """R4."""

@@ -89,10 +89,6 @@ class StorageAccess:
         """A LUN answered somebody else in this process that our registration is gone."""
         self._lose(Event.CONFLICT, reason)
 
-    def forget(self, name: str) -> None:
-        """That LUN is reached by another nexus now, which is not registered yet."""
-        self._on.pop(name, None)
-
     async def claim(self, incarnation: int) -> None:
         """Register before a slot is claimed.  Raises Fenced, DeviceError."""
         async with self._turn:
@@ -113,10 +109,24 @@ class StorageAccess:
         """
         async with self._turn:
             await self._register_as(key_of(node, incarnation))
-            await self._look()
+            await self._look(self._usable())
             if heir:
                 for lun in self._usable():
                     await self._expel(lun, lambda keys: [k for k in keys if node_of(k) == node and k != self._key])
+
+    async def extend(self, lun: Lun) -> None:
+        """Register under the same key with a LUN that was opened later, or is reached by another nexus now.
+
+        Raises:
+            Fenced: the registration was lost, or header and slot no longer list this process.
+            DeviceError: it failed, and that LUN may not be written to.
+        """
+        async with self._turn:
+            self._registration.check()
+            with self._conflicts():
+                await self._register_on(lun)
+                await ensure_reserved(lun, self._key, strangers=False)
+            await self._look([lun])
 
     async def reconnected(self, name: str) -> None:
         """Return when writes may pass a session that was lost and is back (A3).
@@ -139,7 +149,7 @@ class StorageAccess:
                 raise Conflict(f"{name}: our registration is gone, so this node was fenced")
             if not is_there and await self._allowed():  # the target has forgotten it, or we were fenced
                 await self._register_on(lun)
-        await self._look()  # also finds out that ``allowed`` said no above
+        await self._look([lun])  # also finds out that ``allowed`` said no above
         with self._conflicts():
             await ensure_reserved(lun, self._key, strangers=False)
 
@@ -235,24 +245,25 @@ class StorageAccess:
         await within(self._clock, LUN_SECONDS, lun.name, lambda: _of(lun).register(self._key))
         self._on[lun.name] = self._key
         if self._registration.state is State.LOST:  # meanwhile
-            await self._take_back()
+            await self._take_back(self._usable())
             self._registration.check()
 
-    async def _look(self) -> None:
-        """A2.  Raises Fenced, DeviceError; then nothing may be written."""
+    async def _look(self, luns: Sequence[Lun]) -> None:
+        """A2.  Raises Fenced; or DeviceError: then nothing may be written to ``luns``."""
         try:
             allowed = await self._allowed()
         except MatrixError:
-            await self._take_back()
-            self._on.clear()
+            await self._take_back(luns)
+            for lun in luns:
+                self._on.pop(lun.name, None)
             raise
         if not allowed:
             self._lose(Event.EVICTED, "the SAN header no longer lists it")
-            await self._take_back()
+            await self._take_back(self._usable())
         self._registration.check()
 
-    async def _take_back(self) -> None:
-        for lun in self._usable():
+    async def _take_back(self, luns: Sequence[Lun]) -> None:
+        for lun in luns:
             try:
                 await _leave(lun, self._key)
             except MatrixError:

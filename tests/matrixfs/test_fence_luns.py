@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import pytest
+
 from matrixfs.blockstore import open_store
+from matrixfs.blockstore.device.direct import DirectDevice
+from matrixfs.blockstore.device.engine import Kind, Operation
 from matrixfs.blockstore.fencing.luns import VOUCHED_FOR, looks_through, lun_of
+from membership.errors import DeviceError, Fenced
 from membership.fence.reservations import LunTraits
 from tests.contract.stores import loop_device, make_file
 from tests.sim.disk import SimDisk
@@ -25,6 +31,20 @@ async def test_a_file_and_a_loop_device_have_none(tmp_path: Path) -> None:
         assert (lun.reservations, lun.usable, lun.nexus_per_process) == (None, None, False)
         block.close_unused()
     assert lun_of(SimDisk(1 << 20), traits_of(CONFORMING)).reservations is None
+
+
+async def test_a_conflict_through_the_kernel_is_a_fence(tmp_path: Path) -> None:
+    """The block layer passes a RESERVATION CONFLICT on as EBADE."""
+    store = open_store(make_file(str(tmp_path / "store"), 8 << 20))
+    assert isinstance(store, DirectDevice)
+    operation = Operation(Kind.WRITE, -1, 0, memoryview(bytearray(4096)), 0)
+    operation.result = -errno.EBADE
+    with pytest.raises(Fenced, match="reservation conflict"):
+        store._is_unfinished(operation)
+    operation.result = -errno.EIO
+    with pytest.raises(DeviceError):
+        store._is_unfinished(operation)
+    store.close_unused()
 
 
 def test_what_an_operator_vouches_for() -> None:

@@ -80,6 +80,7 @@ def test_a_file_becomes_a_cluster_disk(tmp_path) -> None:
     assert label.owner.hex() in done.stdout.replace("-", "")
     assert "size      64.0 MiB" in done.stdout
     assert "journals  3 of 1.0 MiB" in done.stdout
+    assert "fencing   by lease time (only a LUN has reservations)" in done.stdout
     assert shlex.split(done.stdout.splitlines()[-1])[:4] == ["matrixd", "--daemon", "--store", store]
     assert label.cluster_key.hex() not in done.stdout
     assert os.stat(store).st_mode & 0o777 == 0o600, "the label holds the cluster's key"
@@ -93,6 +94,16 @@ def test_a_block_device_becomes_a_cluster_disk(tmp_path, sector: int) -> None:
         assert label_of(path).cluster_name == "web"
         assert superblock_of(path).name == "web"
         assert "leave --size out" in refused("-n", "web", "-f", "--size", "1G", path)
+
+
+def test_only_a_disk_with_reservations_can_be_vouched_for(tmp_path) -> None:
+    with loop_device(make_file(str(tmp_path / "backing"), SIZE), 512) as path:
+        before = content(path)
+        assert "is for SCSI, multipath and NVMe disks" in refused("-n", "web", "--trust-reservations", path)
+        assert content(path) == before
+    store = tmp_path / "store"
+    assert "is for SCSI" in refused("-n", "web", "--size", "64M", "--trust-reservations", str(store))
+    assert not store.exists()
 
 
 def test_force_overwrites_a_cluster_nobody_uses(tmp_path) -> None:

@@ -213,5 +213,8 @@ async def test_mkfs_on_a_disk_whose_cluster_died(target: Target, opened: Open) -
     made = await trio.to_thread.run_sync(mkfs, "--force", target.url(1))
     assert (made.returncode, made.stderr) == (0, "")
     assert f"matrixd --daemon --store {target.url(1)}" in made.stdout
+    fences = "by reservations (registrants only, preempt and LUN reset)"
+    fences_not = "by lease time: its reservations stop nobody for certain (its list of keys is wrong after a preempt"
+    assert f"  fencing   {fences_not if isinstance(target, Istgt) else fences}" in made.stdout
     with pytest.raises(Fenced) if not isinstance(target, Istgt) else contextlib.nullcontext():
         await dead.read(0, 4096)  # tgt tells who was registered

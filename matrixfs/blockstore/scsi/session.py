@@ -250,7 +250,7 @@ class Session:
         libiscsi gives up what is under way here, and the session with it, so a moment without is waited for.
         """
         with trio.move_on_after(_CALM_SECONDS_MAX):
-            while self._operations:
+            while self._operations:  # noqa: ASYNC110 - it is a matter of milliseconds
                 await trio.sleep(_CALM_LOOK_SECONDS)
         await self._manage("LUN RESET", self._context.lun_reset)
 
