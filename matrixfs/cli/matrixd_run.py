@@ -22,6 +22,7 @@ import trio
 
 from matrixfs.blockstore.fencing.luns import reach_of
 from matrixfs.cli.common import worst_of
+from matrixfs.cli.disk_links import DIRECTORY
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.cli.opener import HostOpener
@@ -94,7 +95,8 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex())
+    links = os.path.join(options.state_dir, DIRECTORY)
+    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex(), links)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:

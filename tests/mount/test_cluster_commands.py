@@ -141,13 +141,15 @@ def test_a_token_works_once_and_the_key_is_on_no_disk(joined: JoinedLab) -> None
     assert not (stranger.state / "credentials").exists()
 
 
-@pytest.mark.seed("002-43", "002-46", "002-47")
+@pytest.mark.seed("002-25", "002-43", "002-46", "002-47")
 def test_disks_come_and_go_while_trees_are_mounted(joined: JoinedLab) -> None:
     joined.init("a")
     joined.both()
     tree = joined.mounted(joined.second, joined.lab.name, "tree")
     (tree / "stays").write_text("here")
     joined.ctl(joined.second, "disk", "add", "more", joined.path("b"), "--size", SIZE, "--fs", "music")
+    for node in (joined.first, joined.second):
+        assert (node.state / "disk" / "more").readlink() == joined.path("b")
     assert "called more already" in joined.ctl(
         joined.first, "disk", "add", "more", joined.path("c"), "--size", SIZE, code=2
     )
@@ -164,6 +166,7 @@ def test_disks_come_and_go_while_trees_are_mounted(joined: JoinedLab) -> None:
         joined.lab.run("umount", place)
     joined.ctl(joined.first, "disk", "remove", "more")
     assert not has_label(joined.path("b"))
+    assert not (joined.second.state / "disk" / "more").is_symlink()
     assert [disk["name"] for disk in joined.json(joined.second, "disk", "list")["disks"]] == ["d1", "third"]
     assert (tree / "stays").read_text() == "here"
     joined.lab.run("umount", tree)
