@@ -318,7 +318,7 @@ async def test_a_database_from_the_future_lets_nobody_old_become_administrator(a
     async with World(90) as world:
         await cluster(world)
         (admin,) = world.administrators()
-        async with admin.node._keeper.changing() as database:
+        async with admin.node._parts.keeper.changing() as database:
             database._raw.execute("PRAGMA user_version = 99")
         world.kill(int(admin.name[1:]))
         await trio.sleep(30)
