@@ -133,6 +133,7 @@ class _Mount:
                 cluster.cluster_key,
                 self._clock,
                 self._rng,
+                encrypt=cluster.encrypt,
             )
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)

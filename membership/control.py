@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from membership.control_ask import socket_path
+from membership.control_disk_locks import hold_disk_lock
 from membership.control_mounts import CutOff, LocalMount
 from membership.control_questions import Questions
 from membership.control_stream import FrameStream, PeerProcess, peer_of
@@ -38,7 +39,7 @@ from membership.control_wire import (
     take_natural,
 )
 from membership.errors import BadMessage, MatrixError, OperatorError
-from membership.label import BLOCK_BYTES, Label, timing_of
+from membership.label import BLOCK_BYTES, PLAIN_LINKS, Label, timing_of
 from membership.orders import request_from_dict_untrusted
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from membership.disks import OpenDisk
     from membership.mounts import MountChannel
+    from membership.node_disk_locks import NodeDiskLocks
     from membership.orders import MountRequest
     from membership.presence import Lands
     from membership.relay import Relay
@@ -76,6 +78,10 @@ class ControlledNode(Protocol):
         """A snapshot, CBOR-safe."""
         ...
 
+    def own_answer(self, what: str) -> list[Any] | None:
+        """Matrixd's own answer to a question of any node, in pieces; None: it is for the mounts."""
+        ...
+
     async def admit_mount(self, request: MountRequest) -> MountChannel:
         """Raises OperatorError, PeerError, Fenced."""
         ...
@@ -99,6 +105,11 @@ class ControlledNode(Protocol):
     @property
     def storage(self) -> MountStorage:
         """The cluster disks, for mounts."""
+        ...
+
+    @property
+    def disk_locks(self) -> NodeDiskLocks:
+        """Locks on cluster disks.  Raises PeerError."""
         ...
 
     @property
@@ -174,7 +185,7 @@ class _Server:
         self._stopped = stopped
         self._cut_off = cut_off
         self._mounts: set[LocalMount] = set()
-        questions = Questions(node.status, node.reachable, node.relay, self._mounts)
+        questions = Questions(node.status, node.reachable, node.relay, self._mounts, node.own_answer)
         self._hold_lock = questions.hold_lock
         self._questions: dict[str, Callable[[Message], Awaitable[Any]]] = {
             "status": questions.status,
@@ -215,6 +226,9 @@ class _Server:
             await self._serve_mount(stream, connection, message)
         elif kind == "lock":
             await self._hold_lock(message, stream)
+        elif kind == "disk-lock":
+            name = self._node.status()["name"]
+            await hold_disk_lock(self._node.disk_locks, name, timing_of(self._label), message, stream)
         elif kind in self._questions:
             value = await self._questions[kind](message)
             try:
@@ -296,6 +310,7 @@ class _Server:
             cluster_name=label.cluster_name,
             cluster_uuid=label.owner,
             cluster_key=label.cluster_key,
+            encrypt=label.links != PLAIN_LINKS,
             store_path=disk.path,
             data_offset=disk.label.data_block * BLOCK_BYTES,
             data_length=disk.label.data_blocks * BLOCK_BYTES,

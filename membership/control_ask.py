@@ -13,16 +13,18 @@ import os
 import select
 import socket
 import struct
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from membership.control_wire import SOCKET_NAME, FrameBuffer, Message, encode_frame, error_of_untrusted
-from membership.errors import MatrixError, OperatorError, PeerError
+from membership.control_wire import SOCKET_NAME, FrameBuffer, Message, encode_frame, error_of_untrusted, take
+from membership.errors import BadMessage, MatrixError, OperatorError, PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ANSWER_SECONDS_MAX: Final = 15.0  # a clean stop ends one renewal; status waits 1 s for a hung mount
+_LAST_WORDS_SECONDS: Final = 0.1  # they are there already, and whoever asks is in a hurry
 _RECEIVE_BYTES: Final = 1 << 16
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid
 _PATH_BYTES_MAX: Final = 107  # sockaddr_un, less its final zero
@@ -65,14 +67,56 @@ def ask(state_dir: str, message: Message, timeout: float = ANSWER_SECONDS_MAX) -
         return _answer(connection, message)
 
 
+class Held:
+    """A request that lasts as long as its connection, which is ready to be read when it ends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.value: Any = None  # of the ``result``
+        self._connection = connection
+        self._frames = FrameBuffer()
+
+    def fileno(self) -> int:
+        """For select and poll."""
+        return self._connection.fileno()
+
+    def begin(self, message: Message, timeout: float | None, waits: Callable[[str], None]) -> None:
+        """Send the request and wait for ``result``.  Raises as ``hold``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with suppress(BrokenPipeError):  # hung up already: why is waiting to be read
+            self._connection.sendall(encode_frame(message))
+        while True:
+            if deadline is not None:
+                self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+            else:
+                self._connection.settimeout(None)
+            answer = _checked(_next(self._connection, self._frames))
+            if answer["kind"] != "waiting":
+                break
+            waits(take(answer, "reason", str))
+        self.value = answer.get("value")
+        self._connection.settimeout(None)
+
+    def why_ended(self) -> str:
+        """When it can be read: what matrixd says of the end; "" when it just hung up."""
+        self._connection.settimeout(_LAST_WORDS_SECONDS)
+        try:
+            answer = _next(self._connection, self._frames)
+            return str(error_of_untrusted(answer)) if answer is not None else ""
+        except (OSError, BadMessage):
+            return ""
+
+
 @contextmanager
-def hold(state_dir: str, message: Message, timeout: float | None) -> Iterator[socket.socket]:
-    """Send a request that lasts as long as its connection; the connection, once it was answered with ``result``.
+def hold(
+    state_dir: str, message: Message, timeout: float | None, waits: Callable[[str], None] = lambda _: None
+) -> Iterator[Held]:
+    """Send a request that lasts as long as its connection; it, once it was answered with ``result``.
 
     Args:
         state_dir: directory of the matrixd to ask.
         message: for example ``{"kind": "lock", ...}``.
         timeout: seconds for the answer; None waits for ever.
+        waits: told why it must wait, if matrixd says so.
 
     Raises:
         TimeoutError: no answer in time; the request is withdrawn with the connection.
@@ -80,14 +124,17 @@ def hold(state_dir: str, message: Message, timeout: float | None) -> Iterator[so
     """
     late = False
     with _connected(socket_path(state_dir), ANSWER_SECONDS_MAX) as connection:
-        connection.settimeout(timeout)
+        held = Held(connection)
         try:
-            _answer(connection, message)
+            held.begin(message, timeout, waits)
         except TimeoutError:
             late = True
         else:
-            connection.settimeout(None)
-            yield connection
+            try:
+                yield held
+            finally:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)  # a child may have it, too
     if late:
         raise TimeoutError
 
@@ -138,19 +185,22 @@ def _process(pid: int) -> Iterator[int]:
 
 
 def _answer(connection: socket.socket, message: Message) -> Any:
-    answer = _exchange(connection, message)
+    with suppress(BrokenPipeError):  # hung up already: why is waiting to be read
+        connection.sendall(encode_frame(message))
+    return _checked(_next(connection, FrameBuffer())).get("value")
+
+
+def _checked(answer: Message | None) -> Message:
+    """An answer that is no error.  Raises MatrixError: the error."""
     if answer is None:
         raise PeerError("matrixd ended before it answered: see its log")
     if answer["kind"] == "error":
         raise error_of_untrusted(answer)
-    return answer.get("value")
+    return answer
 
 
-def _exchange(connection: socket.socket, message: Message) -> Message | None:
-    """Send ``message``; return the first message that comes back, or None at the end of the stream."""
-    with suppress(BrokenPipeError):  # hung up already: why is waiting to be read
-        connection.sendall(encode_frame(message))
-    frames = FrameBuffer()
+def _next(connection: socket.socket, frames: FrameBuffer) -> Message | None:
+    """The next message, or None at the end of the stream."""
     while True:
         answer = frames.next_untrusted()
         if answer is not None:

@@ -1,7 +1,8 @@
 """What may be asked on the control socket, and who answers: this node, its mounts, or the mounts of all nodes.
 
-``status`` and ``events`` are this node's own.  ``ask`` goes to mount processes: {what, arguments, node}, where node is
-a name or number, "" for this node, or None for every member of the SAN (R14).  Its answer::
+``status`` and ``events`` are this node's own.  ``ask`` goes to mount processes, or to the matrixds (own_answers.py):
+{what, arguments, node}, where node is a name or number, "" for this node, or None for every member of the SAN (R14).
+Its answer, where a matrixd that answers itself stands like mounts without a name::
 
     {"node": our id, "answers": [{"node": id, "name": text, "mounts": None | [
         {"filesystem": text, "mountpoint": text, "pid": number, "value": bytes | None}]}]}
@@ -15,10 +16,12 @@ process as ``lock``, the end of the connection, whatever the reason, as ``unlock
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from membership.control_stream import cancel_at_end
 from membership.control_wire import Message, encode_map, take, take_natural, value_of_untrusted
 from membership.errors import BadMessage, MatrixError, OperatorError
 from membership.messages import ARGUMENT_BYTES_MAX
@@ -44,6 +47,7 @@ class Questions:
         reachable: names of the SAN's members, by node id.
         relay: to the other nodes; answers their questions through ``answer``.
         mounts: the mounts of this node, as they come and go.
+        own_answer: what matrixd answers itself (own_answers.py).
     """
 
     def __init__(
@@ -52,11 +56,13 @@ class Questions:
         reachable: Callable[[], Mapping[int, str]],
         relay: Relay,
         mounts: Collection[LocalMount],
+        own_answer: Callable[[str], list[Any] | None],
     ) -> None:
         self._node_status = status
         self._reachable = reachable
         self._relay = relay
         self._mounts = mounts
+        self._own_answer = own_answer
         self._locks = 0
         relay.answerer = self.answer
 
@@ -75,9 +81,9 @@ class Questions:
         return {**status, "local_mounts": local, "remote_mounts": remote}
 
     async def events(self, _message: Message) -> list[Any]:
-        """What happened."""
+        """What happened on this node."""
         await trio.lowlevel.checkpoint()
-        return list(self._node_status()["events"])
+        return [event for piece in self._own_answer("node.events") or () for event in piece]
 
     async def ask(self, message: Message) -> Message:
         """Ask mount processes.  Raises BadMessage, OperatorError."""
@@ -103,7 +109,11 @@ class Questions:
         return found[:1]
 
     async def answer(self, what: str, arguments: bytes) -> list[MountAnswer]:
-        """Ask all mounts of this node, each for a second at most."""
+        """Ask all mounts of this node, each for a second at most; some questions matrixd answers itself."""
+        own = self._own_answer(what)
+        if own is not None:
+            values = [encode_map({"kind": "value", "value": value}) for value in own]
+            return [MountAnswer("", "", os.getpid(), value) for value in values]
         answers = []
         for mount, value in await self._ask_mounts(what, arguments):
             answers.append(MountAnswer(mount.filesystem, mount.mountpoint, mount.pid, value))
@@ -136,7 +146,7 @@ class Questions:
         arguments["pid"] = take_natural(message, "pid", 31)
         refused: MatrixError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_at_end, stream, nursery.cancel_scope)
+            nursery.start_soon(cancel_at_end, stream, nursery.cancel_scope)
             nursery.start_soon(_cancel_with, mount, nursery.cancel_scope)
             try:
                 value_of_untrusted(await mount.ask("lock", encode_map(arguments)))
@@ -161,14 +171,6 @@ class Questions:
         if len(found) > 1:
             raise OperatorError("several filesystems are mounted here: name the one that keeps the lock with --fs")
         return found[0]
-
-
-async def _cancel_at_end(stream: FrameStream, scope: trio.CancelScope) -> None:
-    """The connection is the lock's lease of life: whatever comes, or its end, ends it."""
-    try:
-        await stream.receive()
-    finally:
-        scope.cancel()
 
 
 async def _cancel_with(mount: LocalMount, scope: trio.CancelScope) -> None:

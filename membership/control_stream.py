@@ -76,6 +76,14 @@ class FrameStream:
         self._socket.close()
 
 
+async def cancel_at_end(stream: FrameStream, scope: trio.CancelScope) -> None:
+    """A task beside a request that lasts as long as its connection: whatever comes next, or the end, ends it."""
+    try:
+        await stream.receive()
+    finally:
+        scope.cancel()
+
+
 async def connect(path: str) -> FrameStream:
     """Connect to a matrixd.  Raises OSError."""
     connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -10,6 +10,9 @@ status      matrixctl               local: ask no other node; answered by ``resu
 ask         matrixctl               what, arguments, node; answered by ``result`` or ``error``
 lock        matrixctl               filesystem, name, exclusive, wait; answered by ``result`` or ``error``; the
                                     lock is held for as long as the connection is
+disk-lock   matrixctl               disk, exclusive, wait, command, pid; answered by ``waiting`` (once, or not),
+                                    then ``result`` (grace: seconds) or ``error``; held for as long as the
+                                    connection is; lost: ``error``, and matrixd hangs up
 events      matrixctl               none; answered by ``result`` or ``error``
 stop        matrixctl               none; answered by ``result`` or ``error``
 command     matrixctl               what, arguments: for the administrator; answered by ``result`` or ``error``
@@ -19,6 +22,7 @@ reply       mount process           reply (membership/orders.py)
 answer      mount process           serial, value: bytes of a map ``value`` (value) or ``error``; to a ``query``
 left        mount process           none; answered by ``goodbye``
 result      matrixd                 value
+waiting     matrixd                 reason
 error       matrixd                 name, text, exit_code
 welcome     matrixd                 cluster (ClusterInfo)
 admitted    matrixd                 admission (what an Admission adds to the ClusterInfo)
@@ -208,6 +212,7 @@ class ClusterInfo:
     cluster_name: str
     cluster_uuid: bytes  # 16 bytes
     cluster_key: bytes  # 32 bytes, authenticates links (R11): never log it
+    encrypt: bool  # links between nodes are encrypted
     store_path: str
     data_offset: int  # bytes from the start of the store to the data window
     data_length: int  # bytes of the data window
@@ -255,6 +260,7 @@ def cluster_of_untrusted(fields: Message) -> ClusterInfo:
         cluster_name=take(fields, "cluster_name", str),
         cluster_uuid=take(fields, "cluster_uuid", bytes),
         cluster_key=take(fields, "cluster_key", bytes),
+        encrypt=take(fields, "encrypt", bool),
         store_path=take(fields, "store_path", str),
         data_offset=take_natural(fields, "data_offset"),
         data_length=take_natural(fields, "data_length"),

@@ -22,7 +22,7 @@ from membership.label import read_label
 from membership.naming import Disk, Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from membership.label import Label
     from membership.seams import Clock, SectorDevice
@@ -37,6 +37,10 @@ class Opener(Protocol):
 
     def candidates(self) -> Collection[str]:
         """Names of stores on which a disk may be found whose recorded path does not lead to it."""
+        ...
+
+    def show(self, paths: Mapping[str, str]) -> None:
+        """Where each usable disk is on this node, by name: one path for each on all nodes (002-25)."""
         ...
 
     async def filesystem_of(self, device: SectorDevice, label: Label) -> tuple[bytes, str]:
@@ -150,7 +154,7 @@ class ClusterDisks:
         for uuid, disk in wanted.items():
             if uuid not in self.opened:
                 await self._look_for(disk)
-        self.changed()
+        self._tell()
 
     async def _look_for(self, disk: Disk) -> None:
         found = await self.find(disk.uuid, disk.path)
@@ -160,6 +164,11 @@ class ClusterDisks:
         elif disk.uuid not in self._absent:
             self._absent.add(disk.uuid)
             self.log("alert", f"disk {disk.name} is not found on this node (not at {disk.path}, nor anywhere we look)")
+
+    def _tell(self) -> None:
+        """The set of usable devices is another now."""
+        self.changed()
+        self.opener.show({disk.label.name: disk.path for disk in self.opened.values() if is_usable(disk.state)})
 
     async def watch(self) -> None:
         """Look at every disk, for ever."""
@@ -172,7 +181,7 @@ class ClusterDisks:
                 for row in self._naming.disks:
                     if self.device(row.uuid) is None or self.opened[row.uuid].state is DiskState.LOST:
                         await self._look_for(row)
-                        self.changed()
+                        self._tell()
 
     async def _look_at(self, disk: OpenDisk) -> None:
         disk.is_looked_at = True
@@ -207,7 +216,7 @@ class ClusterDisks:
         reason = f": {disk.failure}" if disk.failure else ""
         self.log(kind, f"disk {disk.label.name} was {before.value}, is {disk.state.value}{reason}")
         if is_usable(before) != is_usable(disk.state):
-            self.changed()
+            self._tell()
 
     async def aclose(self) -> None:
         """Close all."""

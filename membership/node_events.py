@@ -35,6 +35,10 @@ class EventBook:
         self.total += 1
         self.events.append(EventStatus(wall_ns=self._clock.wall_ns(), kind=kind, text=text))
 
+    def numbered(self) -> list[tuple[int, EventStatus]]:
+        """What is kept, each with its number; the first event ever has 1."""
+        return list(enumerate(self.events, self.total - len(self.events) + 1))
+
     def header(self, header: SanHeader, is_member: bool) -> None:
         """A new SAN generation."""
         who = "nobody" if header.administrator == NOBODY else f"node {header.administrator}"

@@ -1,8 +1,8 @@
 """The node: a trio shell that owns the membership core of one matrixd (architecture 2, 4, 5; R1).
 
 One core, fed from several tasks; every input is applied with no checkpoint between the input and its effects
-(``apply``), so the order of messages is the order of decisions.  Tasks: the links, the heartbeat tick, and the disk
-work of node_disk.py: renewals, and one short task per ballot, header write and fence.  node_mounts.py has the mounts.
+(``apply``), so the order of messages is the order of decisions.  Tasks: the links, the heartbeat tick, and those of
+``node_parts.py``: renewals, the database, the administration, and one short task per ballot, header write and fence.
 
 Invariant:
 
@@ -13,43 +13,32 @@ V1. A renewal counts from its start (L1).  At the deadline, or off the header, t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from membership.administration import Administration
 from membership.areas.bootstrap import find_areas
 from membership.areas.quorum import Area, Areas
-from membership.commander import Commander
-from membership.commands.table import HANDLERS
-from membership.database.keeper import DatabaseKeeper
 from membership.errors import Fenced, OperatorError, PeerError
 from membership.fence.agent import AgentFence
 from membership.fence.agent_process import ProcessRunner
 from membership.fence.either import EitherFence
 from membership.fence.lease import LeaseFence
-from membership.label import NAME_BYTES_MAX, timing_of
+from membership.label import timing_of
 from membership.lease.core import LeaseState
-from membership.lease.records import HOST_BYTES_MAX
 from membership.lease.slots import Claimant, claim_slot
 from membership.messages import encode
-from membership.node_core import Commanded, LoadNaming, NodeCore, NotAdmitted, Relayed
-from membership.node_disk import NodeDisk
+from membership.node_config import NodeConfig
+from membership.node_core import NodeCore, NotAdmitted, Relayed
 from membership.node_events import EventBook
-from membership.node_mounts import NodeMounts
-from membership.node_naming import NodeNaming
+from membership.node_parts import NodeParts
+from membership.own_answers import own_answer
 from membership.pauses import never
 from membership.relay import Relay
-from membership.san.agent import Admitted, Refused, ToMount
-from membership.san.changes import NamingTaken
-from membership.san.events import FenceOrder, HeaderInForce, Log, ReadHeader, TakeGeneration, WriteHeader
 from membership.san.evictions import Expel
-from membership.san.recovery import Finished
-from membership.seams import PeerAddress, Transport
+from membership.seams import PeerAddress
 from membership.status_of import status_of
 from membership.storage import NodeStorage, without_reservations
-from membership.transport.paths import others_problem
 
 if TYPE_CHECKING:
     from membership.control_wire import Message
@@ -60,6 +49,9 @@ if TYPE_CHECKING:
     from membership.lease.records import HeartbeatSlot, MountProcess
     from membership.messages import Body
     from membership.mounts import MountChannel
+    from membership.node_config import MeshFactory, MeshTransport
+    from membership.node_disk_locks import NodeDiskLocks
+    from membership.node_naming import NodeNaming
     from membership.orders import MountRequest
     from membership.pauses import Pause
     from membership.san.fence import FenceDriver
@@ -69,40 +61,7 @@ if TYPE_CHECKING:
     from membership.transport.links import LinkStatus
 
 
-@dataclass(frozen=True, slots=True)
-class NodeConfig:
-    """What matrixd was told on its command line."""
-
-    name: str
-    host: str
-    port: int  # 0: any free port
-    others: tuple[str, ...] = ()  # further own addresses: other paths to this node
-
-    def __post_init__(self) -> None:
-        for what, value, most in (("--name", self.name, NAME_BYTES_MAX), ("--address", self.host, HOST_BYTES_MAX)):
-            if not 0 < len(value.encode()) <= most or "\0" in value:
-                raise OperatorError(f"{what}: {value!r} must be 1 to {most} bytes long")
-        if problem := others_problem(self.others):
-            raise OperatorError(f"--address: {problem}")
-
-
-class MeshTransport(Transport, Protocol):
-    """Transport that a node starts itself: LinkMesh, or the simulated network's."""
-
-    async def listen(self, host: str, port: int = 0, others: tuple[str, ...] = ()) -> int:
-        """Bind; returns the port."""
-        ...
-
-    def links(self) -> list[LinkStatus]:
-        """Every peer's state."""
-        ...
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled."""
-        ...
-
-
-MeshFactory = Callable[[PeerAddress], MeshTransport]
+__all__ = ("Node", "NodeConfig")
 
 
 class Node:
@@ -155,12 +114,7 @@ class Node:
         self._fences = (*fences, self.storage.fence, EitherFence(self.agents, LeaseFence(self.timing, clock)))
         self._pauses = pauses
         self._nursery: trio.Nursery | None = None
-        self._mounts: NodeMounts | None = None
-        self._disk: NodeDisk | None = None
-        self._naming: NodeNaming | None = None
-        self._keeper: DatabaseKeeper | None = None
-        self._administration: Administration | None = None
-        self._commander: Commander | None = None
+        self._parts: NodeParts | None = None  # once it has a slot
         self._peers: list[PeerAddress] | None = None  # as the mesh knows them
         self._member = trio.Event()
         self._named = trio.Event()  # we hold a naming
@@ -194,47 +148,29 @@ class Node:
         slot.port = await mesh.listen(self.config.host, self.config.port, self.config.others)
         slot.others = ",".join(self.config.others)
         header = (await self.areas.read_header()).header
-        self._assemble(slot, mesh, NodeCore(slot.peer(node), header, self.timing))
+        self.slot, self._mesh, self.core = slot, mesh, NodeCore(slot.peer(node), header, self.timing)
+        self._parts = parts = NodeParts(self, self.config.name, slot, self.core, self._fences, self._pauses(node))
         try:
-            await self._serve(mesh, task_status)
+            await self._serve(mesh, parts, task_status)
             if self._refused:
                 raise OperatorError(f"node {self.config.name} is not admitted: {self._refused}")
             if self._fenced:
                 raise Fenced(f"node {self.config.name} lost its right to the store: {self._fenced}")
-            await self._disk_tasks().mark_left()
+            await parts.disk.mark_left()
             await self.storage.withdraw()
         finally:
             self._finished.set()
 
-    def _assemble(self, slot: HeartbeatSlot, mesh: MeshTransport, core: NodeCore) -> None:
-        self.slot, self._mesh, self.core = slot, mesh, core
-        self._mounts = NodeMounts(core, self.book, self, self.config.name)
-        pause = self._pauses(core.me.node)
-        keeper = self._keeper = DatabaseKeeper(self.areas, self.clock, self, lambda: self.naming.known())  # noqa: PLW0108  (made below)
-        naming = self._naming = NodeNaming(core, self.areas, self.disks, keeper, self.book, self)
-        self._disk = NodeDisk(
-            self.areas, slot, core, clock=self.clock, rng=self.rng, fences=self._fences, book=self.book,
-            keeper=keeper, naming=naming, shell=self, pause=pause,
-        )  # fmt: skip
-        self._mounts.attach(self._disk)
-        administration = self._administration = Administration(self, keeper, HANDLERS, pause)
-        self._commander = Commander(self, administration, self.clock)
-        core.admin.own_name, core.admin.admission = self.config.name, administration.admission
-
-    async def _serve(self, mesh: MeshTransport, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, mesh: MeshTransport, parts: NodeParts, task_status: trio.TaskStatus[None]) -> None:
         """All tasks, until this node left or lost its right."""
-        disk = self._disk_tasks()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(mesh.run)
                 nursery.start_soon(self._pump, mesh)
                 nursery.start_soon(self._tick)
-                nursery.start_soon(disk.renew_always)
-                assert self._keeper is not None
-                assert self._administration is not None
-                nursery.start_soon(self._keeper.run)
-                nursery.start_soon(self._administration.run)
+                for loop in parts.loops:
+                    nursery.start_soon(loop)
                 nursery.start_soon(self.disks.watch)
                 nursery.start_soon(self.storage.keep_always)
                 await self._member.wait()
@@ -248,14 +184,9 @@ class Node:
             self._end("matrixd ends")
 
     async def stop(self) -> None:
-        """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts exist."""
+        """Leave cleanly: off the header without a fence.  Raises OperatorError while mounts or disk locks exist."""
         core = self._core()
-        assert self._mounts is not None
-        if self._mounts.processes:
-            names = ", ".join(self._mounts.mountpoints())
-            raise OperatorError(f"filesystems are mounted ({names}): unmount them first")
-        while not core.agent.is_quiet():
-            await self.clock.sleep(self.timing.heartbeat)
+        await self._assembled().until_quiet(self.timing.heartbeat)
         self.apply(core.leave)
         await self._ended.wait()
         if self._fenced:
@@ -266,8 +197,8 @@ class Node:
         self._member.set()
         self._named.set()
         self._ended.set()
-        if self._mounts is not None:
-            self._mounts.withdraw(reason)
+        if self._parts is not None:
+            self._parts.end(reason)
 
     async def admit_mount(self, request: MountRequest) -> MountChannel:
         """Admit a mount; waits until the administrator assigned a journal, or said that the mount replays first.
@@ -276,15 +207,17 @@ class Node:
             OperatorError: already mounted here, too many mounts, refused by the administrator.
             PeerError: this node is not a member yet, or no longer.
         """
-        self._core()
-        assert self._mounts is not None
-        return await self._mounts.admit(request)
+        return await self._assembled().mounts.admit(request)
 
     # -- questions ---------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Everything ``matrixctl status`` shows."""
         return status_of(self)
+
+    def own_answer(self, what: str) -> list[Any] | None:
+        """Our part of the answer to a question of any node; None: it is for the mounts (own_answers.py)."""
+        return own_answer(self, what)
 
     def reachable(self) -> dict[int, str]:
         """Names of the SAN members, ours included, by node id: whose mounts can be asked, if their links are up."""
@@ -326,7 +259,7 @@ class Node:
 
     def _levels_of(self, name: str) -> list[Level]:
         """Fence levels of a node; none unless we are administrator, so that nobody switches itself off."""
-        return self._administration.levels_of(name) if self._administration is not None else []
+        return self._parts.administration.levels_of(name) if self._parts is not None else []
 
     @property
     def membership(self) -> NodeCore:
@@ -336,8 +269,12 @@ class Node:
     @property
     def naming(self) -> NodeNaming:
         """Our part in the naming."""
-        assert self._naming is not None
-        return self._naming
+        return self._assembled().naming
+
+    @property
+    def disk_locks(self) -> NodeDiskLocks:
+        """Locks that commands of this node hold on cluster disks.  Raises PeerError before a slot is claimed."""
+        return self._assembled().disk_locks
 
     def disk_of(self, filesystem: str) -> OpenDisk:
         """The disk with a filesystem, as this node has it.
@@ -354,12 +291,11 @@ class Node:
 
     async def command(self, what: str, arguments: Message) -> Any:
         """Have the administrator carry out a command (commander.py).  Raises MatrixError."""
-        core = self._core()
+        core, parts = self._core(), self._assembled()
         own = what == "node.unfence" and arguments.get("name") == self.config.name
         if own and core.admin.administrator() is None:
-            self._disk_tasks().is_pardoned = True  # nobody else can say so: it may be the only node there is
-        assert self._commander is not None
-        return await self._commander.command(what, arguments)
+            parts.disk.is_pardoned = True  # nobody else can say so: it may be the only node there is
+        return await parts.commander.command(what, arguments)
 
     # -- tasks and effects -------------------------------------------------------------------------------------
 
@@ -367,6 +303,11 @@ class Node:
         if self.core is None:
             raise PeerError(f"node {self.config.name} is still claiming its slot: try again in a second")
         return self.core
+
+    def _assembled(self) -> NodeParts:
+        self._core()
+        assert self._parts is not None  # made with the core
+        return self._parts
 
     async def _pump(self, mesh: MeshTransport) -> None:
         while True:
@@ -416,54 +357,17 @@ class Node:
             self.lose("it was evicted")
 
     def _carry_out(self, event: object) -> None:
-        if isinstance(event, ToMount | Admitted | Refused):
-            assert self._mounts is not None
-            self._mounts.carry_out(event)
-        elif isinstance(event, Log):
-            self.book.log(event.kind, event.text)
-        elif isinstance(event, Finished):
-            self.book.finished(event)
-        elif isinstance(event, Expel):
+        if isinstance(event, Expel):
             if event.node == self.node_id:
                 self.lose(event.reason)
         elif isinstance(event, Relayed):
             self.relay.receive(event.node, event.body)
-        elif isinstance(event, Commanded):
-            assert self._commander is not None
-            self._commander.receive(event.node, event.body)
         elif isinstance(event, NotAdmitted):
             if self._core().lease.state is LeaseState.OUT and not self._ended.is_set():
                 self._refused = event.reason
                 self._end(event.reason)
-        elif isinstance(event, HeaderInForce):
-            self.book.header(event.header, self._core().admin.is_member())
-            self._disk_tasks().renew_soon()
-            assert self._administration is not None
-            self._administration.header_in_force(event.header)
-        elif isinstance(event, NamingTaken):
-            assert self._administration is not None
-            self._administration.naming_taken(event)
         else:
-            self._start(event)
-
-    def _start(self, event: object) -> None:
-        if self._nursery is None:
-            return  # ended: the process is about to exit
-        disk = self._disk_tasks()
-        if isinstance(event, TakeGeneration):
-            self._nursery.start_soon(disk.take, event.generation)
-        elif isinstance(event, WriteHeader):
-            self._nursery.start_soon(disk.put, event.header, event.base)
-        elif isinstance(event, FenceOrder):
-            self._nursery.start_soon(disk.fence, event)
-        elif isinstance(event, ReadHeader):
-            self._nursery.start_soon(disk.read_header)
-        elif isinstance(event, LoadNaming):
-            self._nursery.start_soon(self.naming.load)
-
-    def _disk_tasks(self) -> NodeDisk:
-        assert self._disk is not None
-        return self._disk
+            self._assembled().carry_out(event)
 
     # -- what the relay needs (relay.RelayShell) -------------------------------------------------------------------
 
@@ -488,9 +392,9 @@ class Node:
 
     def mount_processes(self) -> tuple[MountProcess, ...]:
         """What our slot must show (H2)."""
-        return tuple(self._mounts.processes.values()) if self._mounts is not None else ()
+        return tuple(self._parts.mounts.processes.values()) if self._parts is not None else ()
 
     def renewed(self) -> None:
         """Mounts learn of the new deadline (O4)."""
-        if self._mounts is not None:
-            self._mounts.renewed()
+        if self._parts is not None:
+            self._parts.mounts.renewed()

@@ -5,6 +5,7 @@ Every value is CBOR-safe.  Times called ``*_age`` and ``*_left`` are seconds at 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class TimingStatus(TypedDict):
     margin: float
     dead: float
     formula: str
+    configured: dict[str, float]  # as the label has it, seconds
 
 
 class RecoveryStatus(TypedDict):
@@ -100,6 +102,30 @@ class RecoveryStatus(TypedDict):
     phases: list[tuple[str, float]]  # (phase, seconds)
     seconds: float  # all of them together
     error: str  # why the filesystem was isolated; "" when all went well
+
+
+class DiskStatus(TypedDict):
+    """One cluster disk, as this node has it."""
+
+    uuid: str
+    name: str
+    path: str  # where the node that added it found it
+    path_here: str  # "" when this node has not found it
+    state: str  # disk_watch.DiskState: "present", "slow", "lost", "another disk", "not found"
+    failure: str  # what is wrong with it; "" nothing
+    size_bytes: int
+    filesystem: str  # "": none
+    area: str  # of membership: "yes", "leaving" or "coming" while the set is changed, "" none
+    area_failure: str  # why this node can't use it just now; "" it can
+    traits: list[int]  # what the probe of its reservations proved: kind, flags, leaks (label.py)
+
+
+class NamingStatus(TypedDict):
+    """The naming of the disks, and how far its change is (Figure 12)."""
+
+    version: int  # that this node holds
+    step: str  # san/changes.py; "idle" unless this node is administrator and changes it
+    waiting_for: list[int]  # nodes that do not hold it yet
 
 
 class FenceStatus(TypedDict):
@@ -137,12 +163,15 @@ class Status(TypedDict):
     state: str  # "starting", "joining", "member", "leaving", "fenced"
     generation: int
     administrator: int  # node id, -1 when there is none
+    links: str  # "encrypted", or "authenticated" only
     coordinator: int  # node id of the group coordinator
     view: int  # number of the installed group view
     lease_left: float  # seconds until this node must stop writing; negative: past
     timing: TimingStatus
     memberships: Memberships
     nodes: list[NodeStatus]
+    disks: list[DiskStatus]
+    naming: NamingStatus
     filesystems: list[FilesystemStatus]
     recoveries: list[RecoveryStatus]
     fences: list[FenceStatus]
@@ -157,5 +186,10 @@ def timing_status(timing: Timing) -> TimingStatus:
         f"= {timing.dead:g} s unless a fence confirmed it earlier"
     )
     return TimingStatus(
-        lease=timing.lease, io_bound=timing.io_bound, margin=timing.margin, dead=timing.dead, formula=text
+        lease=timing.lease,
+        io_bound=timing.io_bound,
+        margin=timing.margin,
+        dead=timing.dead,
+        formula=text,
+        configured=dataclasses.asdict(timing),
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from membership.label import PLAIN_LINKS
 from membership.lease.core import LeaseState
+from membership.naming import Naming
 from membership.san.header import NOBODY
 from membership.seams import PeerAddress
 from membership.status import (
@@ -16,6 +18,7 @@ from membership.status import (
     Status,
     timing_status,
 )
+from membership.status_disks import disks_status, naming_status
 
 if TYPE_CHECKING:
     from membership.lease.records import HeartbeatSlot
@@ -45,12 +48,15 @@ def status_of(node: Node) -> Status:
         state=_state(core),
         generation=node.generation,
         administrator=administrator if administrator != NOBODY else -1,
+        links="authenticated" if node.label.links == PLAIN_LINKS else "encrypted",
         coordinator=core.group.view.coordinator if core is not None else -1,
         view=core.group.view.number if core is not None else 0,
         lease_left=max(node.lease_deadline - now, -1e9),
         timing=timing_status(node.timing),
         memberships=_memberships(core, filesystems),
         nodes=_nodes(core, node.slot, node.links(), now) if core is not None and node.slot is not None else [],
+        disks=disks_status(core.naming if core is not None else Naming(), node.disks, node.areas),
+        naming=naming_status(core),
         filesystems=filesystems,
         recoveries=list(node.book.recoveries),
         fences=list(node.book.fences),

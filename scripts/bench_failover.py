@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -26,12 +27,14 @@ from typing import Any
 
 from scripts.bench_counters import BenchError
 from tests.mount.crowd import die_with_parent
+from tests.mount.guard import guarded
 from tests.mount.lab import Lab, LabNode, is_settled, wait_gone, wait_until
 from tests.net.lab import NetLab
 from tests.san.cluster import SanLab
 from tests.san.lab import san
 
 ANSWER_SECONDS_MAX = 60
+GUARD_SECONDS = 86400  # the guard is for our end; what hangs meanwhile shows by ANSWER_SECONDS_MAX
 STREAM_PAUSE = 0.004  # seconds between two operations of a stream: steady work, not a load test
 AFTER_SECONDS = 0.5  # of watching the streams after the recovery
 SIZE = "512M"
@@ -256,7 +259,6 @@ def on_one_machine(directory: Path, rounds: int, say: Say) -> list[Case]:
     join = Case("a fourth node joins: member and mounted", 3.0, 0.1)
     idle = Case("(the streams, and nothing happens)", 0.0)
     lab = Lab(directory / "one-machine", nodes=3, size=SIZE, name="failover")
-    lab.remove()
     try:
         lab.up()
         bench = Failover(lab, say)
@@ -281,7 +283,6 @@ def on_machines(directory: Path, rounds: int, say: Say) -> list[Case]:
     off = Case("machine powered off, fenced by lease", 10.0)
     frozen = Case("machine frozen, fenced by lease", 10.0)
     lab = NetLab(directory / "machines", size=SIZE, name="machines")
-    lab.remove()
     try:
         lab.up()
         bench = Failover(lab, say)
@@ -317,7 +318,7 @@ def on_a_lun(directory: Path, rounds: int, say: Say) -> list[Case]:
 
 def keep_logs(lab: Lab, say: Say) -> None:
     lab.close()
-    say(f"logs: {lab.directory}/n*/*.log (the next run removes them)")
+    say(f"logs: {lab.directory}/n*/*.log")
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -355,8 +356,14 @@ def measure(directory: Path, rounds: int, say: Say) -> list[Case]:
     """All rows.  Raises BenchError, LabError, OSError."""
     if os.geteuid() != 0:
         raise BenchError("only root may mount: use sudo")
-    every = (on_one_machine, on_machines, on_a_lun)
-    return [case for rows in every for case in rows(directory, rounds, say)]
+    own = directory / f"failover-{os.getpid()}"
+    own.mkdir(parents=True)
+    with guarded(own, keep=True) as ear:  # whatever ends us: no process, mount or namespace stays
+        print(GUARD_SECONDS, file=ear, flush=True)
+        every = (on_one_machine, on_machines, on_a_lun)
+        found = [case for rows in every for case in rows(own, rounds, say)]
+    shutil.rmtree(own)
+    return found
 
 
 def run(directory: Path, rounds: int, head: dict[str, Any], say: Say, *, as_json: bool) -> None:

@@ -10,18 +10,40 @@ from __future__ import annotations
 
 import re
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matrixfs.blockstore.device.window import Window
 from matrixfs.blockstore.in_use import refuse_if_holding_data
 from membership.errors import OperatorError
 from membership.label import BLOCK_BYTES, DATA_BLOCK, NAME_BYTES_MAX, Label, Timing
+from membership.san.header import make_header, write_header
 
 if TYPE_CHECKING:
     from membership.seams import Clock, Rng, SectorDevice
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CHUNK_BLOCKS = 256  # the membership area is cleared 1 MiB at a time
+
+
+@dataclass(frozen=True, slots=True)
+class DiskIdentity:
+    """Which disk of which cluster a store becomes."""
+
+    cluster: bytes  # uuid
+    cluster_name: str
+    timing: Timing
+    disk: bytes  # uuid
+    disk_name: str = ""  # "": as the cluster
+    key: bytes = bytes(32)  # zeros: nodes get it by token
+    links: int = 0  # ``membership.label.PLAIN_LINKS``, or 0
+    areas: tuple[bytes, ...] = ()  # disks with the first membership areas; (): it alone, or none here
+
+
+def new_identity(cluster_name: str, timing: Timing, rng: Rng) -> DiskIdentity:
+    """Of the only disk of a new cluster, whose key is on it.  Raises OperatorError for a bad name."""
+    check_cluster_name(cluster_name)
+    return DiskIdentity(new_uuid(rng), cluster_name, timing, new_uuid(rng), key=rng.randbytes(32))
 
 
 async def initialize_disk(
@@ -41,33 +63,34 @@ async def initialize_disk(
         OperatorError: bad name, too small, or in use.  Nothing was written.
         DeviceError: I/O failed.
     """
-    label = await prepare_disk(device, cluster_name, timing, rng, clock, force=force)
+    label = await prepare_disk(device, new_identity(cluster_name, timing, rng), clock, force=force)
     await write_label(device, label)
     return label
 
 
-async def prepare_disk(
-    device: SectorDevice, cluster_name: str, timing: Timing, rng: Rng, clock: Clock, *, force: bool = False
-) -> Label:
+async def prepare_disk(device: SectorDevice, identity: DiskIdentity, clock: Clock, *, force: bool = False) -> Label:
     """Check and clear ``device``; return the label that ``write_label`` shall write when all else is done.
 
     Arguments and errors as ``initialize_disk``.
     """
-    check_cluster_name(cluster_name)
     blocks = data_blocks(device)
-    last = DATA_BLOCK + blocks
     await refuse_if_holding_data(device, clock, force=force)
     zeros = bytes(BLOCK_BYTES * _CHUNK_BLOCKS)
-    for block in (last, 0):  # the label goes first and its copy before it, so nobody falls back to the copy
-        await device.write(block * BLOCK_BYTES, zeros[:BLOCK_BYTES], durable=True)
+    await wipe_labels(device)
     for block in range(0, DATA_BLOCK, _CHUNK_BLOCKS):
         await device.write(block * BLOCK_BYTES, zeros)
+    if identity.areas:
+        header = make_header(identity.cluster, 0, members={}, fencing={}, areas=identity.areas)
+        await write_header(device, header)
     await device.flush()
+    timing = identity.timing
     return Label(
-        owner=_uuid(rng),
-        disk_uuid=_uuid(rng),
-        cluster_name=cluster_name,
-        cluster_key=rng.randbytes(32),
+        owner=identity.cluster,
+        disk_uuid=identity.disk,
+        cluster_name=identity.cluster_name,
+        cluster_key=identity.key,
+        disk_name=identity.disk_name,
+        links=identity.links,
         data_block=DATA_BLOCK,
         data_blocks=blocks,
         created_ns=clock.wall_ns(),
@@ -78,6 +101,18 @@ async def prepare_disk(
         io_bound_ms=round(timing.io_bound * 1000),
         margin_ms=round(timing.margin * 1000),
     )
+
+
+async def wipe_labels(device: SectorDevice) -> None:
+    """From now on this is no cluster disk.
+
+    The copy goes first, so that nobody falls back to it when the label is gone.
+
+    Raises:
+        DeviceError: I/O failed; it may still be one.
+    """
+    for block in (device.size_bytes // BLOCK_BYTES - 1, 0):
+        await device.write(block * BLOCK_BYTES, bytes(BLOCK_BYTES), durable=True)
 
 
 async def write_label(device: SectorDevice, label: Label) -> None:
@@ -121,5 +156,6 @@ def check_cluster_name(name: str) -> None:
         )
 
 
-def _uuid(rng: Rng) -> bytes:
+def new_uuid(rng: Rng) -> bytes:
+    """A random uuid (RFC 9562, version 4), 16 bytes."""
     return uuid.UUID(bytes=rng.randbytes(16), version=4).bytes

@@ -45,14 +45,17 @@ class Answers:
         return next(own, "")
 
 
-def ask_mounts(state: str, what: str, arguments: Message, node: str | None = None) -> Answers:
-    """Ask mount processes.
+def ask_mounts(
+    state: str, what: str, arguments: Message, node: str | None = None, missing: str = "what it holds or waits for is"
+) -> Answers:
+    """Ask mount processes, or the matrixds.
 
     Args:
         state: directory of the local matrixd.
-        what: the question (matrixfs/node.py has the table).
+        what: the question (matrixfs/node.py has the table; membership/own_answers.py that of the matrixds).
         arguments: what it needs.
         node: name or number of the node to ask, "" for this one, None for all.
+        missing: what people miss of a node that does not answer.
 
     Raises:
         MatrixError: matrixd can't be asked, or does not know the node.
@@ -60,26 +63,29 @@ def ask_mounts(state: str, what: str, arguments: Message, node: str | None = Non
     reply = ask(state, {"kind": "ask", "what": what, "arguments": arguments, "node": node})
     if not isinstance(reply, dict):
         raise BadMessage("matrixd's answer is no map")
+    if reply.get("node") == -1:
+        raise PeerError("matrixd is still claiming its slot: try again in a second")
     answers = Answers(take_natural(reply, "node", 6))
     for each in take(reply, "answers", list):
         if not isinstance(each, dict):
             raise BadMessage("matrixd's answer is no list of maps")
-        _add(answers, each)
+        _add(answers, each, missing)
     return answers
 
 
-def _add(answers: Answers, each: Message) -> None:
+def _add(answers: Answers, each: Message, missing: str) -> None:
     node, name = take_natural(each, "node", 6), take(each, "name", str)
     answers.names[node] = name or f"node {node}"
     if each.get("mounts") is None:
-        answers.silent.append(f"{answers.name(node)} does not answer: what it holds or waits for is missing here")
+        answers.silent.append(f"{answers.name(node)} does not answer: {missing} missing here")
         return
     for mount in take(each, "mounts", list):
         where, pid = take(mount, "mountpoint", str), take_natural(mount, "pid", 31)
         try:
             value = value_of_untrusted(mount.get("value"))
         except MatrixError as error:
-            answers.silent.append(f"{answers.name(node)}, {where} (process {pid}): {error}")
+            place = f", {where}" if where else ""
+            answers.silent.append(f"{answers.name(node)}{place} (process {pid}): {error}")
             continue
         answers.mounts.append(MountValue(node, name, take(mount, "filesystem", str), where, pid, value))
 

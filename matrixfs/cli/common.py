@@ -8,7 +8,10 @@ Source: issue 2 "Bad input"; ecosystem 6 (click, starts in less than 100 ms); st
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shlex
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -122,6 +125,25 @@ def printable(text: str) -> str:
 def local_time(wall_ns: int, zone: tzinfo | None = None) -> str:
     """``wall_ns`` (ns since the epoch) as date and time in ``zone``, by default the machine's."""
     return datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def echo_json(value: object) -> None:
+    """``value`` on stdout for programs; bytes as hex digits."""
+    click.echo(json.dumps(value, indent=2, default=bytes.hex))
+
+
+def state_argument(state: str) -> str:
+    """`` --state DIR`` as a command needs it that the operator will type next; empty for the default directory."""
+    known = os.environ.get(STATE_DIR_VARIABLE, STATE_DIR_DEFAULT)
+    return "" if os.path.abspath(state) == os.path.abspath(known) else f" --state {shlex.quote(state)}"
+
+
+def size_text(size: int) -> str:
+    """``size`` bytes in the greatest binary unit that leaves something before the point."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20)):
+        if size >= 1 << shift:
+            return f"{size / (1 << shift):.1f} {unit}"
+    return f"{size / 1024:.0f} KiB"
 
 
 def table(rows: Sequence[Sequence[object]], right: set[int] | None = None) -> list[str]:

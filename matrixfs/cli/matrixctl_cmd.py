@@ -14,10 +14,15 @@ from typing import Any
 import click
 
 from matrixfs import __version__
-from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable, state_option
+from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, state_option
+from matrixfs.cli.matrixctl_cluster import cluster
+from matrixfs.cli.matrixctl_disk import disk
+from matrixfs.cli.matrixctl_events import events
+from matrixfs.cli.matrixctl_fence import fence
 from matrixfs.cli.matrixctl_lock import lock
 from matrixfs.cli.matrixctl_locks import locks
 from matrixfs.cli.matrixctl_metrics import metrics
+from matrixfs.cli.matrixctl_node import node
 from matrixfs.cli.matrixctl_top import top
 from matrixfs.cli.matrixctl_trace import trace
 from membership.errors import PeerError
@@ -54,21 +59,6 @@ def status(state: str, as_json: bool) -> None:
 
 @main.command(cls=MatrixCommand)
 @own_state_option
-@json_option
-def events(state: str, as_json: bool) -> None:
-    """What happened in the cluster: joins, evictions, fencing, recoveries; newest last."""
-    from membership.control_ask import ask
-
-    answer = ask(state, {"kind": "events"})
-    if as_json:
-        click.echo(_to_json(answer))
-        return
-    for event in answer:
-        click.echo(f"{local_time(event['wall_ns'])}  {printable(event['kind']):<10}  {printable(event['text'])}")
-
-
-@main.command(cls=MatrixCommand)
-@own_state_option
 def stop(state: str) -> None:
     """Leave the cluster cleanly and end matrixd; refused while trees are mounted here."""
     from membership.control_ask import stop_matrixd
@@ -77,7 +67,7 @@ def stop(state: str) -> None:
     click.echo("matrixd has stopped")
 
 
-for _command in (lock, locks, metrics, top, trace):
+for _command in (cluster, disk, events, fence, lock, locks, metrics, node, top, trace):
     main.add_command(_command)
 
 

@@ -17,29 +17,18 @@ exit     meaning
 from __future__ import annotations
 
 import os
-import select
-import signal
-import socket
-import subprocess
-import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from matrixfs.cli.common import MatrixCommand, Seconds, own_state_option, printable
+from matrixfs.cli.under_lock import Loss, checked_command, run_under
 from matrixfs.lock_names import BUSY
 from membership.errors import MatrixError, OperatorError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 LOST: Final = 125
-NOT_RUNNABLE, NOT_FOUND = 126, 127
 WAIT_MAX: Final = 1e7  # seconds
 GRACE_SECONDS: Final = 10.0  # between SIGTERM and SIGKILL
-_FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @click.command(cls=MatrixCommand, context_settings={"allow_interspersed_args": False})
@@ -69,9 +58,7 @@ def lock(
     """
     from membership.control_ask import hold
 
-    command = command[1:] if command[0] == "--" else command
-    if not command:
-        raise OperatorError("no command after --: matrixctl lock NAME -- COMMAND...")
+    command = checked_command(command, "matrixctl lock NAME -- COMMAND...")
     if try_ and wait:
         raise OperatorError("--try and --wait exclude each other")
     message = {
@@ -79,87 +66,10 @@ def lock(
         "wait": not (try_ or wait == 0), "pid": os.getpid(),
     }  # fmt: skip
     try:
-        with hold(state, message, wait or None) as connection:
-            context.exit(_run(command, connection, name))
+        with hold(state, message, wait or None) as held:
+            loss = Loss(f"the lock {printable(name)} is lost", LOST, GRACE_SECONDS, GRACE_SECONDS)
+            context.exit(run_under(command, held, loss))
     except TimeoutError:
         failure = MatrixError(f"{name} was not free within {wait:g} s: see matrixctl locks {name}")
         failure.exit_code = BUSY
         raise failure from None
-
-
-def _run(command: tuple[str, ...], connection: socket.socket, name: str) -> int:
-    """Run the command while ``connection`` lasts; its exit code, or ``LOST``."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # none may come between the command and its handler
-    try:
-        process = subprocess.Popen(command, preexec_fn=_at_birth(os.getpid(), mask))  # noqa: PLW1509 - one thread
-        old = {number: signal.signal(number, _forward(process)) for number in _FORWARDED}
-    except OSError as error:
-        click.echo(f"matrixctl: {printable(command[0])}: {error.strerror}", err=True)
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
-        return _watch(process, connection, name)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _watch(process: subprocess.Popen[bytes], connection: socket.socket, name: str) -> int:
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.register(connection, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll()}
-        if pidfd not in ready:
-            click.echo(f"matrixctl: the lock {printable(name)} is lost: ending the command", err=True)
-            _end(process, pidfd)
-            return LOST
-    finally:
-        os.close(pidfd)
-    code = process.wait()
-    return code if code >= 0 else 128 - code
-
-
-def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
-    process.terminate()
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        if time.monotonic() >= deadline:
-            process.kill()
-            break
-    process.wait()
-
-
-def _forward(process: subprocess.Popen[bytes]) -> Callable[[int, object], None]:
-    def forward(number: int, _frame: object) -> None:
-        if number in _FROM_TERMINAL and _in_foreground():
-            return  # the terminal sent it to the command too
-        process.send_signal(number)
-
-    return forward
-
-
-def _in_foreground() -> bool:
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
-
-
-def _at_birth(parent: int, mask: Iterable[int]) -> Callable[[], None]:
-    """For the child: SIGTERM when this process dies, for the lock is free then; and signals as they were before."""
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    return arm

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,6 +19,9 @@ from matrixfs import __version__
 from matrixfs.cli.common import MatrixCommand, state_option
 from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
+
+if TYPE_CHECKING:
+    from membership.enrol.credentials import NodeCredentials
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS: Final = re.compile(r"(?P<v6>\[[^]]*\])(:(?P<port6>\d+))?|(?P<v4>[^:]*)(:(?P<port4>\d+))?")
@@ -31,10 +34,10 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 @click.option(
     "--store",
     "stores",
-    required=True,
     multiple=True,
     metavar="STORE",
-    help="A disk that mkfs.matrixfs made, path or iscsi://...; it leads to the others.  Several: any may be away.",
+    help="A disk that mkfs.matrixfs made, path or iscsi://...; it leads to the others.  Several: any may be away.  "
+    "[default: what this server joined with]",
 )
 @click.option(
     "--scan",
@@ -46,13 +49,15 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 )
 @click.option(
     "--address",
-    required=True,
     multiple=True,
     metavar="IP[:PORT]",
     help="Own address that the other nodes reach; they find it on the disk.  Without a port: any free one.  "
-    "Given again: an address in another network, for when the first is cut; networks in the same order on all nodes.",
+    "Given again: an address in another network, for when the first is cut; networks in the same order on all nodes.  "
+    "[default: what this server joined with]",
 )
-@click.option("--name", metavar="NAME", help="Name of this node in the cluster.  [default: the short host name]")
+@click.option(
+    "--name", metavar="NAME", help="Name of this node in the cluster.  [default: as it joined, or the host's]"
+)
 @click.option("--metrics", metavar="IP:PORT", help="Serve GET /metrics for Prometheus there, to whoever connects.")
 @state_option
 @click.option("--daemon", is_flag=True, help="Go to the background when the node is a member of its cluster.")
@@ -72,13 +77,25 @@ def main(
 
     SIGTERM or `matrixctl stop` end it; both refuse while trees are mounted here, for their data would be cut off.
     """
-    (host, *others), port = parse_addresses(address)
+    directory = os.path.abspath(state)
+    credentials = own_credentials(directory)
+    if credentials is None and not stores:
+        raise OperatorError(
+            "which cluster? this server has joined none (matrixctl node join, matrixctl cluster init); or name a disk "
+            "with --store"
+        )
+    if credentials is None and not address:
+        raise OperatorError("give an address of this host that the other nodes reach: --address IP")
+    joined = credentials if credentials is not None and not address else None
+    hosts, port = parse_addresses(address) if joined is None else addresses_of(joined)
     served = parse_address(metrics, "--metrics") if metrics is not None else None
-    node_name = checked_name(name if name is not None else os.uname().nodename.split(".")[0])
+    node_name = checked_name(name or (credentials.node if credentials is not None else host_name()))
+    if not stores:
+        assert credentials is not None
+        stores = credentials.stores
     missing = [store for store in stores if not is_iscsi(store) and not os.path.exists(store)]
     if len(missing) == len(stores):
         raise OperatorError(f"{missing[0]}: no such store (make one with mkfs.matrixfs)")
-    directory = os.path.abspath(state)
 
     from matrixfs.cli.host import LOG_NAME, Readiness, go_background, lock_state, start_logging
 
@@ -91,9 +108,30 @@ def main(
     try:
         from matrixfs.cli.matrixd_run import MatrixdOptions, run_matrixd
 
-        run_matrixd(MatrixdOptions(paths, node_name, host, port, directory, served, scan, tuple(others)), readiness)
+        host, *others = hosts
+        options = MatrixdOptions(
+            paths, node_name, host, port, directory, served, scan, tuple(others), credentials
+        )  # fmt: skip
+        run_matrixd(options, readiness)
     finally:
         lock.release()
+
+
+def own_credentials(directory: str) -> NodeCredentials | None:
+    """What this server joined a cluster with, if it did.  Raises OperatorError when they can't be trusted."""
+    from membership.enrol.credentials import FILE_NAME, load
+
+    return load(directory) if os.path.lexists(os.path.join(directory, FILE_NAME)) else None
+
+
+def addresses_of(credentials: NodeCredentials) -> tuple[list[str], int]:
+    """As ``parse_addresses``."""
+    return [contact.host for contact in credentials.addresses], credentials.addresses[0].port
+
+
+def host_name() -> str:
+    """The host's, without its domain."""
+    return os.uname().nodename.split(".")[0]
 
 
 def checked_store(store: str) -> str:

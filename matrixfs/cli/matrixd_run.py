@@ -22,6 +22,7 @@ import trio
 
 from matrixfs.blockstore.fencing.luns import reach_of
 from matrixfs.cli.common import worst_of
+from matrixfs.cli.disk_links import DIRECTORY
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.cli.opener import HostOpener
@@ -30,9 +31,10 @@ from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
 from membership.control import serve_control
 from membership.disks import ClusterDisks
+from membership.enrol.guests import TokenGuests
 from membership.errors import MatrixError, OperatorError
 from membership.fence.process import ProcessFence, this_host
-from membership.label import Label, read_label
+from membership.label import PLAIN_LINKS, Label, read_label
 from membership.pauses import VARIABLE as PAUSES
 from membership.pauses import Pause, pauses_of
 from membership.service import Node, NodeConfig
@@ -40,6 +42,7 @@ from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
     from matrixfs.cli.host import Readiness
+    from membership.enrol.credentials import NodeCredentials
     from membership.seams import PeerAddress
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class MatrixdOptions:
     metrics: tuple[str, int] | None = None  # IP address and port (0: any) that serves them
     scan: tuple[str, ...] = ()  # shell patterns of paths where disks may be
     others: tuple[str, ...] = ()  # further IP addresses, same port
+    credentials: NodeCredentials | None = None  # of this server
 
 
 def run_matrixd(options: MatrixdOptions, readiness: Readiness) -> None:
@@ -91,7 +95,8 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex())
+    links = os.path.join(options.state_dir, DIRECTORY)
+    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex(), links)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
@@ -118,11 +123,29 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
         except MatrixError as error:
             failure = error
             continue
+        _take_key(label, options)
         hosts = ", ".join((options.host, *options.others))
         log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, hosts)
         return label
     assert failure is not None
     raise failure
+
+
+def _take_key(label: Label, options: MatrixdOptions) -> None:
+    """The cluster's key from this server's credentials, unless it is on the disk.  Raises OperatorError."""
+    credentials = options.credentials
+    if credentials is not None and credentials.cluster == label.owner:
+        label.cluster_key = credentials.cluster_key
+    elif not any(label.cluster_key):
+        raise OperatorError(
+            f"this server has not joined cluster {label.cluster_name}: matrixctl node add {options.name} on a node of "
+            "it makes a token, matrixctl node join TOKEN here uses it"
+        )
+    elif credentials is not None:
+        raise OperatorError(
+            f"this server joined cluster {credentials.cluster_name}, the store is of another, {label.cluster_name}: "
+            "give that one another --state"
+        )
 
 
 async def _open(disks: ClusterDisks, stores: tuple[str, ...]) -> None:
@@ -161,13 +184,18 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
     rng = SystemRng()
     host = this_host()
 
+    guests = TokenGuests(label.owner)
+
     def make_mesh(identity: PeerAddress) -> LinkMesh:
-        return LinkMesh(identity, "matrixd", label.owner, label.cluster_key, clock, rng)
+        return LinkMesh(
+            identity, "matrixd", label.owner, label.cluster_key, clock, rng,
+            encrypt=label.links != PLAIN_LINKS, guests=guests,
+        )  # fmt: skip
 
     def pauses(node: int) -> Pause:
         return pauses_of(os.environ.get(PAUSES), node, clock)
 
-    return Node(
+    guests.node = node = Node(
         disks,
         label,
         NodeConfig(options.name, options.host, options.port, options.others),
@@ -179,6 +207,7 @@ def _make_node(options: MatrixdOptions, disks: ClusterDisks, label: Label, clock
         pauses,
         reach_of,
     )
+    return node
 
 
 async def _stop_on_signal(

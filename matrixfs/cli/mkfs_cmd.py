@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 
 from matrixfs import __version__
-from matrixfs.cli.common import MatrixCommand, printable
+from matrixfs.cli.common import MatrixCommand, printable, size_text
 from matrixfs.store_names import is_iscsi, public_name
 from membership.errors import OperatorError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matrixfs.blockstore.device.api import Store
+    from matrixfs.blockstore.initialize import DiskIdentity
     from matrixfs.ondisk.superblock import Superblock
     from membership.label import Label
     from membership.seams import Clock, Rng, SectorDevice
@@ -54,12 +55,13 @@ class Request:
     """What was asked for; sizes in bytes."""
 
     store: str
-    name: str
+    name: str  # of the filesystem; "": none
     journals: int = JOURNALS_DEFAULT
     journal_bytes: int | None = None
     size: int | None = None
     force: bool = False
-    vouched: bool = False
+    vouched: bool = False  # its reservations are good, says the operator
+    identity: DiskIdentity | None = None  # None: the only disk of a new cluster called ``name``
 
 
 def parse_size(text: str) -> int:
@@ -71,6 +73,14 @@ def parse_size(text: str) -> int:
     return size
 
 
+trust_option = click.option(
+    "--trust-reservations",
+    is_flag=True,
+    help="STORE is a SCSI or NVMe device of the kernel whose persistent reservations you know to work: fence by them.  "
+    "(Of a LUN given as iscsi://... it is tried.)",
+)
+
+
 @click.command(cls=MatrixCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("store")
 @click.option("-n", "--name", required=True, help="Name of the cluster and its filesystem: what mount is given.")
@@ -80,12 +90,7 @@ def parse_size(text: str) -> int:
     "-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it at once."
 )
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
-@click.option(
-    "--trust-reservations",
-    is_flag=True,
-    help="STORE is a SCSI or NVMe device of the kernel whose persistent reservations you know to work: fence by them.  "
-    "(Of a LUN given as iscsi://... it is tried.)",
-)
+@trust_option
 @click.version_option(__version__, prog_name="mkfs.matrixfs")
 def main(
     *,
@@ -106,11 +111,12 @@ def main(
 
     request = Request(store, name, journals, journal_size, size, force, trust_reservations)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
+    assert superblock is not None
     click.echo(summary(public_name(store), label, superblock))
 
 
-def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) -> tuple[Label, Superblock]:
-    """Check everything, then make the cluster disk.
+def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) -> tuple[Label, Superblock | None]:
+    """Check everything, then make the cluster disk; also for ``matrixctl cluster init`` and ``disk add``.
 
     Raises:
         OperatorError: refused; nothing was written, and no file is left that wasn't there.
@@ -122,7 +128,8 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
     from matrixfs.blockstore.in_use import refuse_if_host_uses
     from matrixfs.blockstore.initialize import check_cluster_name
 
-    check_cluster_name(request.name)
+    if request.name:
+        check_cluster_name(request.name)
     if is_iscsi(request.store):
         if request.size is not None:
             raise OperatorError(f"{public_name(request.store)}: has a size already; leave --size out")
@@ -141,9 +148,9 @@ def make(request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng) 
 
 async def _make(
     device: Store, request: Request, format_volume: FormatVolume, clock: Clock, rng: Rng, /
-) -> tuple[Label, Superblock]:
+) -> tuple[Label, Superblock | None]:
     from matrixfs.blockstore.in_use import refuse_if_holding_data
-    from matrixfs.blockstore.initialize import data_blocks, data_window, prepare_disk, write_label
+    from matrixfs.blockstore.initialize import data_blocks, data_window, new_identity, prepare_disk, write_label
     from matrixfs.cli.storage import clear_reservations, probe_into, vouch_for
     from matrixfs.fs.mkfs import plan_volume
     from membership.label import BLOCK_BYTES, DEFAULT_TIMING
@@ -152,22 +159,28 @@ async def _make(
     await device.open()
     try:
         left_behind = await device.refuse_if_used(force=request.force)
-        plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
+        if request.name:
+            plan_volume(data_blocks(device), request.journals, journal_blocks)  # refuses before anything is written
         if left_behind:
             await refuse_if_holding_data(device, clock, force=True)  # nobody writes to it
             await clear_reservations(device, rng)
         if request.vouched:
             await vouch_for(device, rng, force=request.force)
-        label = await prepare_disk(device, request.name, DEFAULT_TIMING, rng, clock, force=request.force)
+        identity = request.identity or new_identity(request.name, DEFAULT_TIMING, rng)
+        label = await prepare_disk(device, identity, clock, force=request.force)
         await probe_into(label, device, rng, clock, vouched=request.vouched)
-        superblock = await format_volume(
-            data_window(device, label),
-            name=request.name,
-            journals=request.journals,
-            journal_blocks=journal_blocks,
-            clock=clock,
-            rng=rng,
-        )
+        superblock = None
+        if request.name:
+            superblock = await format_volume(
+                data_window(device, label),
+                name=request.name,
+                journals=request.journals,
+                journal_blocks=journal_blocks,
+                clock=clock,
+                rng=rng,
+            )
+        else:
+            await device.write(label.data_block * BLOCK_BYTES, bytes(BLOCK_BYTES))  # none that was there before
         await write_label(device, label)
     finally:
         await device.aclose()
@@ -226,23 +239,16 @@ def summary(store: str, label: Label, superblock: Superblock) -> str:
     from matrixfs.cli.storage import describe_fencing
     from membership.label import BLOCK_BYTES
 
-    journal = _size_text(superblock.journal_blocks * BLOCK_BYTES)
+    journal = size_text(superblock.journal_blocks * BLOCK_BYTES)
     lines = [
         f"{printable(store)} is now a cluster disk with an empty filesystem.",
         f"  name      {superblock.name}",
         f"  uuid      {uuid.UUID(bytes=superblock.owner)}",
         f"  cluster   {uuid.UUID(bytes=label.owner)}",
-        f"  size      {_size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
+        f"  size      {size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
         f"  journals  {superblock.journals} of {journal}: so many nodes can mount it at once",
         f"  fencing   {describe_fencing(label)}",
         "Next, on every node, with an address of that node:",
         f"  matrixd --daemon --store {shlex.quote(printable(store))} --address ADDRESS",
     ]
     return "\n".join(lines)
-
-
-def _size_text(size: int) -> str:
-    for unit in ("TiB", "GiB", "MiB"):
-        if size >= _UNITS[unit[0]]:
-            return f"{size / _UNITS[unit[0]]:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"

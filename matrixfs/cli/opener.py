@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from matrixfs.blockstore import open_store
 from matrixfs.blockstore.initialize import data_window
+from matrixfs.cli.disk_links import show_disks
 from matrixfs.fs.opening import read_superblock
 from membership.errors import CorruptionError, OperatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matrixfs.blockstore.device.api import Store
     from membership.label import Label
@@ -28,9 +29,11 @@ class HostOpener:
         node: name of this node, to the target of a LUN.
         life: drawn anew for each start of matrixd.  With it the nexuses are others than those of a predecessor that may
             be frozen, and would be registered with the LUN by our registration.
+        links: directory that shows each disk under its name; empty: none does.
     """
 
-    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str) -> None:
+    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str, links: str = "") -> None:
+        self._links = links
         self._live: dict[int, Store] = {}
         self._node = node
         self._life = life
@@ -57,6 +60,11 @@ class HostOpener:
         """See ``membership.disks.Opener``."""
         found = [path for pattern in self._patterns for path in sorted(glob.glob(pattern))]
         return list(dict.fromkeys([*self._stores, *found]))
+
+    def show(self, paths: Mapping[str, str]) -> None:
+        """See ``membership.disks.Opener``."""
+        if self._links:
+            show_disks(self._links, paths)
 
     async def filesystem_of(self, device: SectorDevice, label: Label) -> tuple[bytes, str]:
         """See ``membership.disks.Opener``."""

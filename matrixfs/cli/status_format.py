@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixfs.cli.common import local_time, printable, table
+from matrixfs.cli.disks_format import disk_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def format_status(status: Mapping[str, Any], zone: tzinfo | None = None) -> str:
     """
     clean: Fields = _clean(status)
     names = {node["id"]: node["name"] for node in clean["nodes"]}
-    blocks = [_head(clean, names), _nodes(clean), _paths(clean, names), _memberships(clean, names)]
+    blocks = [_head(clean, names), _nodes(clean), _paths(clean, names), disk_lines(clean), _memberships(clean, names)]
     blocks += [_filesystem(fs, clean, names) for fs in clean["filesystems"]] or [["No filesystem is mounted."]]
     blocks += [_waits(clean), _recoveries(clean, names, zone), _fences(clean, zone)]
     blocks.append([f"Timing: {clean['timing']['formula']}"])

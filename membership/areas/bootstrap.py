@@ -63,7 +63,7 @@ async def find_areas(disks: ClusterDisks, clock: Clock) -> Areas:
 
 async def _areas_of(disks: ClusterDisks, groups: tuple[Group, ...], clock: Clock) -> Areas:
     wanted = sorted(frozenset().union(*groups))
-    naming = await _any_naming(disks)
+    naming = await stored_naming(disks)
     for disk in wanted:
         if disks.device(disk) is None:
             row = naming.by_uuid(disk)
@@ -81,7 +81,7 @@ async def _areas_of(disks: ClusterDisks, groups: tuple[Group, ...], clock: Clock
     return areas
 
 
-async def _any_naming(disks: ClusterDisks) -> Naming:
+async def stored_naming(disks: ClusterDisks) -> Naming:
     """The newest naming on any disk that is open: only to find the others, nothing is decided by it."""
     best = Naming()
     for disk in list(disks.opened.values()):

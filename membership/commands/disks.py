@@ -69,6 +69,12 @@ async def remove(admin: Administration, arguments: Message) -> Any:
     mounted = filesystems.by_uuid.get(disk.fs_uuid) if filesystems is not None and disk.fs_uuid else None
     if mounted is not None and (mounted.members or mounted.dead):
         raise OperatorError(f"{name} holds {disk.fs_name}, which is mounted: unmount it everywhere first")
+    locks = admin.node.membership.disk_locks
+    if locks is None or not locks.is_open:
+        raise OperatorError("it is not known yet who has locked the disk: try again in a few seconds")
+    user = next((row.lock.owner for row in locks.rows() if row.lock.disk == disk.uuid), None)
+    if user is not None:
+        raise OperatorError(f"{name} is locked by an application ({user}): see matrixctl disk locks")
 
     def change(_: MembershipDatabase, naming: Naming) -> Naming:
         if disk.uuid in (*naming.areas, *naming.areas_before):

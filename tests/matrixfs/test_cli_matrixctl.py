@@ -18,8 +18,6 @@ from matrixfs.cli.matrixctl_cmd import main
 from membership.control_wire import FrameBuffer, encode_frame, error_message
 from membership.errors import DeviceError, Fenced, MatrixError, OperatorError
 
-EVENT = {"wall_ns": 1_795_000_000_000_000_000, "kind": "join", "text": "n1 joined\x1b[2J"}
-
 
 @contextmanager
 def matrixd_that_answers(directory: Path, *answers: dict):
@@ -69,13 +67,6 @@ def test_status_of_another_version_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_events_for_people_and_programs(tmp_path: Path) -> None:
-    with matrixd_that_answers(tmp_path, *2 * [{"kind": "result", "value": [EVENT]}]):
-        people, programs = run("--state", tmp_path, "events"), run("--state", tmp_path, "events", "--json")
-    assert people.stdout.endswith("  join        n1 joined?[2J\n")
-    assert json.loads(programs.stdout) == [EVENT]
-
-
 @pytest.mark.parametrize(
     "error", [OperatorError("trees are mounted here: /mnt/a"), Fenced("evicted"), DeviceError("/dev/sdb: read at 0")]
 )
@@ -87,7 +78,7 @@ def test_what_matrixd_refuses_is_one_line_with_its_exit_code(tmp_path: Path, err
 
 def test_a_matrixd_that_dies_before_it_answers(tmp_path: Path) -> None:
     with matrixd_that_answers(tmp_path, {"kind": "result"}):
-        assert run("events", "--json", "--state", tmp_path).stdout == "null\n"
+        assert run("status", "--json", "--state", tmp_path).stdout == "null\n"
     with socket.socket(socket.AF_UNIX) as listening:
         (tmp_path / "matrixd.sock").unlink()
         listening.bind(str(tmp_path / "matrixd.sock"))

@@ -33,6 +33,14 @@ STATUS = {
         node(1, link="self"), node(2, mounts=0),
         node(3, state="fencing", link="gone", slot_age=6.5, host="fd00::3"),
     ],
+    "links": "encrypted", "naming": {"version": 3, "step": "telling", "waiting_for": [2]},
+    "disks": [
+        {"uuid": "aa", "name": "d1", "path": "/dev/sdb", "path_here": "/dev/sdb", "state": "present", "failure": "",
+         "size_bytes": 3 << 40, "filesystem": "web", "area": "yes", "area_failure": "", "traits": [0, 0, 0]},
+        {"uuid": "bb", "name": "d2", "path": "/dev/sdc", "path_here": "", "state": "not found", "failure": "",
+         "size_bytes": 600 << 20, "filesystem": "", "area": "coming", "area_failure": "is not found on this node",
+         "traits": [5, (1 << 9) - 1, 0]},
+    ],
     "filesystems": [
         {
             "uuid": FS, "name": "web", "attempt": 12 << 32 | 4, "phase": "replay", "waiting_for": [1],
@@ -71,6 +79,13 @@ Nodes (* this one)
    1  n1*   10.0.0.1:7001   member   self  3.6 s        0.2 s       1
    2  n2    10.0.0.2:7001   member   up    <= 3.2 s     0.2 s       0
    3  n3    [fd00::3]:7001  fencing  gone  none         6.5 s       1
+
+Disks
+  DISK       SIZE  FILESYSTEM  AREA                 FENCE              STATE HERE  PATH HERE
+  d1      3.0 TiB  web         membership           time               present     /dev/sdb
+  d2    600.0 MiB  -           membership (coming)  preempt-and-abort  not found   - (added as /dev/sdc)
+  TROUBLE with d2: is not found on this node
+  CHANGING to version 3: telling n2
 
 Memberships
   group          n1 n2     processes that communicate

@@ -13,6 +13,7 @@ import trio
 from matrixfs.blockstore import data_window, in_use, initialize_disk, prepare_disk, write_label
 from matrixfs.blockstore.device.store import STORE_BYTES_MIN
 from matrixfs.blockstore.in_use import describe, refuse_if_host_uses
+from matrixfs.blockstore.initialize import new_identity
 from membership.errors import CorruptRecord, DeviceError, OperatorError
 from membership.label import (
     BALLOT_BLOCK,
@@ -114,7 +115,7 @@ async def test_every_crash_leaves_no_cluster_disk_or_a_whole_one(mode, autojump_
 
 async def test_label_comes_after_what_it_vouches_for(autojump_clock: trio.testing.MockClock) -> None:
     disk = SimDisk(SIZE)
-    label = await prepare_disk(disk, "web", DEFAULT_TIMING, random.Random(1), SimClock())
+    label = await prepare_disk(disk, new_identity("web", DEFAULT_TIMING, random.Random(1)), SimClock())
     with pytest.raises(OperatorError, match="no MatrixFS cluster disk"):
         await read_label(disk)
     await data_window(disk, label).write(0, b"f" * 4096)  # not flushed by whoever formats

@@ -273,3 +273,15 @@ def test_headers_carry_the_areas():
     made = header(7, naming=4, areas=(A, B, C), areas_before=(D,))
     assert (made.naming, made.areas, made.areas_before) == (4, (A, B, C), (D,))
     assert (header(7).areas, header(7).areas_before) == ((), ())
+
+
+async def test_a_header_is_not_written_over_one_that_it_was_not_made_from(autojump_clock):
+    lab = Lab()
+    async with lab.areas() as areas:
+        assert await areas.put_header(header(1), base=0)
+        assert not await areas.put_header(header(2), base=0)  # knows nothing of generation 1
+        assert (await areas.read_header()).header.generation == 1
+        assert await areas.put_header(header(3), base=1)
+        assert await areas.put_header(header(3), base=1)  # again: it stands there already
+        assert not await areas.put_header(header(4), base=3, within=0.0)  # too late
+        assert (await areas.read_header()).header.generation == 3

@@ -155,6 +155,23 @@ async def test_what_must_not_be_removed_is_refused_with_the_reason(autojump_cloc
         assert (await stored(world)).version == 1
 
 
+@pytest.mark.seed("002-24", "002-43")
+async def test_a_disk_that_an_application_has_locked_is_not_removed(autojump_clock):
+    async with World(84, spares=1) as world:
+        await cluster(world)
+        node, other = world.machines["n1"].node, world.machines["n2"].node
+        await node.command("disk.add", spare(world, 1))
+        with other.disk_locks.asked("d2", "backup", exclusive=False, wait=True) as events:
+            await events.receive()
+            with pytest.raises(OperatorError, match=r"d2 is locked by an application \(backup\)"):
+                await node.command("disk.remove", {"name": "d2"})
+        await world.until(other.disk_locks.is_quiet, 2, "given up")
+        await node.command("disk.remove", {"name": "d2"})
+        gone = other.disk_locks.asked("d2", "x", exclusive=True, wait=True)
+        with pytest.raises(OperatorError, match="called 'd2'"), gone:
+            pytest.fail("there is no d2")
+
+
 @pytest.mark.seed("002-42", "002-43", "002-46")
 async def test_areas_move_from_one_disk_to_three_and_to_others_while_mounts_work(autojump_clock):
     async with World(83, spares=3) as world:
@@ -301,7 +318,7 @@ async def test_a_database_from_the_future_lets_nobody_old_become_administrator(a
     async with World(90) as world:
         await cluster(world)
         (admin,) = world.administrators()
-        async with admin.node._keeper.changing() as database:
+        async with admin.node._parts.keeper.changing() as database:
             database._raw.execute("PRAGMA user_version = 99")
         world.kill(int(admin.name[1:]))
         await trio.sleep(30)

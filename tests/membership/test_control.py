@@ -112,6 +112,9 @@ class FakeNode:
             "events": [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}],
         }  # fmt: skip
 
+    def own_answer(self, what: str) -> list | None:
+        return [self.status()["events"]] * 2 if what == "node.events" else None
+
     def disk_of(self, filesystem: str) -> OpenDisk:
         if filesystem != "web":
             raise OperatorError(f"no filesystem {filesystem!r} in this cluster (it has: web)")
@@ -214,7 +217,7 @@ async def test_questions(tmp_path: Path) -> None:
         status = await world.ask("status")
         assert status["name"] == "n3"
         assert status["local_mounts"] == []
-        assert await world.ask("events") == [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}]
+        assert await world.ask("events") == 2 * [{"wall_ns": 1, "kind": "join", "text": "n3 joined"}]
         with pytest.raises(OperatorError, match="does not know the request 'dance'"):
             await world.ask("dance")
         assert await world.ask("stop") is None
@@ -336,6 +339,18 @@ async def test_a_question_goes_to_all_nodes_or_to_one(tmp_path: Path) -> None:
         for bad in ({"what": "x" * 33}, {"what": 5}, {"arguments": {"a": b"x" * 9000}}, {"arguments": None}):
             with pytest.raises(PeerError):
                 await world.ask("ask", **{"what": "add", "arguments": {}, "node": "", **bad})
+        await session.left()
+
+
+@pytest.mark.seed("002-26")
+async def test_some_questions_matrixd_answers_itself(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        session = await world.join()  # is not asked, and would not answer
+        found = await world.ask("ask", what="node.events", arguments={}, node=None)
+        mine, theirs = found["answers"]
+        assert [value_of_untrusted(piece["value"])[0]["text"] for piece in mine["mounts"]] == 2 * ["n3 joined"]
+        assert {piece["pid"] for piece in mine["mounts"]} == {os.getpid()}
+        assert value_of_untrusted(theirs["mounts"][0]["value"]) == {"asked": "node.events"}
         await session.left()
 
 

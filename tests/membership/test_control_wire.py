@@ -22,6 +22,7 @@ CLUSTER = wire.ClusterInfo(
     cluster_name="web",
     cluster_uuid=b"u" * 16,
     cluster_key=b"secret-secret-secret-secret-secr",
+    encrypt=True,
     store_path="/dev/sdb",
     data_offset=1024 * 4096,
     data_length=1 << 40,

@@ -392,7 +392,7 @@ async def test_a_store_that_is_gone_for_all_pauses_the_cluster_and_does_not_kill
 
 @pytest.mark.seed("002-16", "002-38", "002-40")
 async def test_an_administrator_without_the_store_is_replaced_and_goes(autojump_clock):
-    async with World(72) as world:
+    async with World(72, one_machine=False) as world:
         await cluster(world)
         for number in (1, 2, 3):
             await world.mount(number)

@@ -57,12 +57,13 @@ def holds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holds]:
 def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[NetLab]:
     """Four nodes, all mounted.  At the module's end the store must be clean.
 
-    A module may say ``OWN_MACHINES = False``, and ``HELD = True`` when it uses ``holds``.
+    A module may say ``OWN_MACHINES = False``, ``SUBNETS = 2``, and ``HELD = True`` when it uses ``holds``.
     """
     if getattr(request.module, "HELD", False):
         request.getfixturevalue("holds")
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    lab = NetLab(base[0] / name, name=name, own_machines=getattr(request.module, "OWN_MACHINES", True))
+    own, subnets = getattr(request.module, "OWN_MACHINES", True), getattr(request.module, "SUBNETS", 1)
+    lab = NetLab(base[0] / name, name=name, own_machines=own, subnets=subnets)
     try:
         lab.up()
         yield lab

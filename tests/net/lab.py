@@ -36,7 +36,7 @@ class NetLab(Lab):
         size: of the store.
         name: of the cluster and its filesystem.
         own_machines: whether each node is a machine of its own.
-        subnets: how many networks connect them: 10.232.0, 10.232.1 and up; nodes are told of the first.
+        subnets: how many networks connect them: 10.232.0, 10.232.1 and up.
         seed: of the losses.
     """
 
@@ -129,6 +129,11 @@ class NetLab(Lab):
     def inside(self, node: LabNode, *command: str | Path) -> list[str]:
         """A command line that runs on a node's machine."""
         return self._machines[node.name].inside(*command)
+
+    def matrixd(self, node: LabNode) -> list[str | Path]:
+        """The command line that starts a node's matrixd, with an address in every subnet."""
+        others = [address(self.place(node), subnet) for subnet in range(1, self._subnets)]
+        return [*super().matrixd(node), *(word for other in others for word in ("--address", other))]
 
     def start(self, node: LabNode) -> None:
         """Start a node's matrixd; returns when it is a member."""

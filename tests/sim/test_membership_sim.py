@@ -8,11 +8,15 @@ import pytest
 import trio
 
 from membership.areas.quorum import Areas
+from membership.errors import Fenced
 from membership.fence.lease import LeaseFence
+from membership.label import BLOCK_BYTES, HEADER_BLOCK
 from membership.lease.core import LeaseCore
 from membership.san.fence import FenceResult
 from membership.san.header import make_header, write_header
+from membership.san.records import ballot_block, ballot_image, empty_ballot
 from membership.san.roles import Role
+from tests.sim.disk import Write
 from tests.sim.membership.scenario import MembershipScenario, run_seed
 from tests.sim.membership.world import World
 
@@ -39,6 +43,51 @@ def test_equal_seeds_are_equal_histories():
         scenario.run()
         digests.add(scenario.digest)
     assert len(digests) == 1
+
+
+async def test_an_administrator_stopped_between_the_two_writes_of_a_header_never_ends_it(autojump_clock):
+    """S5: it would put itself back on the header after it was called dead."""
+    async with World(6, one_machine=False, writing=True) as world:
+        await _cluster(world, 3)
+        (first,) = world.administrators()
+
+        def stop(block: int) -> None:
+            if block == HEADER_BLOCK:
+                first.paths[0].trip = None
+                first.freeze()
+
+        first.paths[0].trip = stop
+        await world.start(4, wait=False)  # who asks to join makes it write
+        await world.until(lambda: first.freezer.is_frozen, 10)
+        instance = (first.node.node_id, first.node.incarnation)
+        await world.until(lambda: instance in world.checkers.dead_nodes, 30)
+        first.thaw()
+        await world.until(lambda: not first.running, 10)
+        assert isinstance(first.error, Fenced)
+        assert world.checkers.went_back == 0
+
+
+async def test_an_administrator_overtaken_while_it_writes_acts_only_in_the_next_generation(autojump_clock):
+    """A8: somebody begins a later ballot while the header is on its way."""
+    async with World(7) as world:
+        machine = await world.start(1)
+        before = world.checkers.newest.generation
+        rival = empty_ballot(63, world.label.owner, before + 3)
+        rival.promised = 64 + 63
+
+        def overtake(block: int) -> None:
+            if block == HEADER_BLOCK:
+                machine.paths[0].trip = None
+                at = ballot_block(63) * BLOCK_BYTES
+                world.disk.media.write(Write(at, ballot_image(rival), durable=True))
+
+        machine.paths[0].trip = overtake
+        await world.start(2)
+        assert world.checkers.newest.generation >= before + 3
+        headers = [e["text"] for e in machine.node.book.events if e["kind"] == "generation"]
+        assert any(f"generation {before + 1}:" in text for text in headers)  # it landed, and stood for nothing
+        await world.until(lambda: len(world.administrators()) == 1, 5)
+        await world.mount(2)
 
 
 # -- planted bugs: what the checkers must find ---------------------------------------------------------------------

@@ -180,10 +180,10 @@ class Checkers:
             self.broke(f"C1: two headers of generation {header.generation}")
         if header.generation < before.generation:
             self.went_back += 1
-        if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
-            self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
         for instance in self.dead_nodes & set(header.members.items()) - set(before.members.items()):
             self._check_return(instance)
+        if (writer.node.node_id, writer.node.incarnation) in self.dead_nodes:
+            self.broke(f"C4: a header of {writer.name}, which was called dead, lands: generation {header.generation}")
         if header.generation > self.newest.generation:
             self._check_eviction(writer, self.newest, header)
             self._check_nobody_is_lost(writer, self.newest, header)
@@ -229,12 +229,15 @@ class Checkers:
         if not self._is_steady(writer):
             return
         machines = {(m.node.node_id, m.node.incarnation): m for m in self.world.machines.values()}
-        kept = {i for i in old.members.items() if new.members.get(i[0]) == i[1]}
+        kept = {
+            i  # who leaves by this header has its say in it
+            for i in old.members.items()
+            if new.members.get(i[0]) == i[1] or (i in machines and machines[i].node.core.admin.is_leaving)
+        }
         evicted = {
             i
             for i in old.members.items()
             if i not in kept | self._expelled and i in machines and self._is_steady(machines[i])
-            and not machines[i].node.core.admin.is_leaving
         }  # fmt: skip
         lowest = min(
             (machines[i] for i in kept | evicted if i in machines),

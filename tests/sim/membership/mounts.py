@@ -136,7 +136,8 @@ class SimMount:
         assert not self.port.in_flight.count
         self.alive = False
         self.world.pids.pop(self.pid, None)
-        self.world.journals[self.journal] = None
+        if self.journal >= 0:  # else it never had one
+            self.world.journals[self.journal] = None
         self.world.note(self, "left")
         self._end()
         self.channel.left(clean=True)

@@ -78,6 +78,9 @@ class SimOpener:
     def candidates(self) -> list[str]:
         return []
 
+    def show(self, paths: object) -> None:
+        """No host shows them."""
+
     async def filesystem_of(self, device: object, label: Label) -> tuple[bytes, str]:
         await trio.lowlevel.checkpoint()
         return (FS, "web") if label.disk_uuid == self._world.labels[0].disk_uuid else (b"", "")

@@ -1,0 +1,42 @@
+"""STATE/disk/NAME: each cluster disk under its name, which is the same on all nodes, wherever it is (002-25).
+
+A link is a convenience: it is made after the disk was found by its label, and what can't be made costs a line in the
+log.  A LUN that matrixd reaches by itself (iscsi://...) has no path on this host, so no link.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from matrixfs.store_names import is_iscsi
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DIRECTORY: Final = "disk"  # in the state directory
+
+log = logging.getLogger(__name__)
+
+
+def show_disks(directory: str, paths: Mapping[str, str]) -> None:
+    """Make the links of a directory those.
+
+    Args:
+        directory: made when it is not there; what it holds besides links is left alone.
+        paths: of each disk, by its name, which is one component of a path (blockstore/initialize.py).
+    """
+    wanted = {name: path for name, path in paths.items() if not is_iscsi(path) and os.path.basename(name) == name}
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        for name in os.listdir(directory):
+            link = os.path.join(directory, name)
+            if os.path.islink(link) and wanted.get(name) != os.readlink(link):
+                os.unlink(link)
+        for name, path in wanted.items():
+            link = os.path.join(directory, name)
+            if not os.path.lexists(link):
+                os.symlink(path, link)
+    except OSError as error:
+        log.warning("%s does not show the disks: %s", directory, error.strerror)
