@@ -1,0 +1,125 @@
+"""Figure 12 on real processes: the administrator is killed in each step of a change of the disks (002-43, 002-46).
+
+The nodes share one machine, so the dead are fenced at once.  The operator's command was given on another node and is
+carried out all the same, once, by the next administrator: all living nodes have the same naming, and the trees work on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.conftest import Tree
+from tests.mount.lab import BIN, LabNode, wait_until
+from tests.net.holds import Holds
+from tests.net.lab import NetLab
+from tests.net.watch import HeaderWatch
+from tests.net.work import Load, wait_recovered
+
+pytestmark = pytest.mark.seed("002-43", "002-46", "002-47")
+OWN_MACHINES = False
+HELD = True
+STEPS = ["Change.1602", "Change.1604", "Change.1606", "Change.1608"]
+_numbers = itertools.count(2)
+
+
+class Disks:
+    """The operator's view of the cluster's disks."""
+
+    def __init__(self, lab: NetLab, holds: Holds) -> None:
+        self.lab = lab
+        statuses = {node.name: lab.status(node) for node in lab.nodes}
+        holds.ids = {name: status["node"] for name, status in statuses.items()}
+        (administrator,) = {status["administrator"] for status in statuses.values()}
+        self.administrator = next(node for node in lab.nodes if holds.ids[node.name] == administrator)
+        self.others = [node for node in lab.nodes if node is not self.administrator]
+
+    def listed(self, node: LabNode) -> Any:
+        found = json.loads(self.lab.run("matrixctl", "--state", node.state, "disk", "list", "--json").stdout)
+        return found["naming"]["version"], [(disk["name"], disk["area"], disk["state"]) for disk in found["disks"]]
+
+    def wait_same(self, living: list[LabNode], wanted: list[tuple[str, str, str]]) -> None:
+        """All have one version, and it is the wanted one."""
+        wait_until(
+            lambda: len({str(self.listed(node)) for node in living}) == 1 and self.listed(living[0])[1] == wanted,
+            f"all know {wanted}",
+        )
+
+    def begin(self, node: LabNode, *words: str | Path) -> subprocess.Popen[str]:
+        """A command that takes its time."""
+        command = [str(BIN / "matrixctl"), "--state", str(node.state), "disk", *map(str, words)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(command: subprocess.Popen[str]) -> None:
+    said, _ = command.communicate(timeout=60)
+    assert command.returncode == 0, said
+
+
+@pytest.fixture
+def disks(lab: NetLab, tree: Tree, holds: Holds) -> Iterator[Disks]:
+    yield Disks(lab, holds)
+    holds.let_go()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_administrator_dies_while_a_disk_is_added(
+    disks: Disks, holds: Holds, tree: Tree, tmp_path: Path, step: str
+) -> None:
+    lab, living = disks.lab, disks.others
+    before = disks.listed(living[0])[1]
+    name = f"d{next(_numbers)}"
+    load = Load(tree, tmp_path, living)
+    with HeaderWatch(lab.store) as headers, load.running():
+        holds.hold(step, disks.administrator)
+        command = disks.begin(living[-1], "add", name, lab.directory / name, "--size", "600M")
+        try:
+            holds.wait_held(step, disks.administrator)
+            lab.kill(disks.administrator)
+            holds.let_go()
+            wait_recovered(lab, living)
+            ended(command)
+        finally:
+            command.kill()
+            command.wait()
+        disks.wait_same(living, sorted([*before, (name, "", "present")]))
+        load.wait_progress()
+    headers.check()
+    lab.run("matrixctl", "--state", living[0].state, "disk", "remove", name)
+    disks.wait_same(living, before)
+
+
+def test_the_administrator_dies_while_the_membership_areas_move(
+    disks: Disks, holds: Holds, tree: Tree, tmp_path: Path
+) -> None:
+    """Between the joint set and the new one: the next administrator finishes it."""
+    lab, living = disks.lab, disks.others
+    ((first, _, _),) = disks.listed(living[0])[1]
+    names = [f"d{next(_numbers)}" for _ in range(2)]
+    for name in names:
+        lab.run("matrixctl", "--state", living[0].state, "disk", "add", name, lab.directory / name, "--size", "600M")
+    load = Load(tree, tmp_path, living)
+    with load.running():
+        holds.hold("Change.1608", disks.administrator)
+        command = disks.begin(living[-1], "areas", first, *names)
+        try:
+            holds.wait_held("Change.1608", disks.administrator)
+            lab.kill(disks.administrator)
+            holds.let_go()
+            wait_recovered(lab, living)
+            ended(command)
+        finally:
+            command.kill()
+            command.wait()
+        disks.wait_same(living, sorted((name, "yes", "present") for name in (first, *names)))
+        load.wait_progress()
+    lab.run("matrixctl", "--state", living[0].state, "disk", "areas", first)
+    for name in names:
+        lab.run("matrixctl", "--state", living[0].state, "disk", "remove", name)
+    disks.wait_same(living, [(first, "yes", "present")])
