@@ -22,7 +22,7 @@ from typing import Any
 
 from matrixfs.fuse import registry
 from membership.errors import MatrixError
-from scripts import bench_crowd, bench_failover, bench_links
+from scripts import bench_calm, bench_crowd, bench_failover, bench_links
 from scripts import bench_rows as work
 from scripts.bench_counters import BenchError, Mounted, total
 from scripts.bench_report import Row, as_json, percentile, table
@@ -380,6 +380,8 @@ def header(options: argparse.Namespace, reference: Path) -> dict[str, Any]:
     words = ["sudo", "scripts/bench", *map(str, options.directories)]
     flags = ("rounds",) if options.failover else ("rounds", "files", "mib", "syncs", "hand_overs", "tree", "locks")
     words += ["--failover"] if options.failover else []
+    if options.calm:
+        flags, words = (), [*words, "--calm", f"{options.calm:g}"]
     for flag in flags:
         words += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     return {
@@ -397,6 +399,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="two or more mount points of one tree")
     parser.add_argument("--rounds", type=int, default=3, help="of everything; medians are shown [3]")
+    parser.add_argument("--calm", type=float, metavar="MINUTES", help="instead: is anybody evicted at full load?")
     parser.add_argument("--failover", action="store_true", help="instead: how long others wait for a dead node")
     parser.add_argument("--files", type=int, default=1000, help="small files in one directory [1000]")
     parser.add_argument("--mib", type=int, default=256, help="size of the large file [256]")
@@ -413,6 +416,8 @@ def arguments() -> argparse.Namespace:
     sizes = (options.rounds, options.files, options.mib, options.syncs, options.hand_overs, options.tree, options.locks)
     if min(sizes) < 1:
         parser.error("every number must be 1 or more")
+    if options.calm is not None and not options.calm > 0:
+        parser.error("--calm: give minutes")
     options.directories = [path.resolve() for path in options.directories]
     return options
 
@@ -439,6 +444,9 @@ def main() -> int:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
     try:
+        if options.calm:
+            bench_calm.run(options.dir.resolve(), options.calm, head, say, as_json=options.json)
+            return 0
         if options.failover:
             bench_failover.run(options.dir.resolve(), options.rounds, head, say, as_json=options.json)
             return 0
