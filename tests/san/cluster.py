@@ -5,19 +5,15 @@ They share this machine's loopback, so there is no switch that could harm their 
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 import trio
 
 from matrixfs.blockstore.scsi.address import identity_of, parse_address
 from matrixfs.blockstore.scsi.probe_nexus import IscsiProbeNexus
-from membership.commands.disks import disk_to_map
-from membership.control_ask import ask
 from membership.fence.keys import node_of
 from membership.label import BLOCK_BYTES, Label
 from membership.lease.records import slot_block
-from membership.naming import Disk
 from tests.mount.lab import LabNode
 from tests.net.lab import NetLab
 from tests.net.machine import Machine, share
@@ -55,16 +51,6 @@ class SanLab(NetLab):
         assert label.pr_kind
         label.lease_ms = self._lease_ms or label.lease_ms
         _write_label(self.target.luns[0].path, label)
-
-    def add_disk(self, index: int, name: str) -> None:
-        """Another LUN becomes a disk of the cluster, without a filesystem; returns when all nodes have it."""
-        label = _read_label(self.target.luns[0].path)
-        label.disk_uuid, label.disk_name = uuid.uuid4().bytes, name
-        _write_label(self.target.luns[index].path, label)
-        size = self.target.luns[index].path.stat().st_size
-        traits = (label.pr_kind, label.pr_flags, label.pr_leaks)
-        disk = disk_to_map(Disk(label.disk_uuid, name, self.target.url(index), size, traits=traits))
-        ask(str(self.nodes[0].state), {"kind": "command", "what": "disk.add", "arguments": {"disk": disk}})
 
     def inside(self, node: LabNode, *command: str | Path) -> list[str]:
         initiator = f"MATRIXFS_INITIATOR=iqn.2026-11.lab:{node.name}"

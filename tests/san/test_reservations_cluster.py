@@ -80,7 +80,9 @@ def test_the_key_of_a_dead_mount_is_taken_away(lab: SanLab) -> None:
 @pytest.mark.seed("002-25", "002-31")
 def test_a_disk_that_is_added_is_registered_with(lab: SanLab) -> None:
     """By every matrixd, before its node says that it has it; a mount has nothing to do with it."""
-    lab.add_disk(1, "second")
+    matrixctl = ("matrixctl", "--state", lab.nodes[0].state, "disk")
+    said = lab.run(*matrixctl, "add", "second", lab.target.url(1)).stdout
+    assert "nodes are fenced by reservations (registrants only, preempt and LUN reset)" in said
     assert lab.registered(1) == sorted(number_of(lab, node) for node in lab.nodes)
     assert all("second is iscsi://" in lab.events(node) for node in lab.nodes)
 
@@ -114,7 +116,15 @@ def test_a_frozen_node_is_fenced_by_the_lun_and_refused_when_it_wakes_up(lab: Sa
     lab.start(victim)
     lab.mount_all(lab.nodes)
     load.check_acknowledged(lab.nodes)
-    assert lab.registered().count(number) == 2
+    assert (lab.registered().count(number), lab.registered(1).count(number)) == (2, 1)
+
+
+@pytest.mark.seed("002-25")
+def test_a_disk_that_is_removed_is_open_to_all(lab: SanLab) -> None:
+    lab.run("matrixctl", "--state", lab.nodes[0].state, "disk", "remove", "second")
+    assert lab.registered(1) == []
+    lab.run("mkfs.matrixfs", "-n", "another", lab.target.url(1))
+    assert lab.registered() == sorted(2 * [number_of(lab, node) for node in lab.nodes])
 
 
 def test_who_repairs_locks_everybody_out(lab: SanLab) -> None:
