@@ -88,11 +88,7 @@ class MountSession:
                 filesystem.
             PeerError: it broke the protocol or ended.
         """
-        path = socket_path(state_dir)
-        try:
-            stream = await control_stream.connect(path)
-        except OSError as error:
-            raise explain_connect_error(path, error) from None
+        stream = await _connect(state_dir)
         try:
             pid = os.getpid()
             hello: Message = {"version": PROTOCOL_VERSION, "pid": pid, "start_ticks": process_start(pid)}
@@ -213,11 +209,7 @@ async def is_listed(state_dir: str, incarnation: int) -> bool:
         OperatorError: matrixd is not there.
         MatrixError: it can't tell.
     """
-    path = socket_path(state_dir)
-    try:
-        stream = await control_stream.connect(path)
-    except OSError as error:
-        raise explain_connect_error(path, error) from None
+    stream = await _connect(state_dir)
     try:
         return take(await _request(stream, {"kind": "listed", "incarnation": incarnation}, "result"), "value", bool)
     finally:
@@ -238,3 +230,12 @@ async def _request(stream: control_stream.FrameStream, message: Message, wanted:
     if answer["kind"] != wanted:
         raise BadMessage(f"matrixd answered {answer['kind']!r}, not {wanted!r}")
     return answer
+
+
+async def _connect(state_dir: str) -> control_stream.FrameStream:
+    """A connection to matrixd.  Raises OperatorError, PeerError."""
+    path = socket_path(state_dir)
+    try:
+        return await control_stream.connect(path)
+    except OSError as error:
+        raise explain_connect_error(path, error) from None

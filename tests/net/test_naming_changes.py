@@ -34,6 +34,7 @@ class Disks:
 
     def __init__(self, lab: NetLab, holds: Holds) -> None:
         self.lab = lab
+        self._holds = holds
         statuses = {node.name: lab.status(node) for node in lab.nodes}
         holds.ids = {name: status["node"] for name, status in statuses.items()}
         (administrator,) = {status["administrator"] for status in statuses.values()}
@@ -51,15 +52,20 @@ class Disks:
             f"all know {wanted}",
         )
 
-    def begin(self, node: LabNode, *words: str | Path) -> subprocess.Popen[str]:
-        """A command that takes its time."""
-        command = [str(BIN / "matrixctl"), "--state", str(node.state), "disk", *map(str, words)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ended(command: subprocess.Popen[str]) -> None:
-    said, _ = command.communicate(timeout=60)
-    assert command.returncode == 0, said
+    def command_in_whose_step_the_administrator_dies(self, step: str, *words: str | Path) -> None:
+        """Given on another node; it ends well all the same."""
+        self._holds.hold(step, self.administrator)
+        line = [str(BIN / "matrixctl"), "--state", str(self.others[-1].state), "disk", *map(str, words)]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as command:
+            try:
+                self._holds.wait_held(step, self.administrator)
+                self.lab.kill(self.administrator)
+                self._holds.let_go()
+                wait_recovered(self.lab, self.others)
+                said, _ = command.communicate(timeout=60)
+                assert command.returncode == 0, said
+            finally:
+                command.kill()
 
 
 @pytest.fixture
@@ -69,25 +75,13 @@ def disks(lab: NetLab, tree: Tree, holds: Holds) -> Iterator[Disks]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_administrator_dies_while_a_disk_is_added(
-    disks: Disks, holds: Holds, tree: Tree, tmp_path: Path, step: str
-) -> None:
+def test_the_administrator_dies_while_a_disk_is_added(disks: Disks, tree: Tree, tmp_path: Path, step: str) -> None:
     lab, living = disks.lab, disks.others
     before = disks.listed(living[0])[1]
     name = f"d{next(_numbers)}"
     load = Load(tree, tmp_path, living)
     with HeaderWatch(lab.store) as headers, load.running():
-        holds.hold(step, disks.administrator)
-        command = disks.begin(living[-1], "add", name, lab.directory / name, "--size", "600M")
-        try:
-            holds.wait_held(step, disks.administrator)
-            lab.kill(disks.administrator)
-            holds.let_go()
-            wait_recovered(lab, living)
-            ended(command)
-        finally:
-            command.kill()
-            command.wait()
+        disks.command_in_whose_step_the_administrator_dies(step, "add", name, lab.directory / name, "--size", "600M")
         disks.wait_same(living, sorted([*before, (name, "", "present")]))
         load.wait_progress()
     headers.check()
@@ -95,9 +89,7 @@ def test_the_administrator_dies_while_a_disk_is_added(
     disks.wait_same(living, before)
 
 
-def test_the_administrator_dies_while_the_membership_areas_move(
-    disks: Disks, holds: Holds, tree: Tree, tmp_path: Path
-) -> None:
+def test_the_administrator_dies_while_the_membership_areas_move(disks: Disks, tree: Tree, tmp_path: Path) -> None:
     """Between the joint set and the new one: the next administrator finishes it."""
     lab, living = disks.lab, disks.others
     ((first, _, _),) = disks.listed(living[0])[1]
@@ -106,17 +98,7 @@ def test_the_administrator_dies_while_the_membership_areas_move(
         lab.run("matrixctl", "--state", living[0].state, "disk", "add", name, lab.directory / name, "--size", "600M")
     load = Load(tree, tmp_path, living)
     with load.running():
-        holds.hold("Change.1608", disks.administrator)
-        command = disks.begin(living[-1], "areas", first, *names)
-        try:
-            holds.wait_held("Change.1608", disks.administrator)
-            lab.kill(disks.administrator)
-            holds.let_go()
-            wait_recovered(lab, living)
-            ended(command)
-        finally:
-            command.kill()
-            command.wait()
+        disks.command_in_whose_step_the_administrator_dies("Change.1608", "areas", first, *names)
         disks.wait_same(living, sorted((name, "yes", "present") for name in (first, *names)))
         load.wait_progress()
     lab.run("matrixctl", "--state", living[0].state, "disk", "areas", first)
