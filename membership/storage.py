@@ -235,7 +235,7 @@ class NodeStorage:
 
     async def disown(self, lun: Lun, mount: int) -> None:
         """Return when nothing of a dead mount process of this node can land on its disk.  Raises DeviceError."""
-        node = self._node
+        node, told = self._node, ""
         if self._number is not None:
             while True:
                 try:
@@ -246,7 +246,9 @@ class NodeStorage:
                 except Fenced as error:
                     raise DeviceError(str(error)) from None
                 except DeviceError as error:
-                    node.book.log("alert", f"a dead mount waits: {error}")
+                    if str(error) != told:
+                        told = str(error)
+                        node.book.log("alert", f"a dead mount is not recovered yet: {told}")
                     await node.clock.sleep(node.timing.renew)
         await node.clock.sleep(node.timing.io_bound + node.timing.margin)
 

@@ -289,6 +289,21 @@ async def test_nothing_of_a_dead_mount_lands(autojump_clock) -> None:
     assert trio.current_time() - before >= TIMING.io_bound + TIMING.margin
 
 
+async def test_a_dead_mount_waits_for_its_lun_and_people_hear_it_once(autojump_clock) -> None:
+    world = World(CONFORMING)
+    await world.admitted()
+    disk = world.disks.opened[bytes([0]) * 16]
+    await world.luns[0].nexus("mount").register(key_of(ME, MOUNT))
+    disk.device.connected = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.storage.landing(disk, MOUNT).wait, 1)
+        await trio.sleep(5 * TIMING.renew)
+        assert world.told("alert") == ["a dead mount is not recovered yet: lun0@matrixd: no session"]
+        assert key_of(ME, MOUNT) in world.luns[0].keys
+        disk.device.connected = True
+    assert world.luns[0].keys == [key_of(ME, OURS)]
+
+
 async def test_what_is_of_this_host_is_looked_at(autojump_clock) -> None:
     world = World(CONFORMING)
     storage = NodeStorage(world, without_reservations)  # type: ignore[arg-type]
