@@ -45,7 +45,7 @@ def explain_connect_error(path: str, error: OSError) -> MatrixError:
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
         return OperatorError(
             f"matrixd is not running here, nobody listens on {path} "
-            "(start it with: matrixd --store DISK --address IP, or name its directory with --state)"
+            "(start it: systemctl start matrixd, or matrixd --daemon; or name its directory with --state)"
         )
     return PeerError(f"can't talk to matrixd ({path}): {error.strerror or error}")
 

@@ -85,7 +85,10 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not (0 < self.heartbeat * 2 < self.link_dead and 0 < self.renew * 3 <= self.lease):
-            raise OperatorError(f"timing contradicts itself: {self}")
+            raise OperatorError(
+                "timing contradicts itself: link_dead must be over 2 heartbeats, lease at least 3 times renew "
+                f"(heartbeat {self.heartbeat:g}, link_dead {self.link_dead:g}, renew {self.renew:g}, lease {self.lease:g})"
+            )
 
     @property
     def dead(self) -> float:

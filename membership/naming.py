@@ -69,7 +69,7 @@ def check_new_disk(naming: Naming, disk: Disk) -> None:
         raise OperatorError(f"the path of the disk is longer than {PATH_BYTES_MAX} bytes")
     for known in naming.disks:
         if known.name == disk.name:
-            raise OperatorError(f"a disk of the cluster is called {disk.name!r} already: give it another --name")
+            raise OperatorError(f"a disk of the cluster is called {disk.name!r} already: give it another name")
         if disk.fs_name and known.fs_name == disk.fs_name:
             raise OperatorError(f"the cluster has a filesystem {disk.fs_name!r} already, on disk {known.name}")
 

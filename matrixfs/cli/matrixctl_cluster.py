@@ -83,8 +83,8 @@ def init(
     directory = os.path.abspath(state)
     if os.path.lexists(os.path.join(directory, FILE_NAME)):
         raise OperatorError(
-            f"{directory}: this server has joined a cluster already (matrixctl cluster show); leave it first, or give "
-            "another --state"
+            f"{directory}: this server has joined a cluster already (matrixctl cluster show): give another --state, "
+            f"or remove {os.path.join(directory, FILE_NAME)} if it has left that cluster for good"
         )
     contacts, node_name = own_contacts(address), checked_name(node or host_name())
     paths = tuple(checked_store(store) for _, store in asked)

@@ -33,7 +33,7 @@ from membership.errors import PeerError
 @state_option
 @click.pass_context
 def main(context: click.Context, state: str) -> None:
-    """Look at, and stop, the MatrixFS node that runs on this machine."""
+    """Make and run a MatrixFS cluster, from any of its servers."""
     context.obj = state
 
 

@@ -95,7 +95,8 @@ def main(
         stores = credentials.stores
     missing = [store for store in stores if not is_iscsi(store) and not os.path.exists(store)]
     if len(missing) == len(stores):
-        raise OperatorError(f"{missing[0]}: no such store (make one with mkfs.matrixfs)")
+        hint = "make one with mkfs.matrixfs" if credentials is None else "attach it, or name a disk of it with --store"
+        raise OperatorError(f"{missing[0]}: no such store ({hint})")
 
     from matrixfs.cli.host import LOG_NAME, Readiness, go_background, lock_state, start_logging
 

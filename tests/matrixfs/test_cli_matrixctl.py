@@ -97,7 +97,7 @@ def test_no_matrixd_here(tmp_path: Path, command: str) -> None:
     result = run(command, "--state", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"matrixctl: matrixd is not running here, nobody listens on {tmp_path}/")
-    assert "start it with: matrixd --store" in result.stderr
+    assert "start it: systemctl start matrixd" in result.stderr
 
 
 def test_which_state_directory(tmp_path: Path) -> None:
