@@ -14,6 +14,7 @@ The timing of R4 is stored here, once for the cluster, never per node.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,9 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not (0 < self.heartbeat * 2 < self.link_dead and 0 < self.renew * 3 <= self.lease):
+            values = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(self).items())
             raise OperatorError(
-                "timing contradicts itself: link_dead must be over 2 heartbeats, lease at least 3 times renew "
-                f"(heartbeat {self.heartbeat:g}, link_dead {self.link_dead:g}, renew {self.renew:g}, lease {self.lease:g})"
+                f"timing contradicts itself: link_dead must be over 2 heartbeats, lease at least 3 times renew ({values})"
             )
 
     @property

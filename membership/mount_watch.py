@@ -7,10 +7,10 @@ only complains (``Stuck``); the administrator evicts, and the same matrixd carri
 verdict    what matrixd sees                                                for how long
 ========== ================================================================ ======================================
 frozen     pings unanswered; stopped, or asleep and no CPU time used        link_dead (2.5 s)
-silent     pings unanswered; it runs, waits for a CPU or for the kernel     stuck (10 link_dead, 25 s)
+silent     pings unanswered; it runs, waits for a CPU or for the kernel     stuck (12 link_dead, 30 s)
 dead end   it owes a lock or the answer to an order, waits for no peer,     stuck
            and nothing of it moves: no I/O ends, no lock comes or goes
-overdue    it owes the same lock, and that lock's own flush does not move   OVERDUE stuck (500 s)
+overdue    it owes the same lock, and that lock's own flush does not move   OVERDUE stuck (600 s)
 ========== ================================================================ ======================================
 
 Invariants:
