@@ -88,7 +88,8 @@ class Timing:
         if not (0 < self.heartbeat * 2 < self.link_dead and 0 < self.renew * 3 <= self.lease):
             values = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(self).items())
             raise OperatorError(
-                f"timing contradicts itself: link_dead must be over 2 heartbeats, lease 3 times renew or more ({values})"
+                "timing contradicts itself: link_dead must be over 2 heartbeats, lease 3 times renew or more "
+                f"({values})"
             )
 
     @property
