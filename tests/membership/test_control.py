@@ -673,7 +673,7 @@ async def test_a_sender_cancelled_within_a_frame_closes_the_connection() -> None
 
 
 def test_no_matrixd_no_permission_no_name(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="matrixd is not running here.*start it with"):
+    with pytest.raises(OperatorError, match="matrixd is not running here.*start it: "):
         ask(str(tmp_path), {"kind": "status"})
     with pytest.raises(OperatorError, match="too long for a unix socket"):
         ask(str(tmp_path / ("x" * 200)), {"kind": "status"})
