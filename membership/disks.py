@@ -39,13 +39,22 @@ class Opener(Protocol):
         """Names of stores on which a disk may be found whose recorded path does not lead to it."""
         ...
 
-    def show(self, paths: Mapping[str, str]) -> None:
-        """Where each usable disk is on this node, by name: one path for each on all nodes (002-25)."""
+    def show(self, paths: Mapping[str, str], areas: Collection[str]) -> None:
+        """Where each usable disk is on this node, by name, and which have membership areas (002-25, 002-44)."""
         ...
 
-    async def filesystem_of(self, device: SectorDevice, label: Label) -> tuple[bytes, str]:
-        """Uuid and name of the filesystem on the data area; empty when there is none.  Raises MatrixError."""
+    async def filesystem_of(self, device: SectorDevice, label: Label) -> FoundFilesystem:
+        """What is on the data area.  Raises DeviceError."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFilesystem:
+    """What is on the data area of a disk."""
+
+    uuid: bytes = b""  # empty: none
+    name: str = ""
+    problem: MatrixError | None = None  # why that, which is there, can't be used
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +64,7 @@ class OpenDisk:
     label: Label
     device: SectorDevice
     path: str
-    filesystem: tuple[bytes, str]
+    filesystem: FoundFilesystem
     state: DiskState = DiskState.PRESENT
     failure: str = ""  # what is wrong with it
     is_looked_at: bool = False  # D2
@@ -64,8 +73,8 @@ class OpenDisk:
         """As the naming describes it."""
         label = self.label
         traits = (label.pr_kind, label.pr_flags, label.pr_leaks)
-        fs_uuid, fs_name = self.filesystem
-        return Disk(label.disk_uuid, label.name, self.path, self.device.size_bytes, fs_uuid, fs_name, traits)
+        found = self.filesystem
+        return Disk(label.disk_uuid, label.name, self.path, self.device.size_bytes, found.uuid, found.name, traits)
 
 
 @dataclass(slots=True)
@@ -168,7 +177,10 @@ class ClusterDisks:
     def _tell(self) -> None:
         """The set of usable devices is another now."""
         self.changed()
-        self.opener.show({disk.label.name: disk.path for disk in self.opened.values() if is_usable(disk.state)})
+        usable = [disk for disk in self.opened.values() if is_usable(disk.state)]
+        areas = {*self._naming.areas, *self._naming.areas_before}
+        with_area = [disk.label.name for disk in usable if disk.label.disk_uuid in areas]
+        self.opener.show({disk.label.name: disk.path for disk in usable}, with_area)
 
     async def watch(self) -> None:
         """Look at every disk, for ever."""

@@ -281,9 +281,14 @@ class Node:
 
         Raises:
             OperatorError: the cluster has no such filesystem.
+            MatrixError: perhaps it has, on a disk whose superblock can't be used.
             PeerError: its disk is not found on this node.
         """
-        row = self._core().naming.by_filesystem(filesystem)
+        try:
+            row = self._core().naming.by_filesystem(filesystem)
+        except OperatorError as error:
+            problems = (disk.filesystem.problem for disk in self.disks.opened.values())
+            raise next((problem for problem in problems if problem is not None), error) from None
         found = self.disks.opened.get(row.uuid)
         if found is None:
             raise PeerError(f"the disk {row.name}, which holds {filesystem}, is not found on this node")

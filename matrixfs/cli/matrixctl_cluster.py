@@ -93,10 +93,12 @@ def init(
         os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as error:
         raise OperatorError(f"can't use the state directory {directory}: {error.strerror} (see --state)") from None
+    made: list[str] = []
     for (filesystem, _), path, identity in zip(asked, paths, identities, strict=True):
-        _make(Request(path, filesystem, journals, None, size, force, trust_reservations, identity), identity)
+        made += _make(Request(path, filesystem, journals, None, size, force, trust_reservations, identity), identity)
     first = identities[0]
     save(directory, NodeCredentials(name, first.cluster, key, not plain_links, node_name, paths, contacts))
+    click.echo("\n".join(made))  # only now: whoever reads this may hang up
     click.echo(f"Cluster {name} ({uuid.UUID(bytes=first.cluster)}) is made; this server is its node {node_name}.")
     click.echo(f"Next, here:          matrixd --daemon{state_argument(state)}")
     click.echo("For each new server: matrixctl node add NAME")
@@ -144,15 +146,18 @@ def timing_of_words(words: tuple[str, ...]) -> Timing:
     return dataclasses.replace(DEFAULT_TIMING, **changes)
 
 
-def _make(request: Request, identity: DiskIdentity) -> None:
+def _make(request: Request, identity: DiskIdentity) -> list[str]:
+    """Make a disk; what to tell people when the key is safe."""
     from matrixfs.cli.storage import describe_fencing
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
     label, _ = make(request, format_volume, SystemClock(), SystemRng())
     what = f"filesystem {request.name}" if request.name else "no filesystem"
-    click.echo(f"{printable(request.store)} is disk {identity.disk_name}, with a membership area and {what}")
-    click.echo(f"  nodes are fenced {describe_fencing(label)}")
+    return [
+        f"{printable(request.store)} is disk {identity.disk_name}, with a membership area and {what}",
+        f"  nodes are fenced {describe_fencing(label)}",
+    ]
 
 
 @cluster.command(cls=MatrixCommand, name="show")

@@ -188,19 +188,23 @@ def fence(name: str, state: str) -> None:
     Returns when it is certain that the node writes no more.
     """
     from matrixfs.cli.administer import administer
+    from membership.control_ask import ask
 
+    if ask(state, {"kind": "status"})["name"] == name:
+        raise OperatorError(f"{name} is this node: fence it from another one, or stop it (matrixctl stop)")
     done = administer(state, "node.fence", name=name)
     click.echo(f"{printable(name)} is fenced: {printable(done['fence'])}")
 
 
 @node.command(cls=MatrixCommand, name="unfence")
 @click.argument("name")
+@click.option("--power-on", is_flag=True, help="Switch it on first, by all its fence agents.")
 @own_state_option
-def unfence(name: str, state: str) -> None:
+def unfence(name: str, power_on: bool, state: str) -> None:
     """Let a node in again that was fenced by `matrixctl node fence`."""
     from matrixfs.cli.administer import administer
 
-    administer(state, "node.unfence", name=name)
+    administer(state, "node.unfence", name=name, power_on=power_on)
     click.echo(f"{printable(name)} may join again")
 
 

@@ -22,7 +22,6 @@ import trio
 
 from matrixfs.blockstore.fencing.luns import reach_of
 from matrixfs.cli.common import worst_of
-from matrixfs.cli.disk_links import DIRECTORY
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.cli.opener import HostOpener
@@ -95,8 +94,8 @@ def _tell_failure(error: MatrixError, readiness: Readiness) -> None:
 async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
-    links = os.path.join(options.state_dir, DIRECTORY)
-    opener = HostOpener(options.stores, options.scan, options.name, SystemRng().randbytes(8).hex(), links)
+    life = SystemRng().randbytes(8).hex()
+    opener = HostOpener(options.stores, options.scan, options.name, life, options.state_dir)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
@@ -120,10 +119,10 @@ async def _first_label(options: MatrixdOptions, opener: HostOpener) -> Label:
                 label = await read_label(device)
             finally:
                 await device.aclose()
+            _take_key(label, options)
         except MatrixError as error:
             failure = error
             continue
-        _take_key(label, options)
         hosts = ", ".join((options.host, *options.others))
         log.info("cluster %s on %s: node %s at %s", label.cluster_name, store, options.name, hosts)
         return label

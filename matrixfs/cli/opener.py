@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 from typing import TYPE_CHECKING
 
 from matrixfs.blockstore import open_store
 from matrixfs.blockstore.initialize import data_window
-from matrixfs.cli.disk_links import show_disks
+from matrixfs.cli.state_disks import DIRECTORY, keep_stores, show_disks
 from matrixfs.fs.opening import read_superblock
+from membership.disks import FoundFilesystem
 from membership.errors import CorruptionError, OperatorError
+from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from matrixfs.blockstore.device.api import Store
     from membership.label import Label
@@ -29,11 +32,11 @@ class HostOpener:
         node: name of this node, to the target of a LUN.
         life: drawn anew for each start of matrixd.  With it the nexuses are others than those of a predecessor that may
             be frozen, and would be registered with the LUN by our registration.
-        links: directory that shows each disk under its name; empty: none does.
+        state: directory that shows each disk under its name, and where credentials may be; empty: none.
     """
 
-    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str, links: str = "") -> None:
-        self._links = links
+    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str, state: str = "") -> None:
+        self._state = state
         self._live: dict[int, Store] = {}
         self._node = node
         self._life = life
@@ -61,15 +64,18 @@ class HostOpener:
         found = [path for pattern in self._patterns for path in sorted(glob.glob(pattern))]
         return list(dict.fromkeys([*self._stores, *found]))
 
-    def show(self, paths: Mapping[str, str]) -> None:
+    def show(self, paths: Mapping[str, str], areas: Collection[str]) -> None:
         """See ``membership.disks.Opener``."""
-        if self._links:
-            show_disks(self._links, paths)
+        if self._state:
+            show_disks(os.path.join(self._state, DIRECTORY), paths)
+            keep_stores(self._state, [paths[name] for name in areas])
 
-    async def filesystem_of(self, device: SectorDevice, label: Label) -> tuple[bytes, str]:
+    async def filesystem_of(self, device: SectorDevice, label: Label) -> FoundFilesystem:
         """See ``membership.disks.Opener``."""
+        area = data_window(device, label)
         try:
-            superblock = await read_superblock(data_window(device, label))
-        except (CorruptionError, OperatorError):
-            return b"", ""  # a disk without a filesystem, or a damaged one: its mount will say what is wrong
-        return superblock.owner, superblock.name
+            superblock = await read_superblock(area)
+        except (CorruptionError, OperatorError) as error:
+            blank = not any(await area.read(0, BLOCK_BYTES))
+            return FoundFilesystem() if blank else FoundFilesystem(problem=error)
+        return FoundFilesystem(superblock.owner, superblock.name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from membership.administration import BARRED
 from membership.control_wire import take
-from membership.errors import OperatorError
+from membership.errors import OperatorError, PeerError
 from membership.label import NAME_BYTES_MAX
 from membership.san.evictions import Expel
 
@@ -76,6 +76,10 @@ async def unfence(admin: Administration, arguments: Message) -> Any:
     word = admin.roster().get(name, "")
     if word != "fenced":
         raise OperatorError(f"{name}: {BARRED.get(word, 'it is not fenced by the operator')}")
+    if take(arguments, "power_on", bool):
+        result = await admin.node.agents.unfence(name)
+        if not result.confirmed:
+            raise PeerError(f"{name} is not on, and still kept out: {result.detail}")
     async with admin.keeper.changing() as database:
         admin.say(name, "known", database)
     return {}

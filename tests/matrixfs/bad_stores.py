@@ -115,7 +115,7 @@ def both_labels_damaged(path: Path) -> None:
 
 def label_of_the_future(path: Path) -> None:
     for block in (0, LAST):
-        reseal(path, block * BLOCK_BYTES, BLOCK_BYTES, {VERSION_AT: b"\x02\0"})
+        reseal(path, block * BLOCK_BYTES, BLOCK_BYTES, {VERSION_AT: b"\x03\0"})
 
 
 def label_with_timing_that_contradicts_itself(path: Path) -> None:

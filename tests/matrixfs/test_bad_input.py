@@ -269,7 +269,7 @@ def test_mount_in_wrong_places(work: Path, node: Node) -> None:
     busy.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "thing", str(busy)], check=True)
     cases = [
-        (("other", node.mountpoint), MOUNT_FAILED, "no filesystem 'other' here"),
+        (("other", node.mountpoint), MOUNT_FAILED, "no filesystem 'other' in this cluster (it has: web)"),
         (("web", work / "absent"), MOUNT_FAILED, "no such directory (mkdir it)"),
         (("web", file), MOUNT_FAILED, "not a directory"),
         (("web", busy), MOUNT_FAILED, "is busy: thing (tmpfs) is mounted there"),

@@ -283,8 +283,8 @@ async def test_a_fenced_node_stays_out_until_it_is_let_in(autojump_clock):
         await world.until(lambda: again.error is not None, 20)
         assert "fenced by the operator" in str(again.error)
         with pytest.raises(OperatorError, match="not fenced"):
-            await asker.node.command("node.unfence", {"name": asker.name})
-        await asker.node.command("node.unfence", {"name": victim.name})
+            await asker.node.command("node.unfence", {"name": asker.name, "power_on": False})
+        await asker.node.command("node.unfence", {"name": victim.name, "power_on": False})
         await world.start(int(victim.name[1:]))
 
 

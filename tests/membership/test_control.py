@@ -25,7 +25,7 @@ from membership.control import serve_control
 from membership.control_ask import ask
 from membership.control_client import MountSession, Query
 from membership.control_wire import PROTOCOL_VERSION, encode_frame, encode_map, value_of_untrusted
-from membership.disks import OpenDisk
+from membership.disks import FoundFilesystem, OpenDisk
 from membership.errors import BadMessage, Fenced, OperatorError, PeerError
 from membership.label import Label
 from membership.messages import Answer, Ask
@@ -118,7 +118,7 @@ class FakeNode:
     def disk_of(self, filesystem: str) -> OpenDisk:
         if filesystem != "web":
             raise OperatorError(f"no filesystem {filesystem!r} in this cluster (it has: web)")
-        return OpenDisk(LABEL, None, self.store, (b"f" * 16, "web"))
+        return OpenDisk(LABEL, None, self.store, FoundFilesystem(b"f" * 16, "web"))
 
     async def command(self, what: str, arguments: dict) -> object:
         await trio.lowlevel.checkpoint()

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from membership.areas.quorum import Area, Areas
-from membership.disks import ClusterDisks, OpenDisk
+from membership.disks import ClusterDisks, FoundFilesystem, OpenDisk
 from membership.errors import CorruptRecord, DeviceError, Fenced
 from membership.fence.keys import CLAIMANT, key_of
 from membership.fence.registration import State
@@ -89,7 +89,7 @@ class World:
             owner=CLUSTER, cluster_name="web", cluster_key=b"k" * 32, data_block=1024, data_blocks=10,
             disk_uuid=bytes([i]) * 16, pr_kind=kind, pr_flags=flags, pr_leaks=leaks,
         )  # fmt: skip
-        return OpenDisk(label, lun.nexus(name), f"iscsi://lun{i}", (b"", ""))
+        return OpenDisk(label, lun.nexus(name), f"iscsi://lun{i}", FoundFilesystem())
 
     async def add(self, i: int, name: str = "matrixd") -> OpenDisk:
         """As ``ClusterDisks.add``: registered before it is anybody's."""

@@ -172,11 +172,25 @@ def test_disks_come_and_go_while_trees_are_mounted(joined: JoinedLab) -> None:
     joined.lab.run("umount", tree)
 
 
+@pytest.mark.seed("002-44")
+def test_a_node_finds_its_cluster_when_all_disks_of_the_day_it_joined_are_gone(joined: JoinedLab) -> None:
+    joined.init("a")
+    joined.start(joined.first)
+    joined.ctl(joined.first, "disk", "add", "new", joined.path("b"), "--size", SIZE, "--fs", "music")
+    joined.ctl(joined.first, "disk", "areas", "new")
+    joined.ctl(joined.first, "disk", "remove", "d1")
+    assert not has_label(joined.path("a"))
+    joined.lab.stop(joined.first)
+    joined.start(joined.first)
+    assert [disk["name"] for disk in joined.json(joined.first, "disk", "list")["disks"]] == ["new"]
+
+
 @pytest.mark.seed("002-31", "002-38", "002-47")
 def test_nodes_are_fenced_let_in_and_removed(joined: JoinedLab) -> None:
     joined.init("a")
     joined.both()
     first, second = joined.first, joined.second
+    assert "n1 is this node" in joined.ctl(first, "node", "fence", "n1", code=2)
     pid = second.daemon_pid
     assert "n2 is fenced: by process: killed" in joined.ctl(first, "node", "fence", "n2")
     wait_gone([pid])
@@ -185,7 +199,12 @@ def test_nodes_are_fenced_let_in_and_removed(joined: JoinedLab) -> None:
     assert "fenced by the operator" in kept_out.stderr
     rows = {row["name"]: row for row in joined.json(first, "node", "list")}
     assert rows["n2"]["operator"] == "fenced"
-    joined.ctl(first, "node", "unfence", "n2")
+    power = joined.path("power")
+    power.write_text("off")
+    assert "still kept out: no fence agent" in joined.ctl(first, "node", "unfence", "n2", "--power-on", code=3)
+    joined.ctl(first, "fence", "set", "n2", "1", "fence_dummy", f"status_file={power}")
+    joined.ctl(first, "node", "unfence", "n2", "--power-on")
+    assert power.read_text().strip() == "on"
     joined.start(second)
     assert "is a member" in joined.ctl(first, "node", "remove", "n2", code=2)
     joined.lab.stop(second)

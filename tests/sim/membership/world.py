@@ -15,7 +15,7 @@ from typing import Self
 
 import trio
 
-from membership.disks import ClusterDisks, OpenDisk
+from membership.disks import ClusterDisks, FoundFilesystem, OpenDisk
 from membership.errors import Fenced, MatrixError, OperatorError, PeerError
 from membership.fence.process import HostIdentity
 from membership.label import BLOCK_BYTES, DATA_BLOCK, HEADER_BLOCK, Label, timing_of
@@ -78,12 +78,13 @@ class SimOpener:
     def candidates(self) -> list[str]:
         return []
 
-    def show(self, paths: object) -> None:
+    def show(self, paths: object, areas: object) -> None:
         """No host shows them."""
 
-    async def filesystem_of(self, device: object, label: Label) -> tuple[bytes, str]:
+    async def filesystem_of(self, device: object, label: Label) -> FoundFilesystem:
         await trio.lowlevel.checkpoint()
-        return (FS, "web") if label.disk_uuid == self._world.labels[0].disk_uuid else (b"", "")
+        has_it = label.disk_uuid == self._world.labels[0].disk_uuid
+        return FoundFilesystem(FS, "web") if has_it else FoundFilesystem()
 
 
 class World:
@@ -208,7 +209,8 @@ class World:
             label = self.labels[area]
             port = next((port for port in machine.ports if port.path.area == area), None)
             port = port or machine.make_port(area, machine.name, machine)
-            disks.opened[label.disk_uuid] = OpenDisk(label, port, label.name, (FS, "web") if not area else (b"", ""))
+            found = FoundFilesystem() if area else FoundFilesystem(FS, "web")
+            disks.opened[label.disk_uuid] = OpenDisk(label, port, label.name, found)
         return disks
 
     def hold(self, machine: Machine, point: str) -> trio.Event:

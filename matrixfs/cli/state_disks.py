@@ -1,4 +1,6 @@
-"""STATE/disk/NAME: each cluster disk under its name, which is the same on all nodes, wherever it is (002-25).
+"""What a node writes into its state directory about the disks: a path for each, and which lead to the cluster.
+
+STATE/disk/NAME is a cluster disk under its name, which is the same on all nodes, wherever it is (002-25).
 
 A link is a convenience: it is made after the disk was found by its label, and what can't be made costs a line in the
 log.  A LUN that matrixd reaches by itself (iscsi://...) has no path on this host, so no link.
@@ -6,18 +8,36 @@ log.  A LUN that matrixd reaches by itself (iscsi://...) has no path on this hos
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import TYPE_CHECKING, Final
 
 from matrixfs.store_names import is_iscsi
+from membership.enrol.credentials import FILE_NAME, load, save
+from membership.errors import OperatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DIRECTORY: Final = "disk"  # in the state directory
 
 log = logging.getLogger(__name__)
+
+
+def keep_stores(state: str, stores: Sequence[str]) -> None:
+    """The credentials name the disks that have the membership areas today, not those of the day of joining (002-44).
+
+    Args:
+        state: directory of the credentials; there may be none.
+        stores: paths or URLs.
+    """
+    try:
+        found = load(state) if os.path.lexists(os.path.join(state, FILE_NAME)) else None
+        if found is not None and stores and set(found.stores) != set(stores):
+            save(state, dataclasses.replace(found, stores=tuple(stores)))
+    except OperatorError as error:
+        log.warning("not written down where the membership areas are now: %s", error)
 
 
 def show_disks(directory: str, paths: Mapping[str, str]) -> None:
