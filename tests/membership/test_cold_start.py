@@ -1,0 +1,124 @@
+"""Nobody who lives knows what was written: the journals are read, not guessed (R-7 of san/recovery.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from membership.messages import MountJoin
+from membership.orders import JournalState, Rebuild, Replay, Suspend, Suspended
+from membership.san.recovery import Phase
+from tests.membership.test_san_recovery import FS, Bench
+
+pytestmark = pytest.mark.seed("002-29", "002-30")
+
+COLD = ["Suspend", "Rebuild", "Replay", "ReleaseGhosts", "Resume"]
+OLD = JournalState(0, 7, 77, dirty=True)  # of an instance that died before anybody here lived
+
+
+def dirty_by(bench: Bench, journal: int, node: int) -> None:
+    bench.journals[journal] = JournalState(journal, node, 10 + node, dirty=True)
+
+
+def die(bench: Bench, node: int) -> None:
+    """Its node dies; whoever is administrator then (it was it, or not) finds it evicted."""
+    bench.generation += 1
+    bench.fencing[node] = bench.members.pop(node)
+    del bench.agents[node]
+    bench.trace.clear()
+    bench.take_over()
+    for agent, _ in bench.agents.values():
+        agent.ask_again()
+    bench.settle()
+
+
+def test_what_a_mount_read_under_a_former_administrator_does_not_count():
+    bench = Bench(2)
+    waiting, _ = bench.agents[1]
+    waiting.administrator = None  # it reads the journals, all clean, and its request waits
+    waiting.join(bench.request(1))
+    bench.mount(0)
+    dirty_by(bench, 0, 0)
+    die(bench, 0)
+    assert bench.trace == []  # it may write yet
+    assert bench.web.phase is Phase.WAITING
+    bench.confirm(0)
+    assert bench.kinds() == COLD
+    assert bench.web.members[1].journal == 1
+
+
+def test_what_the_dead_wrote_before_its_fence_was_confirmed_is_found():
+    bench = Bench(2)
+    bench.mount(0)
+    die(bench, 0)
+    bench.mount(1)  # it reads them after the eviction, and all are clean
+    assert bench.trace == []
+    dirty_by(bench, 0, 0)
+    bench.confirm(0)
+    assert bench.kinds() == COLD
+
+
+def test_a_mount_that_was_admitted_but_never_rebuilt_knows_nothing():
+    bench = Bench(2)
+    bench.held.add(Rebuild)  # it never comes
+    bench.journals[0] = OLD
+    bench.held.add(Suspend)
+    bench.mount(0)
+    bench.mount(1)
+    bench.held.clear()
+    die(bench, 0)
+    bench.confirm(0)
+    assert bench.kinds() == COLD
+    assert [d for n, d in bench.trace if n != 1] == []
+
+
+def test_who_got_a_rebuild_knows_all_and_nothing_is_read_again():
+    bench = Bench(2)
+    bench.journals[0] = OLD
+    bench.held.add(Replay)
+    bench.mount(0)
+    bench.mount(1)
+    bench.journals[0] = JournalState(0, 0, 0, dirty=False)  # what it says now matters to nobody
+    bench.held.clear()
+    die(bench, 0)
+    bench.confirm(0)
+    assert bench.web.is_known
+    assert "Replay" in bench.kinds()
+    assert bench.kinds().index("Replay") < bench.kinds().index("Resume")
+
+
+def test_a_survey_that_is_owed_holds_the_attempt():
+    bench = Bench(2)
+    bench.held.add(Suspend)
+    bench.mount(0)
+    agent, _ = bench.agents[0]
+    agent.reply(FS, 10, Suspended(bench.web.attempt))  # it read nothing
+    bench.settle()
+    assert (bench.web.phase, bench.web.waiting, bench.web.is_known) == (Phase.SUSPEND, {0}, False)
+    agent.reply(FS, 10, Suspended(bench.web.attempt, tuple(bench.journals)))
+    bench.settle()
+    assert bench.web.phase is Phase.IDLE
+
+
+def test_the_surveyor_dies_and_another_reads():
+    bench = Bench(3)
+    bench.journals[0] = OLD
+    bench.held.add(Suspend)
+    bench.mount(0)
+    bench.mount(1)
+    bench.held.clear()
+    bench.left(0, clean=False)
+    assert bench.web.is_known
+    assert bench.kinds()[-5:] == COLD
+
+
+
+
+
+def test_a_request_that_waited_is_answered_once_the_survey_is_over():
+    bench = Bench(2)
+    bench.held.add(Suspend)
+    bench.mount(0)
+    report = bench.agents[0][0].mounts[FS].report()
+    bench.fs.receive(0, MountJoin(report), bench.now)  # the answer was lost
+    bench.settle()
+    assert sorted(bench.web.members) == [0]
