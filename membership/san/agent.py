@@ -233,6 +233,8 @@ class MountAgent:
             mount.rebuilt = order.attempt
             mount.owners = order.journals
             mount.addresses = order.view.members
+            own = [o.journal for o in order.journals if o.incarnation == mount.request.incarnation]
+            mount.journal = own[0] if own else mount.journal  # not always the one of the admission
             mount.history.append(order.view.instances)
             mount.dead = {d.instance: d for d in order.view.dead}
             mount.released.clear()

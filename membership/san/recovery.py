@@ -21,6 +21,7 @@ R-7. What an administrator was not told it reads.  As long as ``is_known`` is fa
      earlier administrator gave to mounts that are dead now, and the states in a mount's request are of some time
      ago.  So one member reads them all (``Suspend.survey``), once every evicted node is fenced: the mounts of all
      others are members, so nobody lives who could still dirty one.
+R-8. ``Resume`` names the journal that the ``Rebuild`` of its attempt named to all members: whoever takes over knows.
 """
 
 from __future__ import annotations
@@ -358,7 +359,10 @@ class FilesystemRecovery:
         self.waiting = {node}
 
     def _resume(self, now: float) -> None:
-        self._give_journals()
+        if any(member.journal == NO_JOURNAL for member in self.members.values()):
+            self._give_journals()
+            self._is_changed = True  # first all must hear who writes which (R-8)
+            return
         self._enter(Phase.RESUME, now)
         for node, member in self.members.items():
             self._to(node, Resume(self.attempt, member.journal))

@@ -1,4 +1,4 @@
-"""Nobody who lives knows what was written: the journals are read, not guessed (R-7 of san/recovery.py)."""
+"""Nobody who lives knows what was written: the journals are read, not guessed (R-7 and R-8 of san/recovery.py)."""
 
 from __future__ import annotations
 
@@ -111,6 +111,34 @@ def test_the_surveyor_dies_and_another_reads():
     assert bench.kinds()[-5:] == COLD
 
 
+@pytest.mark.seed("002-10")
+def test_journals_are_known_to_all_before_anybody_writes_one():
+    """Both were dirty, so no mount had one when it came; then one dies with the administrator."""
+    bench = Bench(2, journals=2)
+    bench.journals = [OLD, JournalState(1, 8, 88, dirty=True)]
+    bench.held.add(Suspend)
+    bench.mount(0)
+    bench.mount(1)
+    bench.held.clear()
+    for node in (0, 1):
+        survey = tuple(bench.journals) if node == 0 else ()
+        bench.agents[node][0].reply(FS, 10 + node, Suspended(bench.web.attempt, survey))
+    bench.settle()
+    assert bench.web.phase is Phase.IDLE
+    mounts = [bench.agents[node][0].mounts[FS] for node in (0, 1)]
+    assert {o.incarnation: o.journal for o in mounts[1].owners} == {10 + n: m.journal for n, m in enumerate(mounts)}
+    assert {mount.journal for mount in mounts} == {0, 1}
+    die(bench, 0)
+    bench.confirm(0)
+    assert "Replay" in bench.kinds()
+
+
+def test_an_agent_reports_the_journal_of_the_rebuild_not_that_of_the_admission():
+    bench = Bench(2)
+    bench.journals[0] = OLD
+    bench.held.add(Rebuild)
+    assert bench.mount(0).journal == 0
+    assert bench.agents[0][0].mounts[FS].report().journal == 1
 
 
 
