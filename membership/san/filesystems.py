@@ -70,6 +70,7 @@ class Filesystems:
         """A later header of ours: who was evicted is suspect, who is new has no mounts yet."""
         for node in set(self._header.members) - set(header.members):
             self.reports_missing.discard(node)
+            self._reports.pop(node, None)  # what it said is over before we act on it
             if node in header.fencing:
                 for fs in self.by_uuid.values():
                     fs.suspect(node, now, self._heard_at(node))

@@ -141,6 +141,22 @@ def test_an_agent_reports_the_journal_of_the_rebuild_not_that_of_the_admission()
     assert bench.agents[0][0].mounts[FS].report().journal == 1
 
 
+def test_what_a_node_reported_that_is_evicted_before_all_have_is_dropped():
+    bench = Bench(3)
+    bench.mount(0)
+    bench.mount(1)
+    silent = bench.agents.pop(2)
+    bench.generation += 1
+    bench.take_over()
+    assert bench.fs.reports_missing == {2}
+    bench.evict(0)
+    bench.confirm(0)
+    bench.agents[2] = silent
+    bench.fs.ask_again(bench.now)
+    bench.settle()
+    assert sorted(bench.web.members) == [1]
+    assert bench.web.phase is Phase.IDLE
+
 
 def test_a_request_that_waited_is_answered_once_the_survey_is_over():
     bench = Bench(2)
