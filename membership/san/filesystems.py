@@ -74,7 +74,10 @@ class Filesystems:
             if node in header.fencing:
                 for fs in self.by_uuid.values():
                     fs.suspect(node, now, self._heard_at(node))
+        off = self._header.fencing.items() - header.fencing.items()
         self._header = header
+        for node, incarnation in off:  # confirmed (S4), maybe to those before us
+            self.node_dead(node, incarnation, now)
         self._open_if_complete(now)
 
     def node_dead(self, node: int, incarnation: int, now: float) -> None:

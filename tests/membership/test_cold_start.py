@@ -57,6 +57,25 @@ def test_what_the_dead_wrote_before_its_fence_was_confirmed_is_found():
     assert bench.kinds() == COLD
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["cold", "known"])
+def test_a_fence_that_was_confirmed_before_is_learnt_from_the_header(known: bool):
+    """An administrator whose header had to be written again begins anew, but does not fence anew."""
+    bench = Bench(2)
+    bench.mount(0)
+    if known:
+        bench.mount(1)
+    die(bench, 0)
+    if not known:
+        bench.mount(1)
+    assert bench.trace == []
+    bench.generation += 1
+    bench.fencing.clear()
+    bench.fs.header_changed(bench.header(), bench.now)
+    bench.settle()
+    assert bench.web.phase is Phase.IDLE
+    assert bench.kinds()[0] == "Suspend"
+
+
 def test_a_mount_that_was_admitted_but_never_rebuilt_knows_nothing():
     bench = Bench(2)
     bench.held.add(Rebuild)  # it never comes
