@@ -21,10 +21,12 @@ from matrixfs.locks.cache import LockCache
 from matrixfs.locks.file_locks import FileLocks
 from matrixfs.locks.resources import ATTEMPT, DOMAIN_NAMES, Resource
 from matrixfs.locks.trace import Trace
+from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
     GhostsReleased,
+    JournalState,
     LinkLost,
     Order,
     Rebuild,
@@ -150,7 +152,8 @@ class Member:
         with trio.CancelScope() as self._pausing:
             await self._pause(type(order).__name__)
         if isinstance(order, Suspend):
-            await self._reply(Suspended(order.attempt))  # no replay runs: this task would be in it (O2)
+            journals = await journal_states(self._device, self._superblock) if order.survey else ()
+            await self._reply(Suspended(order.attempt, journals))  # no replay runs: this task would be in it (O2)
         elif isinstance(order, Rebuild | Resume | ReleaseGhosts | Replay) and order.attempt >= self._attempt:
             if isinstance(order, Replay):
                 with contextlib.suppress(Overtaken):  # it is ordered again in the attempt that has begun
@@ -261,6 +264,20 @@ class Member:
                 "buffered_bytes": self._volume.write_back.length,
             }
         return found
+
+
+async def journal_states(device: SectorDevice, superblock: Superblock) -> tuple[JournalState, ...]:
+    """What the journals are, one read each, in order.
+
+    Raises:
+        CorruptRecord: a header is damaged.
+        DeviceError, Fenced: I/O failed.
+    """
+    states = []
+    for index in range(superblock.journals):
+        header = await read_journal_header(device, superblock, index)
+        states.append(JournalState(index, header.node, header.incarnation, header.state == DIRTY))
+    return tuple(states)
 
 
 def _describe(report: ReplayReport) -> str:

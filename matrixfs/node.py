@@ -24,15 +24,13 @@ from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import mount_access
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fs.opening import read_superblock
-from matrixfs.fs.replay import read_journal_header
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
 from matrixfs.locks.file_locks import Kind
 from matrixfs.locks.pressure import MemoryPressure
-from matrixfs.member import Member
+from matrixfs.member import Member, journal_states
 from matrixfs.named_locks import NamedLocks
-from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from matrixfs.watch import Watch
@@ -41,7 +39,7 @@ from membership.control_client import MountSession, Query, is_listed
 from membership.errors import CorruptionError, Fenced, OperatorError
 from membership.fence.reservations import LunTraits
 from membership.mount_watch import Pulse
-from membership.orders import JournalState, Lease, MountRequest, Withdraw
+from membership.orders import Lease, MountRequest, Withdraw
 from membership.pauses import VARIABLE as PAUSES
 from membership.pauses import pauses_of
 from membership.seams import PeerAddress
@@ -177,10 +175,6 @@ class _Mount:
         )
 
     async def _request(self, raw: Window, superblock: Superblock, port: int) -> MountRequest:
-        states: list[JournalState] = []
-        for index in range(superblock.journals):
-            header = await read_journal_header(raw, superblock, index)
-            states.append(JournalState(index, header.node, header.incarnation, header.state == DIRTY))
         return MountRequest(
             fs_uuid=superblock.owner,
             fs_name=superblock.name,
@@ -190,7 +184,7 @@ class _Mount:
             host=self._session.cluster.node_address,
             port=port,
             mountpoint=self._options.mountpoint,
-            journals=tuple(states),
+            journals=await journal_states(raw, superblock),
             others=self._session.cluster.node_others,
         )
 

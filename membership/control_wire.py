@@ -229,7 +229,7 @@ class Admission(ClusterInfo):
     """The right to mount, and all that goes with it."""
 
     fs_name: str
-    journal: int  # index of the journal this mount writes; -1: all were dirty, the Resume order brings it
+    journal: int  # index of the journal that is meant for this mount, -1: none yet; the Resume order names its own
     generation: int  # SAN generation it was admitted under (R3)
     lease_deadline: float  # monotonic seconds of this host; Lease orders extend it
 

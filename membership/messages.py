@@ -173,7 +173,7 @@ class MountJoin(Struct, frozen=True, array_like=True, tag=22):
 
 
 class MountAdmit(Struct, frozen=True, array_like=True, tag=23):
-    """Admitted with this journal (-1: later, with Resume)."""
+    """Admitted, with this journal meant for it (-1: none yet); Resume names its own."""
 
     generation: Number
     fs_uuid: Uuid

@@ -31,7 +31,7 @@ class MountChannel:
     node_id: int
     generation: int  # SAN generation of the admission
     deadline: float  # lease deadline at the admission, monotonic seconds; Lease orders follow
-    journal: int  # -1: all journals were dirty; Resume brings the final one
+    journal: int  # at the admission, -1: none yet; Resume brings the final one
     tell: Callable[[MountChannel, Said], None] = field(repr=False)
     is_left: bool = False
     evicted: str = ""  # why, once the administrator has evicted it

@@ -3,7 +3,8 @@
 Orders go from the SAN administrator, through the local matrixd, to a mount; replies go back.  The order of
 a recovery attempt is fixed (R5)::
 
-    Suspend(attempt)  -> Suspended       every member, before anything else of that attempt
+    Suspend(attempt)  -> Suspended       every member, before anything else of that attempt; at a cold start one of
+                                         them reads all journals (``survey``) and says what they are
     Rebuild(view)     -> Rebuilt         every member, only after all are suspended
     Replay(first)     -> Replayed        one member, only for journals found dirty with no survivor (cold start:
                                          ``dead.views`` is empty), each followed by ReleaseGhosts to all
@@ -45,7 +46,7 @@ _U64_MAX = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class JournalState:
-    """One journal of a filesystem as the mounting process read it from the store."""
+    """One journal of a filesystem as a mount process read it from the store."""
 
     index: int
     node: int  # owner instance; meaningless when clean
@@ -65,7 +66,7 @@ class MountRequest:
     host: str  # where its DLM transport listens
     port: int
     mountpoint: str
-    journals: tuple[JournalState, ...]  # all journals of the filesystem
+    journals: tuple[JournalState, ...]  # all of the filesystem, some time ago: how many, and whether fsck ran
     others: tuple[str, ...] = ()  # further hosts of that transport, same port
 
 
@@ -74,6 +75,7 @@ class Suspend:
     """Stop granting locks; a new attempt begins (002-28)."""
 
     attempt: int
+    survey: bool = False  # read the headers of all journals now, and say in ``Suspended`` what they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Suspended:
     """No grants and no replay here until the next order (contract O2)."""
 
     attempt: int
+    journals: tuple[JournalState, ...] = ()  # all, read after the ``Suspend`` came, if it asked for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,8 @@ def reply_from_dict_untrusted(data: object) -> Reply:
     text = reply.detail if isinstance(reply, Replayed) else reply.reason if isinstance(reply, Stuck) else ""
     if len(text) > TEXT_MAX:
         raise BadMessage(f"reply: detail of {len(text)} characters, at most {TEXT_MAX}")
+    if isinstance(reply, Suspended) and reply.journals and (problem := _journals_problem(reply.journals)):
+        raise BadMessage(f"reply: {problem}")
     return reply
 
 
@@ -286,17 +291,24 @@ def request_from_dict_untrusted(data: object) -> MountRequest:
         "host": 0 < len(request.host) <= 255,
         "port": 0 < request.port < 2**16,
         "mountpoint": 0 < len(request.mountpoint) <= 4096,
-        "journals": 0 < len(request.journals) <= JOURNALS_MAX,
         "others": not others_problem(request.others),
     }
     for name, good in problems.items():
         if not good:
             raise BadMessage(f"mount request: {name} out of range")
-    if sorted(j.index for j in request.journals) != list(range(len(request.journals))):
-        raise BadMessage("mount request: journals are not numbered 0 to n-1")
-    if any(not (0 <= j.node < NODE_SLOTS and 0 <= j.incarnation <= _U64_MAX) for j in request.journals if j.dirty):
-        raise BadMessage("mount request: owner of a dirty journal out of range")
+    if problem := _journals_problem(request.journals):
+        raise BadMessage(f"mount request: {problem}")
     return request
+
+
+def _journals_problem(journals: tuple[JournalState, ...]) -> str:
+    if not 0 < len(journals) <= JOURNALS_MAX:
+        return "journals out of range"
+    if sorted(j.index for j in journals) != list(range(len(journals))):
+        return "journals are not numbered 0 to n-1"
+    if any(not (0 <= j.node < NODE_SLOTS and 0 <= j.incarnation <= _U64_MAX) for j in journals if j.dirty):
+        return "owner of a dirty journal out of range"
+    return ""
 
 
 def _plain(value: object) -> dict[str, Any]:

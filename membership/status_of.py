@@ -170,7 +170,7 @@ def _told(mount: LocalMount, core: NodeCore) -> FilesystemStatus:
         phase="idle" if mount.is_resumed and not mount.dead else "replay" if mount.is_resumed else "rebuild",
         waiting_for=[],
         phase_age=0.0,
-        journals=len(mount.journals),
+        journals=len(request.journals),
         mounts=[_mount(core, request.fs_uuid, *row) for row in sorted(rows, key=lambda r: r[0])],
         dead=[DeadStatus(node=d.node, incarnation=d.incarnation, journal=d.journal) for d in mount.dead.values()],
         error="",

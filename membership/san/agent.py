@@ -24,7 +24,6 @@ from membership.messages import (
 )
 from membership.orders import (
     GhostsReleased,
-    JournalState,
     LinkLost,
     Rebuild,
     ReleaseGhosts,
@@ -78,7 +77,6 @@ class LocalMount:
     """One mount of this node."""
 
     request: MountRequest
-    journals: tuple[JournalState, ...]  # as read at mount; all clean once the first attempt resumed
     journal: int = -1
     is_admitted: bool = False
     attempt: int = 0  # of the last Suspend
@@ -102,7 +100,7 @@ class LocalMount:
             port=r.port,
             mountpoint=r.mountpoint,
             journal=self.journal,
-            journals=self.journals,
+            journals=r.journals,
             attempt=self.rebuilt,
             resumed=self.is_resumed and self.rebuilt == self.attempt,
             owners=self.owners,
@@ -140,7 +138,7 @@ class MountAgent:
     def join(self, request: MountRequest) -> None:
         """Ask the administrator for this mount; an event Admitted or Refused follows."""
         assert request.fs_uuid not in self.mounts
-        self.mounts[request.fs_uuid] = LocalMount(request, request.journals)
+        self.mounts[request.fs_uuid] = LocalMount(request)
         self.ask_again()
 
     def left(self, fs_uuid: bytes, incarnation: int, *, clean: bool) -> None:
@@ -235,13 +233,14 @@ class MountAgent:
             mount.rebuilt = order.attempt
             mount.owners = order.journals
             mount.addresses = order.view.members
+            own = [o.journal for o in order.journals if o.incarnation == mount.request.incarnation]
+            mount.journal = own[0] if own else mount.journal  # not always the one of the admission
             mount.history.append(order.view.instances)
             mount.dead = {d.instance: d for d in order.view.dead}
             mount.released.clear()
         elif isinstance(order, Resume):
             mount.is_resumed, mount.journal = True, order.journal
             mount.history = mount.history[-1:]  # all members rebuilt this view, else there were no Resume
-            mount.journals = tuple(JournalState(j.index, 0, 0, dirty=False) for j in mount.journals)
         elif isinstance(order, ReleaseGhosts):
             instance = Instance(order.node, order.incarnation)
             mount.dead.pop(instance, None)

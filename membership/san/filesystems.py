@@ -3,6 +3,9 @@
 A new administrator knows nothing: it asks every member of the header for its mounts and acts only when all have
 answered (or are confirmed fenced).  From the reports it rebuilds each filesystem's state and, unless all is quiet
 and complete, begins a new attempt with a greater number (its generation is greater).
+
+Who got a ``Rebuild`` knows every journal that may be dirty: nobody writes before all members of its attempt, and
+so of every later one, have got theirs.  When no mount that lives got one, the journals are read (R-7 of recovery.py).
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Filesystems:
         self._reports: dict[int, tuple[MountReport, ...]] = {}
         self._is_open = False  # all reports are in
         self._asked_at = float("-inf")
-        self._dead_early: set[Instance] = set()  # matrixds confirmed dead before we opened
+        self._buried: set[Instance] = set()  # matrixds confirmed dead
         self.reports_missing = set(header.members)
 
     # -- inputs ------------------------------------------------------------------------------------------------
@@ -67,15 +70,19 @@ class Filesystems:
         """A later header of ours: who was evicted is suspect, who is new has no mounts yet."""
         for node in set(self._header.members) - set(header.members):
             self.reports_missing.discard(node)
+            self._reports.pop(node, None)  # what it said is over before we act on it
             if node in header.fencing:
                 for fs in self.by_uuid.values():
                     fs.suspect(node, now, self._heard_at(node))
+        off = self._header.fencing.items() - header.fencing.items()
         self._header = header
+        for node, incarnation in off:  # confirmed (S4), maybe to those before us
+            self.node_dead(node, incarnation, now)
         self._open_if_complete(now)
 
     def node_dead(self, node: int, incarnation: int, now: float) -> None:
         """Its fence is confirmed: its mounts are dead (R5)."""
-        self._dead_early.add(Instance(node, incarnation))
+        self._buried.add(Instance(node, incarnation))
         for fs in self.by_uuid.values():
             fs.fenced(node, now)
 
@@ -142,25 +149,25 @@ class Filesystems:
         """Rebuild one filesystem's state from what its mounts know."""
         latest = max((m for _, m in mounts), key=lambda m: m.attempt)
         fs = self._new(uuid, latest.fs_name, max(len(m.journals) for _, m in mounts))
-        fs.attempt = latest.attempt
+        fs.attempt, fs.is_known = latest.attempt, latest.attempt > 0
         for node, mount in mounts:
             fs.adopt(mount, node, mount.journal)
             fs.history += [view for view in mount.history if view not in fs.history]
-            fs.replayed.update(mount.released)
         reported = {Instance(node, mount.incarnation) for node, mount in mounts}
+        over = reported | {instance for _, mount in mounts for instance in mount.released}
         for _, mount in mounts:
-            fs.dead.update({d.instance: d for d in mount.dead if d.instance not in fs.replayed | reported})
+            fs.dead.update({d.instance: d for d in mount.dead if d.instance not in over})
         quiet = all(m.resumed and m.attempt == latest.attempt for _, m in mounts) and not fs.dead
         quiet &= {Instance(o.node, o.incarnation) for o in latest.owners} == reported
-        self._bury(fs, latest, reported, now)
+        self._bury(fs, latest, over, now)
         if not quiet:
             fs.restart(now)
 
-    def _bury(self, fs: FilesystemRecovery, latest: MountReport, reported: set[Instance], now: float) -> None:
-        """Members of the last attempt that nobody reported are dead, or wait for their fence."""
+    def _bury(self, fs: FilesystemRecovery, latest: MountReport, over: set[Instance], now: float) -> None:
+        """Members of the last attempt that nobody reported are dead, or wait for their fence; not those in ``over``."""
         for owner in latest.owners:
             instance = Instance(owner.node, owner.incarnation)
-            if instance in reported or instance in fs.replayed or instance in fs.dead or owner.journal < 0:
+            if instance in over or instance in fs.dead or owner.journal < 0:
                 continue
             if owner.node not in fs.members and owner.node in self._header.fencing and not self._is_buried(owner.node):
                 fs.members[owner.node] = Member(PeerAddress(owner.node, owner.incarnation, "", 0), "", owner.journal)
@@ -170,7 +177,7 @@ class Filesystems:
                 fs.dead[instance] = DeadInstance(owner.node, owner.incarnation, owner.journal, views)
 
     def _is_buried(self, node: int) -> bool:
-        return Instance(node, self._header.fencing[node]) in self._dead_early
+        return Instance(node, self._header.fencing[node]) in self._buried
 
     def _on_stuck(self, fs: FilesystemRecovery, node: int, incarnation: int, stuck: Stuck, now: float) -> None:
         member = fs.members.get(node)
@@ -187,15 +194,15 @@ class Filesystems:
         def tell(finished: Finished) -> None:
             self._out.tell(finished)
 
-        fs = FilesystemRecovery(uuid, name, journals, generation=lambda: self._header.generation, send=send, tell=tell)
+        fs = FilesystemRecovery(
+            uuid, name, journals, send=send, tell=tell, generation=lambda: self._header.generation,
+            may_survey=lambda: all(self._is_buried(node) for node in self._header.fencing),
+        )  # fmt: skip
         self.by_uuid[uuid] = fs
         return fs
 
     def _on_join(self, node: int, mount: MountReport, now: float) -> None:
         fs = self.by_uuid.get(mount.fs_uuid) or self._new(mount.fs_uuid, mount.fs_name, len(mount.journals))
-        unfenced = [j for j in mount.journals if j.dirty and j.node in self._header.fencing]
-        if any(not self._is_buried(j.node) for j in unfenced):
-            return  # its owner may still write: asked again until the fence is confirmed (R5)
         answer = fs.join(mount, node)
         if isinstance(answer, int):
             self._out.post(node, MountAdmit(self._header.generation, mount.fs_uuid, mount.incarnation, answer))

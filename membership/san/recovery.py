@@ -17,6 +17,11 @@ R-4. At most one replay runs per filesystem.  With contract O2 of orders.py no j
 R-5. A dead instance is forgotten only after every member released its ghosts.
 R-6. ``history`` holds the last view that was rebuilt by all its members and every view begun since: what V4 of
      membership/views.py asks for.
+R-7. What an administrator was not told it reads.  As long as ``is_known`` is false there may be journals that an
+     earlier administrator gave to mounts that are dead now, and the states in a mount's request are of some time
+     ago.  So one member reads them all (``Suspend.survey``), once every evicted node is fenced: the mounts of all
+     others are members, so nobody lives who could still dirty one.
+R-8. ``Resume`` names the journal that the ``Rebuild`` of its attempt named to all members: whoever takes over knows.
 """
 
 from __future__ import annotations
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from membership.messages import MountReport
-    from membership.orders import AttemptReply, Order
+    from membership.orders import AttemptReply, JournalState, Order
 
 NO_JOURNAL = -1
 COUNTER_BITS = 32
@@ -119,6 +124,7 @@ class FilesystemRecovery:
         name: its name, for people.
         journals: how many it has.
         generation: the administrator's SAN generation, read for every new attempt.
+        may_survey: whether all evicted nodes are fenced (R-7).
         send: passes an order to the mount on a node.
         tell: passes an event to the shell.
     """
@@ -130,6 +136,7 @@ class FilesystemRecovery:
         journals: int,
         *,
         generation: Callable[[], int],
+        may_survey: Callable[[], bool] = lambda: True,
         send: Callable[[int, int, Order], None],
         tell: Callable[[Finished], None],
     ) -> None:
@@ -145,7 +152,7 @@ class FilesystemRecovery:
         self.phase_since = 0.0
         self.error = ""
         self.links = LostLinks()
-        self.replayed: set[Instance] = set()  # what is known clean again, against old news
+        self.is_known = False  # ``dead`` and ``members`` have all journals that may be dirty (R-7)
         self._target: DeadInstance | None = None  # being replayed or released
         self._order: dict[int, Order] = {}  # what each member was told last, for asking again
         self._is_changed = False
@@ -153,6 +160,7 @@ class FilesystemRecovery:
         self._evicted_at: dict[int, float] = {}  # mounts that are being evicted, by node
         self._course = _Course()
         self._generation = generation
+        self._may_survey = may_survey
         self._send = send
         self._tell = tell
 
@@ -172,7 +180,6 @@ class FilesystemRecovery:
         if self.error:
             return f"{self.name} is isolated ({self.error}): unmount it everywhere and run fsck.matrixfs"
         self.journals = max(self.journals, len(report.journals))
-        self._learn_dirty(report)
         journal = self._free_journal()
         if journal == NO_JOURNAL and (self.members or not self.dead):
             if self.dead:
@@ -198,12 +205,10 @@ class FilesystemRecovery:
         if evicted_at is not None and node not in self._unfenced:
             self._course.phases.append(("fence", now - evicted_at))
         instance = Instance(node, incarnation)
-        if not clean and member.journal != NO_JOURNAL:
+        if not clean and self.is_known and member.journal != NO_JOURNAL:  # else it never wrote (R-7)
             views = tuple(view for view in self.history if instance in view)
             self.dead[instance] = DeadInstance(node, incarnation, member.journal, views)
             self._course.dead.append(node)
-        if clean:
-            self.replayed.add(instance)
         self._is_changed = True
         if not self.members:
             self._empty()
@@ -240,9 +245,17 @@ class FilesystemRecovery:
             self._on_link_lost(node, reply, now)
         elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
             other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
-            if not other:
+            if not other and not (isinstance(reply, Suspended) and self._is_unread(node, reply)):
                 self.waiting.discard(node)
         self.drive(now)
+
+    def _is_unread(self, node: int, reply: Suspended) -> bool:
+        """Learn what it read, if it had to; whether it owes that still."""
+        if self.is_known or self._order.get(node) != Suspend(self.attempt, survey=True):
+            return False
+        if reply.journals:
+            self._learn(reply.journals)
+        return not self.is_known
 
     def restart(self, now: float) -> None:
         """Begin a new attempt: the state was taken over from reports."""
@@ -279,7 +292,7 @@ class FilesystemRecovery:
                 self._is_changed = False
                 self._enter(Phase.IDLE, now)
                 return False
-            if self._unfenced & set(self.members):
+            if self._unfenced & set(self.members) or not (self.is_known or self._may_survey()):
                 if self.phase is not Phase.WAITING:
                     self._enter(Phase.WAITING, now)
                 return False
@@ -301,11 +314,15 @@ class FilesystemRecovery:
         self._target = None
         self.links.begin()
         self._enter(Phase.SUSPEND, now)
-        self._to_all(Suspend(self.attempt))
+        surveyor = None if self.is_known else min(self.members)
+        for node in sorted(self.members):
+            self._to(node, Suspend(self.attempt, survey=node == surveyor))
+        self.waiting = set(self.members)
 
     def _advance(self, now: float) -> None:
         """R-2: everybody answered; the next phase."""
         if self.phase is Phase.SUSPEND:
+            assert self.is_known
             view = LockspaceView(self.attempt, self._addresses(), tuple(self.dead.values()))
             self.history.append(view.instances)
             self._enter(Phase.REBUILD, now)
@@ -342,9 +359,10 @@ class FilesystemRecovery:
         self.waiting = {node}
 
     def _resume(self, now: float) -> None:
-        for member in self.members.values():
-            if member.journal == NO_JOURNAL:
-                member.journal = self._free_journal()
+        if any(member.journal == NO_JOURNAL for member in self.members.values()):
+            self._give_journals()
+            self._is_changed = True  # first all must hear who writes which (R-8)
+            return
         self._enter(Phase.RESUME, now)
         for node, member in self.members.items():
             self._to(node, Resume(self.attempt, member.journal))
@@ -377,7 +395,6 @@ class FilesystemRecovery:
         if not reply.ok:
             self._fail(f"journal {self.dead[instance].journal} of node {reply.node} can't be replayed: {reply.detail}")
             return
-        self.replayed.add(instance)
         replaying = self.phase in (Phase.REPLAY, Phase.REPLAY_FIRST)
         if replaying and self._is_target(*instance) and reply.attempt == self.attempt:
             self.waiting.discard(node)
@@ -396,10 +413,10 @@ class FilesystemRecovery:
         self._tell(Finished(self.name, self.attempt, members, tuple(course.dead), phases, error))
 
     def _forgive(self, report: MountReport) -> None:
-        """After fsck the journals that could not be replayed are clean: serve again."""
+        """After fsck the journals that could not be replayed are clean: serve again, if the survey agrees."""
         dirty = {j.index for j in report.journals if j.dirty}
         if self.error and not self.members and not dirty & {d.journal for d in self.dead.values()}:
-            self.error, self.phase = "", Phase.IDLE
+            self.error, self.phase, self.is_known = "", Phase.IDLE, False
             self.dead.clear()
 
     def _empty(self) -> None:
@@ -408,14 +425,23 @@ class FilesystemRecovery:
         self.waiting = set()
         self.dead = {i: DeadInstance(d.node, d.incarnation, d.journal) for i, d in self.dead.items()}
 
-    def _learn_dirty(self, report: MountReport) -> None:
-        """Cold start: dirty journals whose owner nobody knows as alive are replayed before RESUME."""
-        taken = {m.journal for m in self.members.values()} | {d.journal for d in self.dead.values()}
-        alive = {Instance(n, m.address.incarnation) for n, m in self.members.items()}
-        for journal in report.journals:
-            owner = Instance(journal.node, journal.incarnation)
-            if journal.dirty and journal.index not in taken and owner not in alive | self.replayed:
+    def _learn(self, journals: tuple[JournalState, ...]) -> None:
+        """R-7: dirty journals are replayed before RESUME; no member ever wrote, so who got one gets another."""
+        self.is_known = True
+        for journal in journals:
+            if journal.dirty:
+                owner = Instance(journal.node, journal.incarnation)
                 self.dead[owner] = DeadInstance(owner.node, owner.incarnation, journal.index)
+        dirty = {d.journal for d in self.dead.values()}
+        for member in self.members.values():
+            if member.journal in dirty:
+                member.journal = NO_JOURNAL
+        self._give_journals()
+
+    def _give_journals(self) -> None:
+        for _, member in sorted(self.members.items()):
+            if member.journal == NO_JOURNAL:
+                member.journal = self._free_journal()
 
     def _free_journal(self) -> int:
         """R-3: the lowest that is nobody's and not waiting for a replay."""

@@ -68,6 +68,7 @@ MEMBERS = (PeerAddress(0, 1, "10.0.0.1", 9, ("10.1.0.1",)), PeerAddress(2, 7, "1
 VIEW = LockspaceView((5 << 32) + 1, MEMBERS, (DEAD,))
 ORDERS = [
     Suspend(BIG),
+    Suspend(BIG, survey=True),
     Rebuild(VIEW, (JournalOwner(0, 1, 0), JournalOwner(2, 7, -1))),
     Resume(1, 3),
     Replay(1, DEAD),
@@ -78,6 +79,7 @@ ORDERS = [
 ]
 REPLIES = [
     Suspended(1),
+    Suspended(1, (JournalState(0, 0, 0, dirty=False), JournalState(1, 3, BIG, dirty=True))),
     Rebuilt(2),
     Resumed(3),
     Replayed(4, 3, BIG, ok=False, detail="x"),

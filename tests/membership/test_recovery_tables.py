@@ -37,6 +37,7 @@ def recovery(phase: Phase) -> FilesystemRecovery:
     """Three members in that phase of an attempt, all of whom owe an answer; node 3's mount is dead."""
     fs = FilesystemRecovery(b"F" * 16, "web", 4, generation=lambda: 9, send=lambda *_: None, tell=lambda _: None)
     journals = tuple(JournalState(i, 0, 0, dirty=False) for i in range(4))
+    fs.is_known = True
     for node in range(3):
         report = MountReport(
             fs_uuid=fs.uuid, fs_name="web", incarnation=10 + node, host="h", port=1, mountpoint="/m", journal=node,

@@ -212,7 +212,7 @@ class SimMount:
         reply = self.channel.reply
         if isinstance(order, Suspend):
             self.attempt, self.granting = order.attempt, False
-            reply(Suspended(order.attempt))
+            reply(Suspended(order.attempt, self.world.journal_states() if order.survey else ()))
         elif getattr(order, "attempt", 0) != self.attempt:
             return
         elif isinstance(order, Rebuild):

@@ -257,12 +257,13 @@ class World:
         return mount
 
     def request(self, mount: SimMount) -> MountRequest:
-        states = [
-            JournalState(index, *(owner or (0, 0)), dirty=owner is not None) for index, owner in self.journals.items()
-        ]
-        return MountRequest(
-            FS, "web", mount.pid, mount.pid, mount.incarnation, mount.machine.address, 9, "/mnt", tuple(states)
-        )
+        address, states = mount.machine.address, self.journal_states()
+        return MountRequest(FS, "web", mount.pid, mount.pid, mount.incarnation, address, 9, "/mnt", states)
+
+    def journal_states(self) -> tuple[JournalState, ...]:
+        """What a mount reads now."""
+        owners = self.journals.items()
+        return tuple(JournalState(index, *(owner or (0, 0)), dirty=owner is not None) for index, owner in owners)
 
     def release(self) -> None:
         """Carry out what was held."""
