@@ -63,6 +63,7 @@ class Filesystems:
         self._asked_at = float("-inf")
         self._buried: set[Instance] = set()  # matrixds confirmed dead
         self.reports_missing = set(header.members)
+        self._since = header.generation
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,8 @@ class Filesystems:
     # -- internals ---------------------------------------------------------------------------------------------
 
     def _on_report(self, node: int, body: Report, now: float) -> None:
+        if body.generation < self._since:
+            return  # an answer to an earlier administrator, or to ourselves in an earlier term: mounts have gone since
         if node in self.reports_missing and node in self._header.members:
             self._reports[node] = body.mounts
             self.reports_missing.discard(node)

@@ -27,6 +27,7 @@ CLUSTER = wire.ClusterInfo(
     data_offset=1024 * 4096,
     data_length=1 << 40,
     timing=DEFAULT_TIMING,
+    traits=(5, 7, 1 << 3),
 )
 
 plain = st.recursive(

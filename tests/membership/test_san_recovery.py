@@ -485,3 +485,13 @@ def test_left_is_said_until_it_is_heard():
     assert agent.is_quiet() is True
     assert 1 not in bench.web.members
     assert isinstance(Report(1, ()), Report)
+
+
+def test_a_report_to_an_earlier_term_is_none():
+    bench = Bench(2)
+    book = Filesystems(bench.header(), DEFAULT_TIMING, bench.out)
+    assert book.reports_missing == {0, 1}
+    book.receive(1, Report(bench.header().generation - 1, ()), 0.0)
+    assert book.reports_missing == {0, 1}
+    book.receive(1, Report(bench.header().generation, ()), 0.0)
+    assert book.reports_missing == {0}
