@@ -215,7 +215,14 @@ class NodeCore:
             self.lease.failed(now)
             self.admin.header_read(header, now)
             self.admin.header_in_doubt(now)
+            if self._is_last_leaver():
+                self.lease.left()  # nobody is there to write it again; our slot will say that we left
         self._settle(now)
+
+    def _is_last_leaver(self) -> bool:
+        """Off the newest header by our own wish, with nobody else in the group."""
+        wished = self.admin.is_leaving and not self.admin.is_member()
+        return wished and set(self.group.view.members) == {self.me.node}
 
     def tick(self, now: float) -> None:
         """Time passed; call every heartbeat interval."""

@@ -98,6 +98,10 @@ class LeaseCore:
         """A durable header without us is in force, after one that had us; or the administrator says so."""
         self._step(LeaseEvent.EVICTED)
 
+    def left(self) -> None:
+        """We are off a header by our own wish, and nobody needs it to be in force."""
+        self._step(LeaseEvent.GONE)
+
     def tick(self, now: float) -> None:
         """Notice the deadline."""
         if now >= self.deadline:
