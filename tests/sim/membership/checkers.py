@@ -58,6 +58,7 @@ class Checkers:
         self.visible: list[SanHeader] = [self.newest] * len(world.disks)  # on each area
         self.went_back = 0  # how often a late write put an older generation back
         self.dead_nodes: set[tuple[int, int]] = set()  # (node, incarnation of its matrixd)
+        self.leavers: set[tuple[int, int]] = set()  # wanted to leave, and ended; a header may drop them later
         self.dead_mounts: set[tuple[int, int]] = set()  # (node, incarnation of the mount)
         self._contents: dict[int, bytes] = {}
         self._listed_until: list[dict[tuple[int, int], float]] = [{} for _ in world.disks]
@@ -252,7 +253,8 @@ class Checkers:
     def _check_nobody_is_lost(self, writer: Machine, old: SanHeader, new: SanHeader) -> None:
         machines = {(m.node.node_id, m.node.incarnation): m for m in self.world.machines.values()}
         before = {*old.members.items(), *old.fencing.items()}
-        for instance in before - {*new.members.items(), *new.fencing.items()} - self.dead_nodes:
+        gone = before - {*new.members.items(), *new.fencing.items()}
+        for instance in gone - self.dead_nodes - self.leavers:
             machine = machines.get(instance)
             has_left = machine is not None and (machine.node.core.admin.is_leaving or not machine.mounts)
             if not has_left and instance[0] != writer.node.node_id:  # its own slot is only claimed after a fence (H1)

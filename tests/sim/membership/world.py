@@ -174,6 +174,8 @@ class World:
         name = f"n{number}"
         old = self.machines.get(name)
         assert old is None or not old.running
+        if old is not None and old.node.core is not None and old.node.core.admin.is_leaving:
+            self.checkers.leavers.add((old.node.node_id, old.node.incarnation))
         boot = b"B" * 16 if self.one_machine else bytes([host or number]) * 16
         paths = [Path(area) for area in range(len(self.disks))] if old is None else old.paths
         machine = Machine(self, name, f"10.0.0.{number}", boot, paths)
