@@ -1,8 +1,13 @@
-"""For all tests: ``--long`` also runs the matrices that take minutes (marked ``long``; else they are not collected)."""
+"""For all tests: ``--long`` also runs the matrices that take minutes (marked ``long``; else they are not collected).
+
+The modules whose tests take seconds each come first: two workers then end at about the same time.
+"""
 
 from __future__ import annotations
 
 import pytest
+
+SLOW = ("tests/net/", "tests/san/", "tests/mount/", "tests/stress/", "tests/sim/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((at for at, top in enumerate(SLOW) if item.nodeid.startswith(top)), len(SLOW)))
     if config.getoption("--long"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

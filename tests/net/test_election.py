@@ -22,6 +22,7 @@ pytestmark = pytest.mark.seed("002-38", "002-39", "002-40", "002-41", "002-45")
 OWN_MACHINES = False
 HELD = True
 POINTS = ["Ballot", "Decided", "Header", "HeaderHalf", "HeaderDone", "Fence", "Fenced"]
+ALWAYS = ("Decided", "HeaderHalf", "Fence")  # the others with --long, and all of them in the simulation
 
 
 class Election:
@@ -63,7 +64,9 @@ def election(lab: NetLab, tree: Tree, holds: Holds) -> Iterator[Election]:
     holds.let_go()
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [each if each in ALWAYS else pytest.param(each, marks=pytest.mark.long) for each in POINTS]
+)
 def test_the_next_administrator_dies_too(
     election: Election, holds: Holds, tree: Tree, tmp_path: Path, point: str
 ) -> None:
