@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from membership.node_events import EventBook
     from membership.node_naming import NodeNaming
     from membership.san.changes import NamingTaken
+    from membership.san.filesystems import Filesystems
     from membership.san.header import SanHeader
     from membership.seams import Clock, Rng
 
@@ -121,6 +122,7 @@ class Administration:
         self._roster: dict[str, str] | None = None  # the operator's words, once the database was read (F3)
         self.levels: dict[str, dict[int, Level]] = {}  # of fence agents, by name of node
         self.grants: Grants | None = None  # join tokens, once one was made or redeemed
+        self._term: Filesystems | None = None  # its book of mounts, made anew for each term
         self._scope: trio.CancelScope | None = None
         self._changed = trio.Event()  # a header, or a naming taken over by all: look again
 
@@ -144,9 +146,18 @@ class Administration:
         """Something that a command may wait for has changed."""
         self._changed.set()
         self._changed = trio.Event()
-        if self._scope is not None and self.node.membership.filesystems is None:
-            self._roster, self.grants, self.levels = None, None, {}
-            self._scope.cancel()  # deposed
+
+    def look(self) -> None:
+        """After each step of the core: is this another term?  Not each begins or ends with a header of its own."""
+        term = self.node.membership.filesystems
+        if term is self._term:
+            return
+        self._term = term
+        self._roster, self.grants, self.levels = None, None, {}
+        self._changed.set()
+        self._changed = trio.Event()
+        if self._scope is not None:
+            self._scope.cancel()  # deposed, and perhaps in office again
 
     def naming_taken(self, _event: NamingTaken) -> None:
         """1606 is over."""
@@ -173,7 +184,7 @@ class Administration:
     async def run(self) -> None:
         """Serve while this node is administrator, for ever."""
         while True:
-            while self.node.membership.filesystems is None:
+            while self._term is None:
                 await self._changed.wait()
             with trio.CancelScope() as self._scope:
                 await self._serve()

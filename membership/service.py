@@ -332,6 +332,8 @@ class Node:
         if not self._ended.is_set() and core.lease.state is not LeaseState.FENCED:
             step(now)
             self._carry_out_all(core)
+            if self._parts is not None:
+                self._parts.administration.look()
         self._check_lease(core)
 
     def _carry_out_all(self, core: NodeCore) -> None:

@@ -74,7 +74,7 @@ class AdminCore:
         self._generation = 0  # the one we ballot for or have won
         self._passed_over = 0  # generations up to here belong to others that never wrote a header
         self._busy = False  # a ballot or header write is under way
-        self._spoilt = 0  # generation of ours whose write failed or was overtaken: nothing is done in it (A8)
+        self._spoilt: set[int] = set()  # generations of ours whose write failed or was overtaken: no deeds in them (A8)
         self._since = 0.0  # of the candidacy
         self._retry_at = float("-inf")  # after a ballot or write that failed: not at disk speed
         self._leavers: dict[int, int] = {}
@@ -207,7 +207,7 @@ class AdminCore:
         """A header of ours could not be written, or was overtaken.  Its generation is spent: it may land yet (A1)."""
         self._busy = False
         self._passed_over = max(self._passed_over, self._generation)
-        self._spoilt = self._generation
+        self._spoilt = {g for g in self._spoilt if g >= self.header.generation} | {self._generation}
         self._retry_at = now + self._timing.heartbeat
         self._out.tell(ReadHeader())
         self._give_up("the SAN header can't be written")
@@ -453,7 +453,7 @@ class AdminCore:
 
     def _stands(self) -> bool:
         """A8: whether the header in force, if it is ours, is one to act in; not while its write is under way."""
-        return self.header.generation not in (self._spoilt, self._generation if self._busy else self._spoilt)
+        return self.header.generation not in self._spoilt | ({self._generation} if self._busy else set())
 
     def _administrate(self, now: float) -> None:
         if not self._stands():

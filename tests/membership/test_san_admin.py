@@ -402,3 +402,25 @@ def test_in_a_generation_whose_write_was_overtaken_nothing_is_done_but_to_take_t
     events = rig.drive()[1]
     assert HeaderInForce(write.header, mine=True) in events
     assert [event.node for event in events if isinstance(event, FenceOrder)] == [2]
+
+
+def test_a_spoilt_generation_stays_so_when_the_write_of_the_next_fails_too():
+    """Seed 10498: it stood again, but nobody had been told that it is in force: an administrator without a book."""
+    rig = Rig(0, start=header(4, 0, (0, 1, 2)))
+    rig.core.role = Role.ADMIN
+    rig.view((0, 1), 8)
+    rig.alive = frozenset({0, 1})
+    rig.drive()
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    (write,) = rig.drive()[1]
+    rig.core.write_failed(rig.now)
+    rig.core.header_read(write.header, rig.now)  # it landed all the same
+    assert HeaderInForce(write.header, mine=False) in rig.drive()[1]
+    rig.now += 1.0
+    assert rig.drive()[1] == [TakeGeneration(6)]
+    rig.core.generation_taken(Decided(0, 100), rig.now)
+    rig.drive()
+    rig.core.write_failed(rig.now)
+    rig.drive()
+    rig.now += 1.0
+    assert rig.drive()[1] == [TakeGeneration(7)]
