@@ -22,7 +22,8 @@ HANG_SECONDS = 1.0  # shorter than a lease
 @pytest.fixture(scope="module", params=KINDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Target]]:
     """Three mounts on one LUN."""
-    directory = Path(f"/var/tmp/mfs-tests-san-{os.getpid()}")
+    # One for each: the guard of the cluster before may still be at work in its own.
+    directory = Path(f"/var/tmp/mfs-tests-san-{os.getpid()}-{request.param}")
     with san(request.param, size=512 * MIB) as target, guarded(directory) as ear:
         ear.write(f"{TEST_SECONDS}\n")
         ear.flush()
