@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from membership.node_core import NodeCore
     from membership.node_events import EventBook
     from membership.node_naming import NodeNaming
-    from membership.san.changes import NamingTaken
     from membership.san.filesystems import Filesystems
-    from membership.san.header import SanHeader
     from membership.seams import Clock, Rng
 
 ANSWERS_KEPT = 64  # F1
@@ -142,11 +140,6 @@ class Administration:
             self._known.popitem(last=False)
         return request
 
-    def header_in_force(self, _header: SanHeader) -> None:
-        """Something that a command may wait for has changed."""
-        self._changed.set()
-        self._changed = trio.Event()
-
     def look(self) -> None:
         """After each step of the core: is this another term?  Not each begins or ends with a header of its own."""
         term = self.node.membership.filesystems
@@ -154,13 +147,12 @@ class Administration:
             return
         self._term = term
         self._roster, self.grants, self.levels = None, None, {}
-        self._changed.set()
-        self._changed = trio.Event()
+        self.wake()
         if self._scope is not None:
             self._scope.cancel()  # deposed, and perhaps in office again
 
-    def naming_taken(self, _event: NamingTaken) -> None:
-        """1606 is over."""
+    def wake(self) -> None:
+        """Something that a command may wait for has changed: a header is in force, or 1606 is over."""
         self._changed.set()
         self._changed = trio.Event()
 

@@ -118,9 +118,9 @@ class NodeParts:
         elif isinstance(event, HeaderInForce):
             self._book.header(event.header, self._core.admin.is_member())
             self.disk.renew_soon()
-            self.administration.header_in_force(event.header)
+            self.administration.wake()
         elif isinstance(event, NamingTaken):
-            self.administration.naming_taken(event)
+            self.administration.wake()
         else:
             self._start(event)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from matrixfs.blockstore import open_store
 from matrixfs.blockstore.in_use import refuse_if_holding_data
 from matrixfs.blockstore.initialize import wipe_labels
+from matrixfs.cli.matrixd_cmd import SCAN_DEFAULT
 from matrixfs.cli.opener import HostOpener
 from matrixfs.cli.storage import clear_reservations
 from membership.areas.bootstrap import stored_naming
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from matrixfs.blockstore.device.api import Store
     from membership.label import Label
-
-SCAN: tuple[str, ...] = ("/dev/disk/by-id/*",)
 
 
 async def destroy_cluster(name: str, stores: Sequence[str]) -> list[str]:
@@ -65,7 +64,7 @@ async def _disks_of(name: str, stores: Sequence[str]) -> tuple[list[str], list[s
         raise OperatorError(f"{stores[0]}: is of cluster {first.cluster_name!r}, not {name!r}: nothing was done")
     disks = ClusterDisks(
         first.owner,
-        HostOpener(stores, SCAN, "", SystemRng().randbytes(8).hex()),
+        HostOpener(stores, SCAN_DEFAULT, "", SystemRng().randbytes(8).hex()),
         SystemClock(),
         lambda _kind, _text: None,
     )

@@ -8,13 +8,10 @@ Source: issue 2 (matrixctl status for people and --json for programs), 002-26, R
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
 from matrixfs import __version__
-from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, state_option
+from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, state_option
 from matrixfs.cli.matrixctl_cluster import cluster
 from matrixfs.cli.matrixctl_disk import disk
 from matrixfs.cli.matrixctl_events import events
@@ -46,7 +43,7 @@ def status(state: str, as_json: bool) -> None:
 
     answer = ask(state, {"kind": "status"})
     if as_json:
-        click.echo(_to_json(answer))
+        echo_json(answer)
         return
     from matrixfs.cli.status_format import format_status
 
@@ -69,7 +66,3 @@ def stop(state: str) -> None:
 
 for _command in (cluster, disk, events, fence, lock, locks, metrics, node, top, trace):
     main.add_command(_command)
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=bytes.hex)

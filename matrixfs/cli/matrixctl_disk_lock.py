@@ -20,14 +20,13 @@ Exit codes of ``disk locks``: 0; 3 when the administrator did not answer; else t
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, Seconds, json_option, own_state_option, printable, table
+from matrixfs.cli.common import MatrixCommand, Seconds, echo_json, json_option, own_state_option, printable, table
 from matrixfs.cli.under_lock import Loss, checked_command, run_under
 from matrixfs.lock_names import BUSY
 from membership.control_wire import take, take_natural
@@ -109,7 +108,7 @@ def disk_locks(context: click.Context, as_json: bool, state: str) -> None:
     if as_json:
         rows = [row.to_map() for row in known.rows] if known is not None else None
         unknown = known.unknown if known is not None else []
-        click.echo(json.dumps({"locks": rows, "unknown": unknown, "silent": silent}, indent=2))
+        echo_json({"locks": rows, "unknown": unknown, "silent": silent})
     elif known is not None:
         click.echo("\n".join(map(printable, lines_of(known))))
     for line in silent if not as_json else ():

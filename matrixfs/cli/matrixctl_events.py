@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, echo_json, json_option, local_time, own_state_option, printable
 from membership.control_wire import take, take_natural
 from membership.errors import BadMessage
 
@@ -64,7 +64,7 @@ def events(context: click.Context, here: bool, follow: bool, as_json: bool, stat
     """
     found, silent = _all_events(state, here=here)
     if as_json and not follow:
-        click.echo(json.dumps({"events": [event.to_map() for event in found], "silent": silent}, indent=2))
+        echo_json({"events": [event.to_map() for event in found], "silent": silent})
         context.exit(3 if silent else 0)
     _show(found, silent, as_json=as_json)
     if not follow:

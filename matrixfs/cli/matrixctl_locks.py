@@ -5,14 +5,13 @@ Exit codes: 0; 3 when somebody did not answer, so that something may be missing;
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, json_option, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, printable
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
@@ -36,7 +35,7 @@ def locks(context: click.Context, target: str | None, waiters: bool, as_json: bo
     """
     found = _look(state, target)
     if as_json:
-        click.echo(_to_json(found))
+        echo_json(_to_map(found))
     else:
         from matrixfs.cli.file_locks_format import format_files
         from matrixfs.cli.locks_format import format_locks
@@ -93,11 +92,10 @@ def _nothing(target: str | None) -> str:
     return "Nobody waits for a lock." if target is None else f"{printable(target)}: nobody holds it or waits for it."
 
 
-def _to_json(found: _Found) -> str:
-    value = {
+def _to_map(found: _Found) -> dict[str, object]:
+    return {
         "locks": [asdict(lock) for lock in found.locks],
         "files": [asdict(lock) for lock in found.files],
         "nodes": found.answers.names,
         "silent": found.answers.silent,
     }
-    return json.dumps(value, indent=2, default=bytes.hex)

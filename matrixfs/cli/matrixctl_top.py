@@ -5,7 +5,6 @@ Exit codes: as ``matrixctl locks``; Ctrl-C ends it with 0.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, Seconds, json_option, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, Seconds, echo_json, json_option, own_state_option, printable
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
@@ -39,7 +38,7 @@ def top(context: click.Context, interval: float, once: bool, as_json: bool, stat
     while True:
         answers = ask_mounts(state, "top", {"count": COUNT})
         if as_json:
-            click.echo(_to_json(answers))
+            echo_json(_to_map(answers))
         else:
             size = shutil.get_terminal_size((120, 40))
             lines = format_top(hottest(answers), links(answers), size.lines - 2 if not once else 1000)
@@ -53,9 +52,8 @@ def top(context: click.Context, interval: float, once: bool, as_json: bool, stat
             return
 
 
-def _to_json(answers: Answers) -> str:
+def _to_map(answers: Answers) -> dict[str, object]:
     from matrixfs.cli.top_format import hottest, links
 
     found = [asdict(row) | {"mean_ms": row.mean_ms} for row in hottest(answers)]
-    value = {"locks": found, "links": [asdict(link) for link in links(answers)], "silent": answers.silent}
-    return json.dumps(value, indent=2)
+    return {"locks": found, "links": [asdict(link) for link in links(answers)], "silent": answers.silent}

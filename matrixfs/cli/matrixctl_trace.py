@@ -5,12 +5,11 @@ Exit codes: as ``matrixctl locks``.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, json_option, local_time, own_state_option, printable
+from matrixfs.cli.common import MatrixCommand, echo_json, json_option, local_time, own_state_option, printable
 
 if TYPE_CHECKING:
     from matrixfs.cli.asking import Answers
@@ -36,7 +35,7 @@ def trace(context: click.Context, node: str | None, count: int, as_json: bool, s
     answers = ask_mounts(state, "trace", {"count": count}, node)
     found = events(answers)
     if as_json:
-        click.echo(json.dumps({"events": found, "silent": answers.silent}, indent=2, default=bytes.hex))
+        echo_json({"events": found, "silent": answers.silent})
     else:
         for event in found:
             click.echo(_line(event))

@@ -25,6 +25,7 @@ from matrixfs.cli.common import worst_of
 from matrixfs.cli.host import notify
 from matrixfs.cli.metrics_http import serve_metrics
 from matrixfs.cli.opener import HostOpener
+from matrixfs.cli.state_disks import StateDisks
 from matrixfs.cli.storage import HostLanding
 from matrixfs.fuse.connection import cut_off, cut_off_dying
 from membership.clock import SystemClock, SystemRng
@@ -95,12 +96,16 @@ async def _main(options: MatrixdOptions, readiness: Readiness) -> None:
     cut_off_dying()  # a matrixd that died with its mounts could not do that
     clock = SystemClock()
     life = SystemRng().randbytes(8).hex()
-    opener = HostOpener(options.stores, options.scan, options.name, life, options.state_dir)
+    shown = StateDisks(options.state_dir)
+    opener = HostOpener(options.stores, options.scan, options.name, life, shown)
     label = await _first_label(options, opener)
     disks = ClusterDisks(label.owner, opener, clock, _log_event)
     try:
         await _open(disks, options.stores)
-        await _serve(options, readiness, disks, label, clock)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shown.run)
+            await _serve(options, readiness, disks, label, clock)
+            nursery.cancel_scope.cancel()
     finally:
         await disks.aclose()
 

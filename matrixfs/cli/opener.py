@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import glob
 import itertools
-import os
 from typing import TYPE_CHECKING
 
 from matrixfs.blockstore import open_store
 from matrixfs.blockstore.initialize import data_window
-from matrixfs.cli.state_disks import DIRECTORY, keep_stores, show_disks
 from matrixfs.fs.opening import read_superblock
 from membership.disks import FoundFilesystem
 from membership.errors import CorruptionError, OperatorError
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from matrixfs.blockstore.device.api import Store
+    from matrixfs.cli.state_disks import StateDisks
     from membership.label import Label
     from membership.seams import SectorDevice
 
@@ -32,10 +31,17 @@ class HostOpener:
         node: name of this node, to the target of a LUN.
         life: drawn anew for each start of matrixd.  With it the nexuses are others than those of a predecessor that may
             be frozen, and would be registered with the LUN by our registration.
-        state: directory that shows each disk under its name, and where credentials may be; empty: none.
+        state: writes down where the disks are; None: nobody does.
     """
 
-    def __init__(self, stores: Sequence[str], patterns: Sequence[str], node: str, life: str, state: str = "") -> None:
+    def __init__(
+        self,
+        stores: Sequence[str],
+        patterns: Sequence[str],
+        node: str,
+        life: str,
+        state: StateDisks | None = None,
+    ) -> None:
         self._state = state
         self._live: dict[int, Store] = {}
         self._node = node
@@ -66,9 +72,8 @@ class HostOpener:
 
     def show(self, paths: Mapping[str, str], areas: Collection[str]) -> None:
         """See ``membership.disks.Opener``."""
-        if self._state:
-            show_disks(os.path.join(self._state, DIRECTORY), paths)
-            keep_stores(self._state, [paths[name] for name in areas])
+        if self._state is not None:
+            self._state.show(paths, areas)
 
     async def filesystem_of(self, device: SectorDevice, label: Label) -> FoundFilesystem:
         """See ``membership.disks.Opener``."""

@@ -4,6 +4,8 @@ STATE/disk/NAME is a cluster disk under its name, which is the same on all nodes
 
 A link is a convenience: it is made after the disk was found by its label, and what can't be made costs a line in the
 log.  A LUN that matrixd reaches by itself (iscsi://...) has no path on this host, so no link.
+
+Invariant: it is written in a thread.  The disk below STATE may hang, and the lease is renewed beside it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,55 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from matrixfs.store_names import is_iscsi
 from membership.enrol.credentials import FILE_NAME, load, save
 from membership.errors import OperatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 DIRECTORY: Final = "disk"  # in the state directory
 
 log = logging.getLogger(__name__)
+
+
+class StateDisks:
+    """Of one matrixd.
+
+    Args:
+        state: its state directory.
+    """
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        self._paths: Mapping[str, str] = {}
+        self._areas: Collection[str] = ()
+        self._news = trio.Event()
+
+    def show(self, paths: Mapping[str, str], areas: Collection[str]) -> None:
+        """See ``membership.disks.Opener``; ``run`` writes it down."""
+        self._paths, self._areas = paths, areas
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write down what is shown, until cancelled; what was shown before that is written, too."""
+        try:
+            while True:
+                await self._news.wait()
+                await self._write()
+        finally:
+            if self._news.is_set():
+                with trio.CancelScope(shield=True):
+                    await self._write()
+
+    async def _write(self) -> None:
+        paths, areas = self._paths, self._areas
+        await trio.to_thread.run_sync(show_disks, os.path.join(self._state, DIRECTORY), paths)
+        await trio.to_thread.run_sync(keep_stores, self._state, [paths[name] for name in areas])
+        if (paths, areas) == (self._paths, self._areas):
+            self._news = trio.Event()
 
 
 def keep_stores(state: str, stores: Sequence[str]) -> None:

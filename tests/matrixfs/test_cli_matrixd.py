@@ -277,3 +277,21 @@ def test_addresses() -> None:
     )  # fmt: skip
     with pytest.raises(OperatorError):
         parse_address("")
+
+
+def test_a_store_that_is_another_clusters_now_is_passed_over(tmp_path: Path, store: Path) -> None:
+    """Disks come and go; the credentials of a server that was away name them all the same."""
+    other, state = tmp_path / "other", tmp_path / "state"
+    label = Label(owner=b"o" * 16, cluster_name="other", data_block=DATA_BLOCK, data_blocks=10)
+    with other.open("wb") as file:
+        file.write(label.encode())
+        file.truncate((DATA_BLOCK + 100) * BLOCK_BYTES)
+    what = command(store, state)
+    what["args"][3:3] = ["--store", str(other)]
+    process = subprocess.Popen(**what, stderr=subprocess.PIPE)
+    try:
+        wait_log(process, "member of cluster web as node 3")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

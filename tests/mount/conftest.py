@@ -7,7 +7,6 @@ outside, so that nothing stays behind when a test hangs in a mount or pytest is 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TextIO
 
 import pytest
 
-from tests.mount.guard import guarded
+from tests.mount.guard import guarded_run, watched_for
 from tests.mount.lab import Lab, LabNode
 
 _numbers = itertools.count(1)
@@ -55,19 +54,15 @@ class Tree:
 @pytest.fixture(scope="session")
 def base() -> Iterator[tuple[Path, TextIO]]:
     """This run's directory, and the guard's ear."""
-    path = Path(f"/var/tmp/mfs-tests-{os.getpid()}")
-    path.mkdir()
-    with guarded(path) as ear:
-        yield path, ear
+    with guarded_run("tests") as found:
+        yield found
 
 
 @pytest.fixture
 def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
     """Whoever hangs longer than TEST_SECONDS loses his cluster."""
-    ear = base[1]
-    print(TEST_SECONDS, file=ear, flush=True)
-    yield
-    print(10 * TEST_SECONDS, file=ear, flush=True)
+    with watched_for(TEST_SECONDS, base[1]):
+        yield
 
 
 def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3, size: str = STORE_SIZE) -> Lab:

@@ -82,6 +82,23 @@ def guarded(directory: Path, *, keep: bool = False) -> Iterator[TextIO]:
         guard.wait()
 
 
+@contextlib.contextmanager
+def guarded_run(name: str) -> Iterator[tuple[Path, TextIO]]:
+    """A directory of this run, with its guard's ear."""
+    path = Path(f"/var/tmp/mfs-{name}-{os.getpid()}")
+    path.mkdir()
+    with guarded(path) as ear:
+        yield path, ear
+
+
+@contextlib.contextmanager
+def watched_for(seconds: float, ear: TextIO) -> Iterator[None]:
+    """Whoever hangs longer within loses his cluster."""
+    print(seconds, file=ear, flush=True)
+    yield
+    print(10 * seconds, file=ear, flush=True)
+
+
 def main(directory: str, *, keep: bool) -> None:
     """Watch until the input ends."""
     seconds = BEGIN_SECONDS

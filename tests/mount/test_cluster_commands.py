@@ -13,7 +13,7 @@ import pytest
 
 from membership.label import BLOCK_BYTES
 from tests.mount.conftest import new_lab
-from tests.mount.lab import Lab, LabNode, wait_gone
+from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
 
 SIZE = "600M"
 PORT = 20000 + os.getpid() % 10000  # several runs on one machine; below the ports that the kernel gives out
@@ -149,7 +149,9 @@ def test_disks_come_and_go_while_trees_are_mounted(joined: JoinedLab) -> None:
     (tree / "stays").write_text("here")
     joined.ctl(joined.second, "disk", "add", "more", joined.path("b"), "--size", SIZE, "--fs", "music")
     for node in (joined.first, joined.second):
-        assert (node.state / "disk" / "more").readlink() == joined.path("b")
+        link = node.state / "disk" / "more"
+        wait_until(link.is_symlink, f"{node.name} shows the disk")
+        assert link.readlink() == joined.path("b")
     assert "called more already" in joined.ctl(
         joined.first, "disk", "add", "more", joined.path("c"), "--size", SIZE, code=2
     )
@@ -166,7 +168,7 @@ def test_disks_come_and_go_while_trees_are_mounted(joined: JoinedLab) -> None:
         joined.lab.run("umount", place)
     joined.ctl(joined.first, "disk", "remove", "more")
     assert not has_label(joined.path("b"))
-    assert not (joined.second.state / "disk" / "more").is_symlink()
+    wait_until(lambda: not link.is_symlink(), "the last of them shows it no more")
     assert [disk["name"] for disk in joined.json(joined.second, "disk", "list")["disks"]] == ["d1", "third"]
     assert (tree / "stays").read_text() == "here"
     joined.lab.run("umount", tree)

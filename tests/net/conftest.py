@@ -16,7 +16,7 @@ import pytest
 
 from membership.pauses import VARIABLE
 from tests.mount.conftest import Tree
-from tests.mount.guard import guarded
+from tests.mount.guard import guarded_run, watched_for
 from tests.net.holds import Holds
 from tests.net.lab import NetLab
 from tests.net.work import bring_back
@@ -29,19 +29,15 @@ TEST_SECONDS = 90  # for a broken product, not a bound under test
 @pytest.fixture(scope="session")
 def base() -> Iterator[tuple[Path, TextIO]]:
     """This run's directory, and the guard's ear."""
-    path = Path(f"/var/tmp/mfs-net-{os.getpid()}")
-    path.mkdir()
-    with guarded(path) as ear:
-        yield path, ear
+    with guarded_run("net") as found:
+        yield found
 
 
 @pytest.fixture
 def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
     """Whoever hangs longer than TEST_SECONDS loses his cluster."""
-    ear = base[1]
-    print(TEST_SECONDS, file=ear, flush=True)
-    yield
-    print(10 * TEST_SECONDS, file=ear, flush=True)
+    with watched_for(TEST_SECONDS, base[1]):
+        yield
 
 
 @pytest.fixture(scope="module")
