@@ -122,10 +122,7 @@ class Lab:
 
     def start(self, node: LabNode) -> None:
         """Start a node's matrixd; returns when it is a member."""
-        try:
-            self.run(*self.matrixd(node))
-        except LabError as error:
-            raise LabError(f"{error}\n{node.log_tail()}") from None
+        self._run_on(node, *self.matrixd(node))
         node.pids.append(node.daemon_pid)
 
     def matrixd(self, node: LabNode) -> list[str | Path]:
@@ -139,8 +136,15 @@ class Lab:
         """Mount the tree on a node, with plain mount(8)."""
         node.mountpoint.mkdir(parents=True, exist_ok=True)
         wanted = ",".join((f"state={node.state}", *options))
-        self.run("mount", "-t", "fuse.matrixfs", self.name, node.mountpoint, "-o", wanted)
+        self._run_on(node, "mount", "-t", "fuse.matrixfs", self.name, node.mountpoint, "-o", wanted)
         node.pids.append(node.mount_pid)
+
+    def _run_on(self, node: LabNode, *command: str | Path) -> None:
+        """As ``run``; the end of matrixd's log is in the error, too."""
+        try:
+            self.run(*command)
+        except LabError as error:
+            raise LabError(f"{error}\n{node.log_tail()}") from None
 
     def umount(self, node: LabNode) -> None:
         """umount(8): returns when the last byte is flushed."""
