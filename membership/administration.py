@@ -4,7 +4,9 @@ A command may be given to any node; that node's ``commander.py`` brings it here,
 
 Invariants:
 
-F1. One command at a time; a repetition of one that was carried out is answered with what came of it then.
+F1. One command at a time; a repetition of one that was carried out is answered with what came of it then.  The next
+    administrator does not know what came of it and carries it out again: so each command names what shall be so
+    (a disk by its uuid), and is a success with nothing done where it is so already.
 F2. A change of the naming is in the database on a majority before a header names it (1602 before 1604), and is seen
     through to the end by whoever is administrator: old or new, never a mix (``san/changes.py``).
 F3. Nobody is admitted before the database was read: it says who must stay out.
@@ -188,13 +190,11 @@ class Administration:
             try:
                 if self.node.may_write():
                     await self._take_over()
-                    break
+                    while await self._carry_out(await self._queue.receive()):
+                        pass
             except MatrixError as error:
                 self.node.book.log("alert", f"the membership database can't be taken over yet: {error}")
             await self.node.clock.sleep(self.node.membership.timing.heartbeat)
-        while True:
-            request = await self._queue.receive()
-            await self._carry_out(request)
 
     async def _fail_queued(self) -> None:
         """Not ours to do any more: who asked will ask the new administrator."""
@@ -205,7 +205,8 @@ class Administration:
                 return
             self._known.pop(request.key, None)
 
-    async def _carry_out(self, request: Request) -> None:
+    async def _carry_out(self, request: Request) -> bool:
+        """False: our right ended in its midst; who asked will ask again, once it is seen through (F2)."""
         try:
             handler = self._handlers.get(request.what)
             if handler is None:
@@ -217,8 +218,8 @@ class Administration:
         except BadMessage as error:
             answer = encode_map(error_message(error))
         except Fenced:
-            self._known.pop(request.key, None)  # not administrator any more: who asked will ask the new one
-            return
+            self._known.pop(request.key, None)
+            return False
         except MatrixError as error:
             answer = encode_map(error_message(error))
         except trio.Cancelled:
@@ -226,6 +227,7 @@ class Administration:
             raise
         request.answer = answer
         request.done.set()
+        return True
 
     async def _take_over(self) -> None:
         """What an earlier administrator had begun is seen through (F2)."""

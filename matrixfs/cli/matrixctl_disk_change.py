@@ -125,11 +125,13 @@ def remove(name: str, state: str) -> None:
     from matrixfs.cli.administer import administer
     from membership.control_ask import ask
 
-    here = {disk["name"]: disk["path_here"] for disk in ask(state, {"kind": "status"})["disks"]}
-    done = administer(state, "disk.remove", name=name)
-    path = here.get(name) or done["path"]
+    disk = next((disk for disk in ask(state, {"kind": "status"})["disks"] if disk["name"] == name), None)
+    if disk is None:
+        raise OperatorError(f"no disk of the cluster is called {name!r}: see matrixctl disk list")
+    uuid, path = bytes.fromhex(disk["uuid"]), disk["path_here"] or disk["path"]
+    administer(state, "disk.remove", uuid=uuid)
     try:
-        wipe(path, done["uuid"])
+        wipe(path, uuid)
     except MatrixError as error:
         click.echo(f"matrixctl: its label is still on it, harmless but in the way: {printable(str(error))}", err=True)
     click.echo(f"{printable(name)} ({printable(path)}) is no disk of the cluster any more")

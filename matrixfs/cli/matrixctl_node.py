@@ -205,7 +205,7 @@ def unfence(name: str, power_on: bool, state: str) -> None:
     from matrixfs.cli.administer import administer
 
     administer(state, "node.unfence", name=name, power_on=power_on)
-    click.echo(f"{printable(name)} may join again")
+    click.echo(f"{printable(name)} may join")
 
 
 @node.command(cls=MatrixCommand, name="list")

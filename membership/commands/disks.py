@@ -62,10 +62,11 @@ async def add(admin: Administration, arguments: Message) -> Any:
 
 
 async def remove(admin: Administration, arguments: Message) -> Any:
-    """A disk that nobody uses is none of the cluster any more."""
-    name = take(arguments, "name", str)
-    disk = admin.naming().by_name(name)
-    filesystems = admin.node.membership.filesystems
+    """A disk that nobody uses is none of the cluster any more; again: that it is none."""
+    disk = admin.naming().by_uuid(take(arguments, "uuid", bytes))
+    if disk is None:
+        return {}
+    name, filesystems = disk.name, admin.node.membership.filesystems
     mounted = filesystems.by_uuid.get(disk.fs_uuid) if filesystems is not None and disk.fs_uuid else None
     if mounted is not None and (mounted.members or mounted.dead):
         raise OperatorError(f"{name} holds {disk.fs_name}, which is mounted: unmount it everywhere first")
@@ -83,7 +84,7 @@ async def remove(admin: Administration, arguments: Message) -> Any:
 
     await admin.change_naming(change)
     admin.log("disk", f"{name} was removed from the cluster")
-    return {"path": disk.path, "uuid": disk.uuid}
+    return {}
 
 
 async def move_areas(admin: Administration, arguments: Message) -> Any:

@@ -71,11 +71,13 @@ def _last_fence(admin: Administration, found: tuple[int, int]) -> str:
 
 
 async def unfence(admin: Administration, arguments: Message) -> Any:
-    """Let a node in again that the operator had fenced."""
+    """Let a node in again that the operator had fenced; again: it may come in."""
     name = name_of(arguments)
     word = admin.roster().get(name, "")
-    if word != "fenced":
-        raise OperatorError(f"{name}: {BARRED.get(word, 'it is not fenced by the operator')}")
+    if word in BARRED and word != "fenced":
+        raise OperatorError(f"{name}: {BARRED[word]}")
+    if not word and _slot(admin, name) is None:
+        raise OperatorError(f"no node called {name!r} has ever been here: see matrixctl node list")
     if take(arguments, "power_on", bool):
         result = await admin.node.agents.unfence(name)
         if not result.confirmed:

@@ -105,12 +105,18 @@ def spare(world: World, area: int) -> dict:
     return {"disk": disk_to_map(Disk(label.disk_uuid, label.name, label.name, world.disk.size_bytes))}
 
 
-async def stored(world: World, area: int = 0) -> Naming:
+def known(world: World, area: int) -> dict:
+    """A disk as `matrixctl disk remove` names it."""
+    return {"uuid": world.labels[area].disk_uuid}
+
+
+async def stored(world: World, area: int = 0, *, committed: bool = False) -> Naming:
     image = await read_image(world.disks[area], LABEL.owner)
     assert image is not None
     database = MembershipDatabase.from_image_untrusted(image.content, "test")
     try:
         assert database.committed <= database.naming().version
+        assert not committed or database.committed == database.naming().version
         return database.naming()
     finally:
         database.close()
@@ -131,7 +137,7 @@ async def test_a_disk_is_added_and_removed_from_any_node_while_mounts_work(autoj
             assert machine.node.core.admin.header.naming == machine.node.core.naming.version
             assert machine.node.core.naming == await stored(world)
         other = next(m for m in world.machines.values() if m not in world.administrators())
-        await other.node.command("disk.remove", {"name": "d2"})
+        await other.node.command("disk.remove", known(world, 1))
         assert [disk.name for disk in (await stored(world)).disks] == ["d1"]
         assert all(machine.node.disks.device(world.labels[1].disk_uuid) is None for machine in world.machines.values())
         assert all(mount.may_write() for mount in mounts)
@@ -142,12 +148,11 @@ async def test_what_must_not_be_removed_is_refused_with_the_reason(autojump_cloc
         await cluster(world)
         node = world.machines["n1"].node
         with pytest.raises(OperatorError, match="membership area"):
-            await node.command("disk.remove", {"name": "d1"})
+            await node.command("disk.remove", known(world, 0))
         await world.mount(2)
         with pytest.raises(OperatorError, match="web, which is mounted"):
-            await node.command("disk.remove", {"name": "d1"})
-        with pytest.raises(OperatorError, match="called 'nope'"):
-            await node.command("disk.remove", {"name": "nope"})
+            await node.command("disk.remove", known(world, 0))
+        await node.command("disk.remove", known(world, 1))  # it is none: as it shall be
         with pytest.raises(BadMessage, match="uuid"):
             await node.command("disk.add", {"disk": {**spare(world, 1)["disk"], "uuid": b"x"}})
         with pytest.raises(OperatorError, match="knows no command 'disk.eat'"):
@@ -164,9 +169,9 @@ async def test_a_disk_that_an_application_has_locked_is_not_removed(autojump_clo
         with other.disk_locks.asked("d2", "backup", exclusive=False, wait=True) as events:
             await events.receive()
             with pytest.raises(OperatorError, match=r"d2 is locked by an application \(backup\)"):
-                await node.command("disk.remove", {"name": "d2"})
+                await node.command("disk.remove", known(world, 1))
         await world.until(other.disk_locks.is_quiet, 2, "given up")
-        await node.command("disk.remove", {"name": "d2"})
+        await node.command("disk.remove", known(world, 1))
         gone = other.disk_locks.asked("d2", "x", exclusive=True, wait=True)
         with pytest.raises(OperatorError, match="called 'd2'"), gone:
             pytest.fail("there is no d2")
@@ -219,17 +224,19 @@ async def test_a_node_finds_the_areas_from_a_disk_that_has_none_any_more(autojum
 
 @pytest.mark.seed("002-43", "002-45")
 @pytest.mark.parametrize("point", ["Change.1602", "Change.1604", "Change.1606", "Change.1608"])
-@pytest.mark.parametrize("what", ["disk.add", "disk.areas"])
+@pytest.mark.parametrize("what", ["disk.add", "disk.areas", "disk.remove"])
 async def test_an_administrator_killed_in_each_step_leaves_the_old_or_the_new(autojump_clock, point: str, what: str):
     async with World(85, spares=2) as world:
         await cluster(world)
         mounts = [await world.mount(number) for number in (1, 2, 3)]
-        if what == "disk.areas":
+        if what in ("disk.areas", "disk.remove"):
             for area in (1, 2):
                 await world.machines["n1"].node.command("disk.add", spare(world, area))
         (admin,) = world.administrators()
         asker = next(machine for machine in world.machines.values() if machine is not admin)
-        arguments = spare(world, 1) if what == "disk.add" else {"names": ["d1", "d2", "d3"]}
+        arguments = {
+            "disk.add": spare(world, 1), "disk.remove": known(world, 2), "disk.areas": {"names": ["d1", "d2", "d3"]}
+        }[what]  # fmt: skip
         reached = world.hold(admin, point)
         answers: list[object] = []
 
@@ -246,13 +253,45 @@ async def test_an_administrator_killed_in_each_step_leaves_the_old_or_the_new(au
             assert naming == await stored(world)
             assert machine.node.core.admin.header.naming == naming.version
             assert not naming.areas_before
-            if what == "disk.add":
-                assert [disk.name for disk in naming.disks] == ["d1", "d2"]
-            else:
+            if what == "disk.areas":
                 assert len(naming.areas) == 3
+            else:
+                assert [disk.name for disk in naming.disks] == ["d1", "d2"]
         await world.until(lambda: sum(mount.may_write() for mount in mounts) == 2, 30)
         again = await world.start(int(admin.name[1:]))
         await world.until(lambda: again.node.core.naming == living[0].node.core.naming, 20)
+
+
+@pytest.mark.seed("002-43")
+async def test_a_lease_that_lapses_before_1608_leaves_nothing_half_done(autojump_clock, monkeypatch):
+    async with World(92, spares=1) as world:
+        await cluster(world)
+        (admin,) = world.administrators()
+        asker = next(machine for machine in world.machines.values() if machine is not admin)
+        await asker.node.command("disk.add", spare(world, 1))
+        before, over, right = admin.node.core.naming.version, trio.Event(), admin.node.may_write
+        refused: list[int] = []
+
+        def may_write() -> bool:
+            if admin.node.core.naming.version == before or over.is_set():
+                return right()
+            refused.append(admin.node.core.naming.version)
+            return False
+
+        async def ask() -> None:
+            await asker.node.command("disk.remove", known(world, 1))
+            answered.set()
+
+        monkeypatch.setattr(admin.node, "may_write", may_write)
+        answered = trio.Event()
+        world.start_soon(ask)
+        await world.until(lambda: len(refused) > 3, 20)
+        assert not answered.is_set()
+        over.set()
+        await world.until(answered.is_set, 20)
+        assert world.administrators() == [admin]
+        naming = await stored(world, committed=True)
+        assert [disk.name for disk in naming.disks] == ["d1"]
 
 
 @pytest.mark.seed("002-43")
@@ -282,9 +321,10 @@ async def test_a_fenced_node_stays_out_until_it_is_let_in(autojump_clock):
         again = await world.start(int(victim.name[1:]), wait=False)
         await world.until(lambda: again.error is not None, 20)
         assert "fenced by the operator" in str(again.error)
-        with pytest.raises(OperatorError, match="not fenced"):
-            await asker.node.command("node.unfence", {"name": asker.name, "power_on": False})
-        await asker.node.command("node.unfence", {"name": victim.name, "power_on": False})
+        with pytest.raises(OperatorError, match="'n9' has ever been here"):
+            await asker.node.command("node.unfence", {"name": "n9", "power_on": False})
+        for _ in range(2):  # the second time it is so already
+            await asker.node.command("node.unfence", {"name": victim.name, "power_on": False})
         await world.start(int(victim.name[1:]))
 
 
