@@ -120,8 +120,8 @@ async def format_volume(
     superblock = _superblock(name, geometry, clock, rng)
     await device.write(0, bytes(BLOCK_BYTES), durable=True)  # M1
     await _clear_journals(device, superblock)
-    await _write_all(device, _system_records(superblock, rng))
-    await _write_all(device, (empty_group(superblock, index) for index in range(superblock.groups)))
+    await write_all(device, _system_records(superblock, rng))
+    await write_all(device, (empty_group(superblock, index) for index in range(superblock.groups)))
     await device.flush()
     await device.write(0, superblock.encode(), durable=True)
     await device.flush()
@@ -255,8 +255,8 @@ def _random_u64(rng: Rng) -> int:
     return value
 
 
-async def _write_all(device: SectorDevice, records: Iterable[Record]) -> None:
-    """Write each record to its address, ``WRITERS`` at a time."""
+async def write_all(device: SectorDevice, records: Iterable[Record]) -> None:
+    """Write each record to its address, ``WRITERS`` at a time.  Raises DeviceError, Fenced."""
 
     async def write(record: Record) -> None:
         await device.write(record.address * BLOCK_BYTES, record.encode())

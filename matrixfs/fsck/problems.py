@@ -128,6 +128,12 @@ BLOCK_MISSING = _problem(
 )
 GROUP_DAMAGED = _problem("group-damaged", "group {group} is damaged ({reason})", "rebuilt from what is in use")
 GROUP_SHAPE = _problem("group-shape", "group {group} says it is number {index} with {blocks} blocks", "corrected")
+GROUP_SHORT = _problem(
+    "group-short",
+    "group {group} has {found} blocks and room for {expected} since the filesystem was grown",
+    "enlarged",
+    is_note=True,
+)
 GROUP_FREE = _problem(
     "group-free", "group {group} says {found} blocks are free, its bitmap says {expected}", "corrected"
 )

@@ -33,7 +33,7 @@ from matrixfs.fsck.fixes import (
     WriteLabel,
     WriteSuperblock,
 )
-from matrixfs.fsck.groups import padding
+from matrixfs.fsck.groups import enlarge, is_short, padding
 from matrixfs.fsck.inodes import check_content
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.trees import Leaf, TreeWalk
@@ -186,6 +186,8 @@ class Repair:
     async def _set_group(self, index: int, *, set_bits: int = 0, clear_bits: int = 0, floor: int = 0) -> None:
         """Change a group's bitmap; all that follows from it is set right too."""
         group = await self._edit(self._area.superblock.group_block(index), GroupRecord)
+        if is_short(group, index, self._area.superblock.group_size(index)):
+            enlarge(group, self._area.superblock.group_size(index))
         bits = int.from_bytes(group.bitmap, "little") & ~clear_bits | set_bits
         self._settle_group(group, index, bits, max(group.generation_floor, floor))
 

@@ -32,7 +32,7 @@ async def check_label_copies(device: SectorDevice, label: Label, findings: Findi
 
     Raises DeviceError.
     """
-    for block in (0, device.size_bytes // BLOCK_BYTES - 1):
+    for block in (0, label.data_block + label.data_blocks):  # behind that a store that was enlarged has nothing yet
         label.address = block
         data = await device.read(block * BLOCK_BYTES, BLOCK_BYTES)
         try:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dlm.names import Resource
 
-__all__ = ["ATTEMPT", "GROUP", "INODE", "OPEN", "RENAME", "Resource", "describe"]
+__all__ = ["ATTEMPT", "GROUP", "INODE", "OPEN", "RENAME", "SHAPE", "Resource", "describe"]
 
 ATTEMPT = 0  # no lock: what the trace notes of recovery is about
 RENAME = 1
 INODE = 2
 OPEN = 3
 GROUP = 4
+SHAPE = 5
 
-DOMAIN_NAMES = {RENAME: "rename", INODE: "inode", OPEN: "open", GROUP: "group"}
+DOMAIN_NAMES = {RENAME: "rename", INODE: "inode", OPEN: "open", GROUP: "group", SHAPE: "shape"}
 
 
 def describe(resource: Resource) -> str:

@@ -65,6 +65,30 @@ class Superblock(Record):
         offset = number - self.group_start
         return offset >= 0 and number < self.blocks_total - 1 and offset & ((1 << self.group_shift) - 1) != 0
 
+    def capacity(self) -> int:
+        """Blocks that files can have: those of all groups without their bitmaps."""
+        end = min(self.blocks_total - 1, self.group_block(self.groups))
+        return end - self.group_start - self.groups
+
+    def take_over(self, newer: Superblock) -> None:
+        """Become ``newer``, in place: whoever holds this object sees the grown filesystem (fs/grow.py, G6).
+
+        Raises CorruptRecord when it is another filesystem, or one that has shrunk.
+        """
+        checks = (
+            ("owner", newer.owner == self.owner),
+            ("size", newer.blocks_total >= self.blocks_total),
+            ("groups", newer.groups >= self.groups),
+            ("layout", (newer.group_start, newer.group_shift) == (self.group_start, self.group_shift)),
+            ("journals", newer.journals >= self.journals),
+        )
+        for check, holds in checks:
+            if not holds:
+                raise CorruptRecord("superblock", check, "that of the mounted filesystem, grown")
+        self.generation = newer.generation
+        for name in self.FIELDS:
+            setattr(self, name, getattr(newer, name))
+
     def check_untrusted(self, where: str, blocks_available: int) -> None:
         """Check what the other decoders rely on.  Raises CorruptRecord."""
         checks = (

@@ -23,6 +23,7 @@ from membership.messages import (
     Report,
 )
 from membership.orders import (
+    AttemptWanted,
     GhostsReleased,
     LinkLost,
     Rebuild,
@@ -32,6 +33,7 @@ from membership.orders import (
     Resume,
     Stuck,
     Suspend,
+    Told,
     order_from_dict_untrusted,
     reply_to_dict,
 )
@@ -121,6 +123,8 @@ def _key(item: Order | Reply) -> object:
         return ("release", item.node, item.incarnation)
     if isinstance(item, LinkLost):
         return ("link lost", item.node)
+    if isinstance(item, AttemptWanted):
+        return "attempt wanted"
     names = {"Suspend": "suspend", "Rebuild": "rebuild", "Resume": "resume"}
     names |= {"Suspended": "suspend", "Rebuilt": "rebuild", "Resumed": "resume"}
     return names[type(item).__name__]
@@ -155,7 +159,7 @@ class MountAgent:
         mount = self.mounts.get(fs_uuid)
         if mount is None or mount.request.incarnation != incarnation:
             return
-        if not isinstance(reply, Stuck):
+        if not isinstance(reply, Stuck | Told):
             key = _key(reply)
             if reply.attempt == mount.attempt and key in mount.answers:
                 mount.answers[key] = reply

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from membership.messages import PHASES_MAX
 from membership.orders import (
+    AttemptWanted,
     GhostsReleased,
     JournalOwner,
     LinkLost,
@@ -243,6 +244,8 @@ class FilesystemRecovery:
             self._on_replayed(node, reply)
         elif isinstance(reply, LinkLost):
             self._on_link_lost(node, reply, now)
+        elif isinstance(reply, AttemptWanted):
+            self._is_changed |= reply.attempt == self.attempt and self.phase is Phase.IDLE
         elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
             other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
             if not other and not (isinstance(reply, Suspended) and self._is_unread(node, reply)):

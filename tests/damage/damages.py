@@ -624,6 +624,17 @@ async def _(built: Built) -> None:
     await built.put(group)
 
 
+@damage("group-short")
+async def _(built: Built) -> None:
+    group = await built.group(built.superblock.group_block(built.superblock.groups - 1))
+    before, group.blocks = group.blocks, group.blocks - 3
+    bits = (1 << before) - (1 << group.blocks)
+    assert int.from_bytes(group.bitmap, "little") & bits == 0
+    group.bitmap = (int.from_bytes(group.bitmap, "little") | bits).to_bytes(BITMAP_BYTES, "little")
+    group.free -= 3
+    await built.put(group)
+
+
 @damage("group-free")
 async def _(built: Built) -> None:
     group = await built.group(built.superblock.group_block(1))

@@ -34,6 +34,7 @@ from membership.messages import (
     packet_untrusted,
 )
 from membership.orders import (
+    AttemptWanted,
     Evict,
     GhostsReleased,
     JournalOwner,
@@ -51,6 +52,7 @@ from membership.orders import (
     Stuck,
     Suspend,
     Suspended,
+    Told,
     Withdraw,
     order_from_dict_untrusted,
     order_to_dict,
@@ -87,6 +89,8 @@ REPLIES = [
     LinkLost(6, 2),
     LinkLost(6, 2, refused=True),
     Stuck("its process is stopped", 3.25),
+    AttemptWanted(7),
+    Told("grown"),
 ]
 REQUEST = MountRequest(
     b"F" * 16,

@@ -8,6 +8,7 @@ import pytest
 
 from membership.messages import MountReport
 from membership.orders import (
+    AttemptWanted,
     GhostsReleased,
     JournalState,
     LinkLost,
@@ -88,3 +89,13 @@ def test_a_suspect_member_stops_every_phase_until_its_fence(phase: Phase):
     assert fs.phase is (Phase.ERROR if phase is Phase.ERROR else Phase.WAITING)
     fs.fenced(2, 7.0)
     assert fs.phase is (Phase.ERROR if phase is Phase.ERROR else Phase.SUSPEND)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_an_attempt_that_is_wanted_begins_when_nothing_else_goes_on(phase: Phase):
+    fs = recovery(phase)
+    fs.reply(1, 11, AttemptWanted(ATTEMPT - 1), 5.0)  # of one that is over: what was wanted has happened
+    fs.reply(1, 99, AttemptWanted(ATTEMPT), 5.0)
+    assert (fs.phase, fs.attempt) == (phase, ATTEMPT)
+    fs.reply(1, 11, AttemptWanted(ATTEMPT), 5.0)
+    assert (fs.phase, fs.attempt) == ((Phase.SUSPEND, ATTEMPT + 1) if phase is Phase.IDLE else (phase, ATTEMPT))

@@ -1,0 +1,82 @@
+"""``matrixctl fs``: what the cluster does with a whole filesystem while it is mounted: list, grow (issue 5, "Scale").
+
+Exit codes: 0; 3 also when a mount does not answer; else those of membership/errors.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, printable, size_text, table
+from matrixfs.cli.mkfs_cmd import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matrixfs.cli.asking import MountValue
+
+BLOCK_BYTES: Final = 4096
+
+
+@click.group()
+def fs() -> None:
+    """Filesystems as a whole, while they are mounted."""
+
+
+@fs.command("list", cls=MatrixCommand)
+@json_option
+@own_state_option
+@click.pass_context
+def list_(context: click.Context, as_json: bool, state: str) -> None:
+    """The mounted filesystems: how large they are, and how many can mount them."""
+    from matrixfs.cli.fs_mounts import all_mounts
+
+    mounts, silent, _ = all_mounts(state)
+    if as_json:
+        echo_json({"mounts": [{"node": m.name, "filesystem": m.filesystem, **m.value} for m in mounts]})
+    else:
+        click.echo("\n".join(_rows(mounts)) if mounts else "No filesystem is mounted.")
+    for line in silent:
+        click.echo(f"matrixctl: {printable(line)}", err=True)
+    context.exit(3 if silent else 0)
+
+
+def _rows(mounts: Sequence[MountValue]) -> list[str]:
+    rows: list[Sequence[object]] = [("FILESYSTEM", "FOR FILES", "STORE", "JOURNALS", "MOUNTED BY")]
+    for name in sorted({mount.filesystem for mount in mounts}):
+        of_it = [mount for mount in mounts if mount.filesystem == name]
+        facts = of_it[0].value
+        nodes = " ".join(sorted(mount.name for mount in of_it))
+        size, store = size_text(facts["blocks"] * BLOCK_BYTES), size_text(facts["store_bytes"])
+        rows.append((printable(name), size, store, facts["journals"], printable(nodes)))
+    return table(rows, right={3})
+
+
+@fs.command(cls=MatrixCommand)
+@click.argument("name")
+@click.option("--size", type=parse_size, metavar="SIZE", help="The store is a file: make it so long first, sparse.")
+@json_option
+@own_state_option
+def grow(name: str, size: int | None, as_json: bool, state: str) -> None:
+    """Let the filesystem NAME use all of its store, which was enlarged; it stays mounted and in use.
+
+    From any node.  Every node must see the larger store: a LUN that was enlarged is rescanned on each of them first.
+    """
+    from matrixfs.cli.fs_mounts import await_size, mounts_of
+
+    mounts = mounts_of(state, name)
+    if size is not None:
+        mounts.ask("fs.enlarge", size=size)
+    facts = mounts.ask("fs")
+    await_size(mounts, facts["disk"], facts["store_bytes"])
+    serial = mounts.ask("fs.grow")
+    done = mounts.await_done(serial, lambda step: None if as_json else click.echo(f"{printable(step)} ..."))
+    before, after = done["blocks_before"] * BLOCK_BYTES, done["blocks"] * BLOCK_BYTES
+    if as_json:
+        echo_json({"filesystem": name, "bytes_before": before, "bytes": after, "by": mounts.worker.name})
+    elif after > before:
+        click.echo(f"{name} had {size_text(before)} for files and has {size_text(after)} now")
+    else:
+        click.echo(f"{name} has all of its store already: {size_text(after)} for files; enlarge the store first")
