@@ -230,7 +230,7 @@ class Member:
         header = await read_journal_header(self._device, self._superblock, index)
         journal = Journal(self._device, self._superblock, index, self.clock)
         node, incarnation = self._instance
-        await journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
+        journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
         self._volume = Volume(
             self._device,
             self._superblock,

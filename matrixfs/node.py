@@ -22,6 +22,7 @@ import trio
 from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import mount_access
+from matrixfs.freezing import Freezer
 from matrixfs.fs import attributes, data, namespace, readdir
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
@@ -105,6 +106,7 @@ class _Mount:
         self._access: StorageAccess  # our registration with the LUN, where it has reservations
         self._member: Member
         self._grower: Grower
+        self._freezer: Freezer
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -157,10 +159,12 @@ class _Mount:
                 lambda: current_superblock(self._store, disk, area),
             )
             self._grower = Grower(self._member, self._store, disk, area)
+            self._freezer = Freezer(self._member)
             self._session.pulse = self._pulse
             named = NamedLocks(self._member.file_locks)
             watch = Watch(self._member, named, cluster.node_id, self._device, self._peers)
-            self._answers.add({**watch.handlers(), **named.handlers(), **self._grower.handlers()})
+            self._answers.add({**watch.handlers(), **named.handlers()})
+            self._answers.add({**self._grower.handlers(), **self._freezer.handlers()})
             await self._live()
         finally:
             self._session.close()
@@ -202,6 +206,7 @@ class _Mount:
                     nursery.start_soon(self._take_orders, nursery)
                     nursery.start_soon(self._take_signals)
                     nursery.start_soon(self._grower.run)
+                    nursery.start_soon(self._freezer.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -232,6 +237,7 @@ class _Mount:
         log.info("%s mounted on %s", self._options.source, self._options.mountpoint)
         await self._fuse.run()
         log.info("unmounted; flushing")
+        await self._freezer.close()
         await self._grower.close()
         await self._member.leave()
         await self._gate.drained()
@@ -299,6 +305,7 @@ class _Mount:
         if hasattr(self, "_member"):
             found |= self._member.counters()
             found["gate"] = self._gate.statistics()
+            found["freeze"] = self._freezer.state()
         if self._fuse is not None:
             found["fuse"] = self._fuse.counters()
         return found

@@ -133,3 +133,36 @@ def await_size(mounts: Mounts, disk: bytes, size_bytes: int) -> None:
             what = f"sees only {size} of its {size_bytes} bytes" if size >= 0 else "does not have the disk, or is older"
             raise OperatorError(f"{answers.name(node)} {what}: rescan the disk there, then try again")
         time.sleep(LOOK_SECONDS)
+
+
+def frozen_by(state: str, filesystem: str) -> str:
+    """Who holds it frozen and for how long, in words; "" nobody.  Raises MatrixError."""
+    for mount in ask_mounts(state, "fs.frozen", {"fs": filesystem}).mounts:
+        if mount.value is not None and not mount.value["error"]:
+            return f"by {mount.name}, for {mount.value['seconds']:.0f} s; it thaws in {mount.value['left']:.0f} s"
+    return ""
+
+
+def await_frozen(mounts: Mounts) -> None:
+    """Wait until the worker holds it frozen.  Raises MatrixError: it could not, and holds it no more."""
+    while True:
+        found = mounts.ask("fs.frozen")
+        if found is None:
+            raise PeerError(f"{mounts.filesystem} was thawed at once by somebody else")
+        if found["error"]:
+            raise PeerError(found["error"])
+        if found["frozen"]:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def thaw_all(state: str, filesystem: str) -> bool:
+    """Have every mount thaw it; whether one held it.  Raises MatrixError: nobody did, of those that answer."""
+    answers = ask_mounts(state, "fs.thaw", {"fs": filesystem}, missing="what it has frozen is")
+    if any(mount.value is True for mount in answers.mounts):
+        return True
+    if not any(mount.filesystem == filesystem for mount in answers.mounts) and not answers.silent:
+        raise OperatorError(f"no filesystem {filesystem!r} is mounted in the cluster")
+    if answers.silent:
+        raise PeerError(f"nobody who answers holds it frozen: {answers.silent[0]}")
+    return False

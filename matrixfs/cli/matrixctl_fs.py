@@ -1,4 +1,4 @@
-"""``matrixctl fs``: what the cluster does with a whole filesystem while it is mounted: list, grow (issue 5, "Scale").
+"""``matrixctl fs``: what the cluster does with a whole filesystem while it is mounted (issue 5).
 
 Exit codes: 0; 3 also when a mount does not answer; else those of membership/errors.py.
 """
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, printable, size_text, table
+from matrixfs.cli.common import (
+    MatrixCommand,
+    Seconds,
+    echo_json,
+    json_option,
+    own_state_option,
+    printable,
+    size_text,
+    table,
+)
 from matrixfs.cli.mkfs_cmd import parse_size
 
 if TYPE_CHECKING:
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from matrixfs.cli.asking import MountValue
 
 BLOCK_BYTES: Final = 4096
+FROZEN_SECONDS: Final = 60.0
+FROZEN_SECONDS_MAX: Final = 86_400.0
 
 
 @click.group()
@@ -80,3 +91,51 @@ def grow(name: str, size: int | None, as_json: bool, state: str) -> None:
         click.echo(f"{name} had {size_text(before)} for files and has {size_text(after)} now")
     else:
         click.echo(f"{name} has all of its store already: {size_text(after)} for files; enlarge the store first")
+
+
+@fs.command(cls=MatrixCommand)
+@click.argument("name")
+@click.option(
+    "--timeout",
+    type=Seconds(1, FROZEN_SECONDS_MAX),
+    default=FROZEN_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Thaw by itself after that, whatever becomes of who froze it.",
+)
+@own_state_option
+def freeze(name: str, timeout: float, state: str) -> None:
+    """Hold the filesystem NAME still on all nodes, until matrixctl fs thaw NAME: for a snapshot of its LUN.
+
+    When this returns, everything that was written is on the store and in its place, and the journals are empty: a copy
+    made before the thaw needs no replay.  Readers go on, writers wait.
+    """
+    from matrixfs.cli.fs_mounts import await_frozen, frozen_by, mounts_of
+    from membership.errors import OperatorError
+
+    mounts = mounts_of(state, name)
+    by = frozen_by(state, name)
+    if by:
+        raise OperatorError(f"{name} is frozen already: {by}")
+    mounts.ask("fs.freeze", seconds=timeout)
+    await_frozen(mounts)
+    click.echo(f"{name} is frozen, for {timeout:g} s at most; go on with: matrixctl fs thaw {name}")
+
+
+@fs.command(cls=MatrixCommand)
+@click.argument("name")
+@own_state_option
+def thaw(name: str, state: str) -> None:
+    """Let the filesystem NAME go on.
+
+    It is an error when it was not frozen any more: then a copy that was made may not be whole.
+    """
+    from matrixfs.cli.fs_mounts import thaw_all
+    from membership.errors import OperatorError
+
+    if not thaw_all(state, name):
+        raise OperatorError(
+            f"{name} is not frozen, or no longer: what was copied since then may not be whole "
+            "(matrixctl events says when it ended)"
+        )
+    click.echo(f"{name} goes on")

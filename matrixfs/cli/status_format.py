@@ -136,6 +136,10 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
     ]
     known = {(status["node"], mount["filesystem"]): mount for mount in status.get("local_mounts", [])}
     known |= {(mount["node"], mount["filesystem"]): mount for mount in status.get("remote_mounts", [])}
+    for (node, name), mount in known.items():
+        freeze = (mount["counters"] or {}).get("freeze")
+        if name == fs["name"] and freeze and not freeze["error"]:
+            lines.append(_frozen(freeze, _name(node, names)))
     rows: list[Sequence[object]] = [("NODE", "JOURNAL", "LOCK ADDRESS", "PID", "MOUNTED ON")]
     for mount in fs["mounts"]:
         process = known.get((mount["node"], fs["name"]), {"pid": mount["pid"], "counters": {}})
@@ -150,6 +154,14 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
             )
         )
     return lines + (table(rows, right={1, 3}) if fs["mounts"] else ["  not mounted"])
+
+
+def _frozen(freeze: Fields, node: str) -> str:
+    """Who holds it still, since when and for how long (R14)."""
+    if not freeze["frozen"]:
+        return f"  being frozen by {node} for {freeze['seconds']:.1f} s: mounts bring home what they changed"
+    since, left = freeze["seconds"], freeze["left"]
+    return f"  FROZEN by {node} for {since:.1f} s: writers wait; it thaws by itself in {left:.1f} s"
 
 
 def _phase(fs: Fields, names: Mapping[int, str]) -> str:

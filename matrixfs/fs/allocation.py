@@ -266,6 +266,11 @@ class Allocator:
         self._journal.add(group)
         self._retired[lock.number] = (group, lock)
 
+    @property
+    def settled(self) -> bool:
+        """No tombstone waits for ``settle``, or is in the middle of it."""
+        return not self._retired and not self._settling.locked()
+
     async def settle(self) -> None:
         """Make tombstones durable in place and let their numbers be used again."""
         async with self._settling:  # whoever gives a group away must wait for a round under way

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlm.names import Resource
 
-__all__ = ["ATTEMPT", "GROUP", "INODE", "OPEN", "RENAME", "SHAPE", "Resource", "describe"]
+__all__ = ["ATTEMPT", "CHANGE", "GROUP", "INODE", "OPEN", "RENAME", "SHAPE", "Resource", "describe"]
 
 ATTEMPT = 0  # no lock: what the trace notes of recovery is about
 RENAME = 1
@@ -12,8 +12,11 @@ INODE = 2
 OPEN = 3
 GROUP = 4
 SHAPE = 5
+CHANGE = 6
 
-DOMAIN_NAMES = {RENAME: "rename", INODE: "inode", OPEN: "open", GROUP: "group", SHAPE: "shape"}
+DOMAIN_NAMES = {
+    RENAME: "rename", INODE: "inode", OPEN: "open", GROUP: "group", SHAPE: "shape", CHANGE: "change",
+}  # fmt: skip
 
 
 def describe(resource: Resource) -> str:

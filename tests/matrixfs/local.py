@@ -104,7 +104,7 @@ async def mounted(disk: SimDisk | None = None, *, clean: bool = True, **options:
     locks.attach(manager)
     manager.cache = locks
     journal = Journal(disk, superblock, 0, clock)
-    await journal.open(await read_journal_header(disk, superblock, 0), 0, 1, disk.rng.getrandbits(63))
+    journal.open(await read_journal_header(disk, superblock, 0), 0, 1, disk.rng.getrandbits(63))
     volume = Volume(disk, superblock, locks, journal, clock, SimRng(2), lambda _: True, 0)
     local = Local(disk, volume, locks, manager)
     local.failures = failures
