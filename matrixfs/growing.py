@@ -6,7 +6,8 @@ The order of it (a crash after any step leaves a filesystem that needs no repair
 2. Measure the store; write the label that says how much of it is data: its copy to the new end, then block 0.
 3. ``fs.grow.prepare``: bitmaps of the new groups, the superblock's copy.
 4. ``Member.at_barrier``: with everybody suspended, the superblock.
-5. Enlarge the group that was last, commit, give the SHAPE lock back.
+5. Enlarge the group that was last, commit.
+6. Journals, if more are wanted: room in groups, ``fs.grow.prepare_journals``, the superblock once more as in 4.
 
 The label comes before the superblock, since an area may be larger than its filesystem, never smaller.  It is read
 again by each matrixd within seconds (membership/disks.py), and by each mount that finds the superblock larger than
@@ -24,10 +25,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from matrixfs.blockstore.device.file import FileDevice
-from matrixfs.fs.grow import plan, prepare
+from matrixfs.fs.grow import plan, prepare, prepare_journals
+from matrixfs.fs.journal_space import JournalSpace
 from matrixfs.fs.opening import read_superblock
 from matrixfs.locks.modes import EX
 from matrixfs.locks.resources import SHAPE, Resource
+from matrixfs.ondisk.superblock import JOURNALS_MAX
 from membership.control_wire import Message, take, take_natural
 from membership.errors import CorruptRecord, MatrixError, OperatorError
 from membership.label import BLOCK_BYTES, Label, read_label
@@ -60,6 +63,7 @@ class Progress:
     exit_code: int = 0  # of that error
     blocks_before: int = 0  # that files could have
     blocks: int = 0  # that files can have
+    journals: int = 0  # that there are
 
 
 class Grower:
@@ -80,7 +84,7 @@ class Grower:
         self._store = store
         self._disk = disk
         self._area = area
-        self._send: trio.MemorySendChannel[Volume]
+        self._send: trio.MemorySendChannel[int]  # journals that there shall be
         self._send, self._receive = trio.open_memory_channel(0)
         self._working = trio.Lock()
         self.progress = Progress()
@@ -91,9 +95,9 @@ class Grower:
 
     async def run(self) -> None:
         """Carry out what is asked for; until cancelled.  Raises what ``at_barrier`` does."""
-        async for volume in self._receive:
+        async for journals in self._receive:
             async with self._working:
-                await self._grow_or_note(volume)
+                await self._grow_or_note(self._volume(), journals)
 
     async def close(self) -> None:
         """Before the mount leaves: wait for what is under way, begin nothing more."""
@@ -136,11 +140,17 @@ class Grower:
         await self._store.measure()
 
     def grow(self, arguments: Message) -> int:
-        """Begin to grow ``fs`` over its store; the serial number of this request.  Raises OperatorError, BadMessage."""
+        """Begin to grow ``fs`` over its store, and to ``journals``; the serial number of this request.
+
+        Raises OperatorError, BadMessage.
+        """
         if not self._is_meant(arguments):
             return 0
+        journals, present = take_natural(arguments, "journals", 31), self._volume().superblock.journals
+        if journals and not present <= journals <= JOURNALS_MAX:
+            raise OperatorError(f"it has {present} journals: it may get more, {JOURNALS_MAX} in all, never fewer")
         try:
-            self._send.send_nowait(self._volume())
+            self._send.send_nowait(journals)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             raise OperatorError("this mount is being grown already, or unmounted: try again in a moment") from None
         self.progress = Progress(self.progress.serial + 1, "begin")
@@ -157,27 +167,32 @@ class Grower:
 
     # --- the work -------------------------------------------------------------------------------------------
 
-    async def _grow_or_note(self, volume: Volume) -> None:
+    async def _grow_or_note(self, volume: Volume, journals: int) -> None:
         progress = self.progress
         try:
-            await self._grow(volume, progress)
+            await self._grow(volume, journals, progress)
         except MatrixError as error:
             log.error("growing failed: %s", error)
             progress.error, progress.exit_code = str(error), error.exit_code
         finally:
             progress.step = ""
 
-    async def _grow(self, volume: Volume, progress: Progress) -> None:
+    async def _grow(self, volume: Volume, journals: int, progress: Progress) -> None:
         progress.step = "wait for the lock"
         lock = volume.locks.lock(Resource(SHAPE, 0), self)
         if not await lock.hold(EX, exclusive=True, timeout=LOCK_SECONDS):
-            raise OperatorError("another mount grows it just now: try again when that is done (matrixctl locks)")
+            raise OperatorError("another mount grows or freezes it just now: try again after that (matrixctl status)")
         try:
-            await self._grow_alone(volume, progress)
+            await volume.changes.enter()
+            try:
+                await self._grow_area(volume, progress)
+                await self._add_journals(volume, journals, progress)
+            finally:
+                volume.changes.leave()
         finally:
             lock.drop(EX, exclusive=True)
 
-    async def _grow_alone(self, volume: Volume, progress: Progress) -> None:
+    async def _grow_area(self, volume: Volume, progress: Progress) -> None:
         before = replace(volume.superblock)
         progress.blocks_before = progress.blocks = before.capacity()
         label = await read_label(self._disk)
@@ -195,7 +210,33 @@ class Grower:
         await volume.allocator.enlarge(before.groups - 1)
         await volume.journal.commit()
         progress.blocks = after.capacity()
-        text = f"grown from {before.blocks_total} to {after.blocks_total} blocks"
+        await self._tell(f"grown from {before.blocks_total} to {after.blocks_total} blocks")
+
+    async def _add_journals(self, volume: Volume, journals: int, progress: Progress) -> None:
+        before = replace(volume.superblock)
+        progress.journals = before.journals
+        if journals <= before.journals:
+            return
+        progress.step = "make journals"
+        space = JournalSpace(volume)
+        try:
+            await space.take(journals - before.journals)
+            growth = await prepare_journals(self._area, before, space.runs, space.length, volume.rng)
+
+            async def add() -> None:
+                await growth.apply(self._area)
+                volume.superblock.take_over(growth.after)  # no checkpoint up to the marks in the bitmaps
+                space.use()
+
+            progress.step = "have all mounts look"
+            await self._member.at_barrier(add)
+            await volume.journal.commit()
+        finally:
+            space.close()
+        progress.journals = journals
+        await self._tell(f"{journals - before.journals} journals added, {journals} in all")
+
+    async def _tell(self, text: str) -> None:
         log.info("%s", text)
         await self._member.reply(Told(text))
 

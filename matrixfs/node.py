@@ -161,10 +161,7 @@ class _Mount:
             self._grower = Grower(self._member, self._store, disk, area)
             self._freezer = Freezer(self._member)
             self._session.pulse = self._pulse
-            named = NamedLocks(self._member.file_locks)
-            watch = Watch(self._member, named, cluster.node_id, self._device, self._peers)
-            self._answers.add({**watch.handlers(), **named.handlers()})
-            self._answers.add({**self._grower.handlers(), **self._freezer.handlers()})
+            self._answer_more()
             await self._live()
         finally:
             self._session.close()
@@ -172,6 +169,13 @@ class _Mount:
                 await self._store.aclose()
         if self._failure is not None:
             raise self._failure
+
+    def _answer_more(self) -> None:
+        """What can only be answered once there is a member."""
+        named = NamedLocks(self._member.file_locks)
+        watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
+        for part in (watch, named, self._grower, self._freezer):
+            self._answers.add(part.handlers())
 
     def _make_access(self, traits: LunTraits) -> StorageAccess:
         return mount_access(

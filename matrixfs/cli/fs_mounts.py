@@ -121,10 +121,10 @@ def await_size(mounts: Mounts, disk: bytes, size_bytes: int) -> None:
         if answers.silent:
             raise PeerError(f"all nodes must see the larger disk: {answers.silent[0]}")
         seen = dict.fromkeys(answers.names, -1)
-        for node in answers.mounts:
-            for row in node.value:
+        for each in answers.mounts:
+            for row in each.value:
                 if row["uuid"] == disk:
-                    seen[node.node] = take_natural(row, "size_bytes")
+                    seen[each.node] = take_natural(row, "size_bytes")
         late = {node: size for node, size in seen.items() if size < size_bytes}
         if not late:
             return

@@ -68,9 +68,10 @@ def _rows(mounts: Sequence[MountValue]) -> list[str]:
 @fs.command(cls=MatrixCommand)
 @click.argument("name")
 @click.option("--size", type=parse_size, metavar="SIZE", help="The store is a file: make it so long first, sparse.")
+@click.option("-j", "--journals", type=click.IntRange(1), help="So many nodes can mount it at once from now on.")
 @json_option
 @own_state_option
-def grow(name: str, size: int | None, as_json: bool, state: str) -> None:
+def grow(name: str, size: int | None, journals: int | None, as_json: bool, state: str) -> None:
     """Let the filesystem NAME use all of its store, which was enlarged; it stays mounted and in use.
 
     From any node.  Every node must see the larger store: a LUN that was enlarged is rescanned on each of them first.
@@ -82,14 +83,18 @@ def grow(name: str, size: int | None, as_json: bool, state: str) -> None:
         mounts.ask("fs.enlarge", size=size)
     facts = mounts.ask("fs")
     await_size(mounts, facts["disk"], facts["store_bytes"])
-    serial = mounts.ask("fs.grow")
+    serial = mounts.ask("fs.grow", journals=journals or 0)
     done = mounts.await_done(serial, lambda step: None if as_json else click.echo(f"{printable(step)} ..."))
     before, after = done["blocks_before"] * BLOCK_BYTES, done["blocks"] * BLOCK_BYTES
     if as_json:
-        echo_json({"filesystem": name, "bytes_before": before, "bytes": after, "by": mounts.worker.name})
-    elif after > before:
+        sizes = {"bytes_before": before, "bytes": after, "journals": done["journals"]}
+        echo_json({"filesystem": name, **sizes, "by": mounts.worker.name})
+        return
+    if done["journals"] > facts["journals"]:
+        click.echo(f"{name} had {facts['journals']} journals and has {done['journals']} now")
+    if after > before:
         click.echo(f"{name} had {size_text(before)} for files and has {size_text(after)} now")
-    else:
+    elif not journals:
         click.echo(f"{name} has all of its store already: {size_text(after)} for files; enlarge the store first")
 
 

@@ -119,14 +119,20 @@ class Allocator:
     async def load(self, lock: Lock) -> Group:
         """The group of a lock that is held in EX.  Raises CorruptRecord, DeviceError."""
         index = self._superblock.group_of(lock.number)
+        changed = False
         if lock.subject is None:
             data = await self._device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
             if lock.subject is None:  # another task may have loaded it meanwhile
-                lock.subject = decode_group_untrusted(data, self._superblock, index)
+                found = lock.subject = decode_group_untrusted(data, self._superblock, index)
+                # No checkpoint from here (J1): what a crash left undone when the filesystem was grown.
+                for start, length in self._superblock.runs_in(index):
+                    changed |= found.claim(start, length)
         group: Group = lock.subject
         size = self._superblock.group_size(index)
-        if group.blocks < size:  # no checkpoint since the look at ``subject`` (J1)
+        if group.blocks < size:
             group.enlarge(size)
+            changed = True
+        if changed:
             self._journal.add(group)
         return group
 

@@ -122,6 +122,22 @@ class Group(Block):
                 at, length = before, before_length + length
         runs[at] = length
 
+    def longest(self) -> tuple[int, int]:
+        """(first block, length) of the longest run that is free; length 0 when none is."""
+        start, length = max(self._runs.items(), key=lambda run: run[1], default=(0, 0))
+        return self.address + start, length
+
+    def claim(self, start: int, length: int) -> bool:
+        """The superblock says that these blocks are in use; whether the bitmap did not know it.  Part of a change."""
+        at = start - self.address
+        mask = ((1 << length) - 1) << at
+        if int.from_bytes(self.bitmap, "little") & mask:
+            return False
+        taken = self.take(length, start)
+        assert taken == (start, length), f"group {self.index}: blocks {at}+{length}"
+        self.use(start, length)
+        return True
+
     def enlarge(self, blocks: int) -> None:
         """The filesystem was grown behind this group: it has ``blocks`` blocks now.  Part of a change."""
         before, self.blocks = self.blocks, blocks

@@ -17,6 +17,9 @@ G5. Was the last group full, the old copy may lie where the next group's bitmap 
     between: larger, but with no group more; so its copy lies elsewhere, and the old place is free for the bitmap.
 G6. A mount has one superblock object, which takes over the newer one (``Superblock.take_over``).
 G7. One grows at a time: under the SHAPE lock (matrixfs/growing.py).
+G8. Journals are added in extents of groups (fs/journal_space.py), cleared before the superblock names them.  The area
+    is as large as before, so here the superblock's copy can only follow it: a crash between the two leaves the copy one
+    generation behind, which fsck says and writes again, and nothing else minds.
 
 Source: issue 5 ("the filesystem grown live"); decision 0021.
 """
@@ -24,9 +27,10 @@ Source: issue 5 ("the filesystem grown live"); decision 0021.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from matrixfs.fs.mkfs import empty_group, superblock_copy, write_all
+from matrixfs.fs.mkfs import clear_journals, empty_group, journal_records, superblock_copy, write_all
+from matrixfs.ondisk.superblock import JOURNAL_RUNS, RUNS_MAX
 from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
     from matrixfs.ondisk.superblock import Superblock
     from membership.records import Record
-    from membership.seams import SectorDevice
+    from membership.seams import Rng, SectorDevice
 
 GROUP_BLOCKS_MIN = 2  # a bitmap, and something for it to say
 
@@ -55,11 +59,16 @@ class Growth:
             await area.write(step.address * BLOCK_BYTES, step.encode(), durable=True)
 
 
+def changed(superblock: Superblock, **fields: Any) -> Superblock:
+    """The same with other values in some fields, and the next generation."""
+    return replace(superblock, **{"generation": superblock.generation + 1, **fields})
+
+
 def plan(superblock: Superblock, blocks_total: int) -> Superblock | None:
     """The superblock of the same filesystem in an area of ``blocks_total`` blocks; None when that gains no room."""
     room = blocks_total - 1 - superblock.group_start - GROUP_BLOCKS_MIN
     groups = max(superblock.groups, room // (1 << superblock.group_shift) + 1)
-    after = replace(superblock, generation=superblock.generation + 1, blocks_total=blocks_total, groups=groups)
+    after = changed(superblock, blocks_total=blocks_total, groups=groups)
     return after if after.capacity() > superblock.capacity() else None
 
 
@@ -72,8 +81,8 @@ async def prepare(area: SectorDevice, before: Superblock, after: Superblock) -> 
     in_the_way = first < after.groups and after.group_block(first) == before.blocks_total - 1  # the old copy, G5
     steps: list[Record] = [after]
     if in_the_way:
-        between = replace(after, blocks_total=after.blocks_total - 1, groups=before.groups)
-        after = replace(after, generation=after.generation + 1)
+        between = changed(before, blocks_total=after.blocks_total - 1)
+        after = changed(after)
         steps = [between, empty_group(after, first), after]
         await write_all(area, [superblock_copy(between)])
         first += 1
@@ -81,3 +90,37 @@ async def prepare(area: SectorDevice, before: Superblock, after: Superblock) -> 
     await write_all(area, [superblock_copy(after)])
     await area.flush()
     return Growth(after, steps)
+
+
+async def prepare_journals(
+    area: SectorDevice, before: Superblock, runs: Sequence[tuple[int, int]], blocks: int, rng: Rng
+) -> Growth:
+    """Make journals in extents that nobody uses; all is durable on return, and nobody knows of them yet.
+
+    Args:
+        area: the data area.
+        before: the present superblock.
+        runs: (first block, journals) of each extent.
+        blocks: of each journal.
+        rng: for the journals' salts.
+
+    Raises DeviceError, Fenced: the filesystem is as it was.
+    """
+    known = [(run.start, run.journals, run.blocks) for run in before.runs()[1:]]
+    rows = [*known, *((start, journals, blocks) for start, journals in runs)]
+    rows += [(0, 0, 0)] * (RUNS_MAX - len(rows))
+    starts, counts, lengths = zip(*rows, strict=True)
+    after = changed(
+        before,
+        features_incompatible=before.features_incompatible | JOURNAL_RUNS,
+        journals=before.journals + sum(journals for _, journals in runs),
+        run_start=starts,
+        run_journals=counts,
+        run_blocks=lengths,
+    )
+    for start, journals in runs:
+        await clear_journals(area, start, journals * blocks)
+    for index in range(before.journals, after.journals):
+        await write_all(area, journal_records(after, index, rng))
+    await area.flush()
+    return Growth(after, [after, superblock_copy(after)])

@@ -112,7 +112,7 @@ class Journal:
         self._clock = clock
         self.index = index
         self._start = superblock.journal_block(index)
-        self._length = superblock.journal_blocks
+        self._length = superblock.journal_length(index)
         self._header = JournalHeader(owner=superblock.owner, address=self._start, index=index)
         self.running = Transaction()
         self._committing: Transaction | None = None

@@ -14,6 +14,7 @@ from matrixfs.fsck.problems import (
     GROUP_PADDING,
     GROUP_SHAPE,
     GROUP_SHORT,
+    JOURNAL_UNMARKED,
 )
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from membership.errors import CorruptRecord
@@ -62,6 +63,11 @@ async def _check_group(context: Context, index: int, group: GroupRecord) -> None
         findings.add(GROUP_PADDING, derived, group=index)
     claimed = context.map.bits(group.address, size)
     missing, leaked = claimed & ~marked, leaked_bits(context, group)
+    for start, length in superblock.runs_in(index):
+        bits = ((1 << length) - 1) << (start - group.address)
+        if missing & bits == bits:
+            findings.add(JOURNAL_UNMARKED, SetBits(index, bits), group=index, count=length, block=start)
+            missing &= ~bits
     if missing:
         findings.add(
             BLOCK_MISSING,

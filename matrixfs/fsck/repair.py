@@ -226,7 +226,7 @@ class Repair:
             return
         index = await self._clean_journal()
         # Frame heads need room too: one for every IMAGES_MAX images.
-        room = self._area.superblock.journal_blocks - 1
+        room = self._area.superblock.journal_length(index) - 1
         portion = min(TRANSACTION_MAX, room * IMAGES_MAX // (IMAGES_MAX + 1) - 1)
         for at in range(0, len(records), portion):
             await self._write_transaction(index, records[at : at + portion])

@@ -15,7 +15,9 @@ from tests.matrixfs.test_cli_locks import SILENT, mount, result
 from tests.matrixfs.test_cli_matrixctl import matrixd_that_answers, run
 
 DISK = b"D" * 16
-DONE = {"serial": 4, "step": "", "error": "", "exit_code": 0, "blocks_before": 1 << 16, "blocks": 1 << 17}
+DONE = {
+    "serial": 4, "step": "", "error": "", "exit_code": 0, "blocks_before": 1 << 16, "blocks": 1 << 17, "journals": 8,
+}  # fmt: skip
 FACTS = {
     "disk": DISK, "file": True, "store_bytes": 1 << 30, "data_block": 1024, "blocks_total": 1 << 18,
     "blocks": 1 << 16, "groups": 16, "journals": 8, "progress": DONE | {"serial": 3},
@@ -38,21 +40,24 @@ def test_list(tmp_path: Path) -> None:
         "  FILESYSTEM  FOR FILES  STORE    JOURNALS  MOUNTED BY",
         "  web         256.0 MiB  1.0 GiB         8  n1 n2",
     ]
-    with matrixd_that_answers(tmp_path, result(SILENT)):
-        done = run("fs", "list", "--state", tmp_path)
+    (other := tmp_path / "other").mkdir()
+    with matrixd_that_answers(other, result(SILENT)):
+        done = run("fs", "list", "--state", other)
     assert (done.stdout, done.exit_code) == ("No filesystem is mounted.\n", 3)
 
 
 def test_grow_asks_the_mount_here(tmp_path: Path) -> None:
     own = result(mount(2, 200, FACTS))
     steps = [result(mount(2, 200, FACTS | {"progress": DONE | {"step": step}})) for step in ("one", "two")]
-    answers = [FS, result(mount(2, 200, None)), own, SEEN, result(mount(2, 200, 4)), *steps, AFTER]
+    enlarged = result(mount(2, 200, encode_map({"kind": "value", "value": None})))
+    answers = [FS, enlarged, own, SEEN, result(mount(2, 200, 4)), *steps, AFTER]
     with matrixd_that_answers(tmp_path, *answers) as asked:
         done = run("fs", "grow", "web", "--size", "1G", "--state", tmp_path)
     assert done.stdout.splitlines() == ["one ...", "two ...", "web had 256.0 MiB for files and has 512.0 MiB now"]
     assert done.exit_code == 0
     assert [(each["what"], each["node"]) for each in asked] == [
-        ("fs", None), ("fs.enlarge", "2"), ("fs", "2"), ("node.disks", None), ("fs.grow", "2"), *[("fs", "2")] * 3,
+        ("fs", None), ("fs.enlarge", "2"), ("fs", "2"), ("node.disks", None), ("fs.grow", "2"),
+        *[("fs", "2")] * 3,
     ]  # fmt: skip
     assert asked[1]["arguments"] == {"fs": "web", "size": 1 << 30}
 
@@ -62,9 +67,12 @@ def test_nothing_to_gain(tmp_path: Path) -> None:
     with matrixd_that_answers(tmp_path, FS, result(mount(2, 200, FACTS)), SEEN, result(mount(2, 200, 4)), same):
         done = run("fs", "grow", "web", "--state", tmp_path)
     assert done.stdout == "web has all of its store already: 256.0 MiB for files; enlarge the store first\n"
-    with matrixd_that_answers(tmp_path, FS, result(mount(2, 200, FACTS)), SEEN, result(mount(2, 200, 4)), same):
-        done = run("fs", "grow", "web", "--json", "--state", tmp_path)
-    assert json.loads(done.stdout) == {"filesystem": "web", "bytes_before": 1 << 28, "bytes": 1 << 28, "by": "n2"}
+    (other := tmp_path / "other").mkdir()
+    with matrixd_that_answers(other, FS, result(mount(2, 200, FACTS)), SEEN, result(mount(2, 200, 4)), same):
+        done = run("fs", "grow", "web", "--json", "--state", other)
+    assert json.loads(done.stdout) == {
+        "filesystem": "web", "bytes_before": 1 << 28, "bytes": 1 << 28, "journals": 8, "by": "n2",
+    }  # fmt: skip
 
 
 FAILED = result(mount(2, 2, FACTS | {"progress": DONE | {"error": "the store is full of holes", "exit_code": 5}}))
