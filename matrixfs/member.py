@@ -175,7 +175,7 @@ class Member:
             elif isinstance(order, Rebuild):
                 self._superblock.take_over(await self._reread())
                 if await self.manager.rebuild(order.view):
-                    await self.reply(Rebuilt(order.attempt))
+                    await self.reply(Rebuilt(order.attempt, self._superblock.journals))
             elif isinstance(order, Resume):
                 if self._volume is None:
                     await self._open(order.journal)

@@ -161,9 +161,10 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Every peer's locks have reached this master."""
+    """Every peer's locks have reached this master; the filesystem has so many journals (0: not said)."""
 
     attempt: int
+    journals: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,11 @@ DOMAIN_NAMES = {
 }  # fmt: skip
 
 
+_ONLY_ONE = {SHAPE: "leave to grow or freeze", CHANGE: "leave to change anything"}
+
+
 def describe(resource: Resource) -> str:
     """The resource as ``matrixctl`` prints it, for example ``inode 4711``."""
+    if resource[0] in _ONLY_ONE:
+        return _ONLY_ONE[resource[0]]
     return f"{DOMAIN_NAMES.get(resource[0], resource[0])} {resource[1]}"

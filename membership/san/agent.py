@@ -6,7 +6,7 @@ per mount what a new administrator must know (views since the last complete one,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from membership.errors import BadMessage
@@ -23,10 +23,13 @@ from membership.messages import (
     Report,
 )
 from membership.orders import (
+    JOURNALS_MAX,
     AttemptWanted,
     GhostsReleased,
+    JournalState,
     LinkLost,
     Rebuild,
+    Rebuilt,
     ReleaseGhosts,
     Replay,
     Replayed,
@@ -90,6 +93,12 @@ class LocalMount:
     dead: dict[Instance, DeadInstance] = field(default_factory=dict)
     released: set[Instance] = field(default_factory=set)
     answers: dict[object, Reply | None] = field(default_factory=dict)  # per order of this attempt; None: not yet
+
+    def learn(self, journals: int) -> None:
+        """The filesystem has so many journals now: some were added since the mount asked in."""
+        known = self.request.journals
+        added = (JournalState(index, 0, 0, dirty=False) for index in range(len(known), min(journals, JOURNALS_MAX)))
+        self.request = replace(self.request, journals=(*known, *added))
 
     def report(self) -> MountReport:
         """What a new administrator must know."""
@@ -163,6 +172,8 @@ class MountAgent:
             key = _key(reply)
             if reply.attempt == mount.attempt and key in mount.answers:
                 mount.answers[key] = reply
+            if isinstance(reply, Rebuilt):
+                mount.learn(reply.journals)
         self._answer(mount, reply)
 
     def ask_again(self) -> None:

@@ -102,7 +102,7 @@ Filesystem web (77aa0000-0000-4000-8000-000000000002)   8 journals
 
 Recoveries, newest first (seconds)
   2026-11-18 11:08:20  web, attempt 12.3, after the death of n3: 0.502 s (suspend 0.002, replay 0.500); ISOLATED: journal 2: bad checksum
-  2026-11-18 11:06:40  web, attempt 11.1, members changed: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
+  2026-11-18 11:06:40  web, attempt 11.1, members changed, or it grew: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
 
 Fencing, newest first
   2026-11-18 11:08:20  n3 (3) by process: confirmed, killed 2 processes

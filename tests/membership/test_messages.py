@@ -83,6 +83,7 @@ REPLIES = [
     Suspended(1),
     Suspended(1, (JournalState(0, 0, 0, dirty=False), JournalState(1, 3, BIG, dirty=True))),
     Rebuilt(2),
+    Rebuilt(2, 9),
     Resumed(3),
     Replayed(4, 3, BIG, ok=False, detail="x"),
     GhostsReleased(5, 3, 1),

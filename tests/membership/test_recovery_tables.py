@@ -8,6 +8,7 @@ import pytest
 
 from membership.messages import MountReport
 from membership.orders import (
+    JOURNALS_MAX,
     AttemptWanted,
     GhostsReleased,
     JournalState,
@@ -99,3 +100,12 @@ def test_an_attempt_that_is_wanted_begins_when_nothing_else_goes_on(phase: Phase
     assert (fs.phase, fs.attempt) == (phase, ATTEMPT)
     fs.reply(1, 11, AttemptWanted(ATTEMPT), 5.0)
     assert (fs.phase, fs.attempt) == ((Phase.SUSPEND, ATTEMPT + 1) if phase is Phase.IDLE else (phase, ATTEMPT))
+
+
+def test_journals_that_were_added_are_learnt_from_who_rebuilt():
+    fs = recovery(Phase.REBUILD)
+    fs.reply(1, 11, Rebuilt(ATTEMPT, 9), 5.0)
+    fs.reply(2, 12, Rebuilt(ATTEMPT), 5.0)
+    assert fs.journals == 9
+    fs.reply(0, 10, Rebuilt(ATTEMPT, 1 << 40), 5.0)  # hostile
+    assert fs.journals == JOURNALS_MAX

@@ -14,6 +14,7 @@ from matrixfs.freezing import Freezer
 from matrixfs.fs import data, namespace
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
+from matrixfs.locks.resources import CHANGE
 from matrixfs.ondisk.journal import CLEAN
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.orders import Told
@@ -86,7 +87,7 @@ async def _frozen_under_load(world: World) -> None:
 
         await check_still(world, read_all)
         assert load.written == written, "writers wait"
-        waits = [wait for mount in mounts for wait in mount.member.locks.waits() if wait["resource"] == "change 0"]
+        waits = [wait for mount in mounts for wait in mount.member.locks.waits() if wait["domain"] == CHANGE]
         assert len(waits) == len(mounts)
         assert await freezer.thaw({"fs": "sim"})
         await until(lambda: not load.written.keys() & written.keys())
