@@ -78,6 +78,7 @@ class Grower:
 
     flushes = False  # callouts of the SHAPE lock: nothing is cached under it
     upgrades = False
+    _shape = Resource(SHAPE, 0)
 
     def __init__(self, member: Member, store: Store, disk: SectorDevice, area: Window) -> None:
         self._member = member
@@ -179,7 +180,7 @@ class Grower:
 
     async def _grow(self, volume: Volume, journals: int, progress: Progress) -> None:
         progress.step = "wait for the lock"
-        lock = volume.locks.lock(Resource(SHAPE, 0), self)
+        lock = volume.locks.lock(self._shape, self)
         if not await lock.hold(EX, exclusive=True, timeout=LOCK_SECONDS):
             raise OperatorError("another mount grows or freezes it just now: try again after that (matrixctl status)")
         try:
