@@ -110,3 +110,65 @@ def test_a_file_that_is_not_made_shorter(tmp_path: Path) -> None:
     assert done.stderr == "matrixctl: store has 9 bytes: a filesystem can't shrink\n"
     assert done.exit_code == 2
 
+
+
+# --- freeze and thaw -------------------------------------------------------------------------------------------
+
+
+def state(node: int, **fields: Any) -> dict[str, Any]:
+    found = {"frozen": True, "seconds": 3.4, "left": 56.6, "error": "", **fields}
+    return mount(node, 100 * node, found if fields != {"none": 1} else encode_map({"kind": "value", "value": None}))
+
+
+NOT_FROZEN = result(state(1, none=1), state(2, none=1))
+DONE_NOTHING = result(mount(2, 200, encode_map({"kind": "value", "value": None})))
+
+
+def test_freeze_waits_until_it_is_frozen(tmp_path: Path) -> None:
+    answers = [FS, NOT_FROZEN, DONE_NOTHING, result(state(2, frozen=False)), result(state(2))]
+    with matrixd_that_answers(tmp_path, *answers) as asked:
+        done = run("fs", "freeze", "web", "--timeout", "90", "--state", tmp_path)
+    assert done.stdout == "web is frozen, for 90 s at most; go on with: matrixctl fs thaw web\n"
+    assert asked[2]["arguments"] == {"fs": "web", "seconds": 90.0}
+    assert [(each["what"], each["node"]) for each in asked] == [
+        ("fs", None), ("fs.frozen", None), ("fs.freeze", "2"), ("fs.frozen", "2"), ("fs.frozen", "2"),
+    ]  # fmt: skip
+
+
+UNFROZEN = [
+    ("already", [FS, result(state(1), state(2, none=1))], 2, "web is frozen already: by n1, for 3 s; it thaws in 57 s"),
+    ("in vain", [FS, NOT_FROZEN, DONE_NOTHING, result(state(2, frozen=False, error="no rest"))], 3, "no rest"),
+    ("thawed", [FS, NOT_FROZEN, DONE_NOTHING, result(state(2, none=1))], 3, "thawed at once by somebody else"),
+    ("silent", [result(SILENT)], 3, "all mounts must take part"),
+]
+
+
+@pytest.mark.parametrize(("answers", "code", "text"), [row[1:] for row in UNFROZEN], ids=[row[0] for row in UNFROZEN])
+def test_freeze_fails(tmp_path: Path, answers: list[Any], code: int, text: str) -> None:
+    with matrixd_that_answers(tmp_path, *answers):
+        done = run("fs", "freeze", "web", "--state", tmp_path)
+    assert (done.exit_code, done.stderr.count("\n")) == (code, 1)
+    assert text in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "1e9", "soon"])
+def test_a_time_limit_that_is_none(tmp_path: Path, seconds: str) -> None:
+    done = run("fs", "freeze", "web", "--timeout", seconds, "--state", tmp_path)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+
+
+THAWS = [
+    ("one held it", [mount(1, 100, False), mount(2, 200, True)], 0, ""),
+    ("nobody held it", [mount(1, 100, False)], 2, "web is not frozen, or no longer"),
+    ("unknown", [], 2, "no filesystem 'web' is mounted"),
+    ("who held it may be silent", [mount(1, 100, False), SILENT], 3, "nobody who answers holds it frozen: n3"),
+]
+
+
+@pytest.mark.parametrize(("answers", "code", "text"), [row[1:] for row in THAWS], ids=[row[0] for row in THAWS])
+def test_thaw(tmp_path: Path, answers: list[Any], code: int, text: str) -> None:
+    with matrixd_that_answers(tmp_path, result(*answers)):
+        done = run("fs", "thaw", "web", "--state", tmp_path)
+    assert done.exit_code == code
+    assert done.stdout == ("web goes on\n" if not code else "")
+    assert text in done.stderr

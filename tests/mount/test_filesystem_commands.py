@@ -1,4 +1,7 @@
-"""matrixctl fs on a real cluster: grown when it is full, journals added, frozen for a copy; all while it is in use."""
+"""matrixctl fs on a real cluster: grown when it is full, journals added, frozen for a copy; all while it is in use.
+
+A shorter form of it is in test_seeing_contention.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabError, LabNode, is_settled, wait_until
 
-pytestmark = pytest.mark.usefixtures("watched")
+pytestmark = [pytest.mark.usefixtures("watched"), pytest.mark.long]
 
 NAME = "fscmd"
 MIB = 1 << 20
@@ -178,7 +181,6 @@ def test_a_freeze_ends_by_itself(lab: Lab) -> None:
     assert "is not frozen" in fs(lab, n2, "thaw", NAME, code=2)
 
 
-@pytest.mark.long
 def test_a_third_node_gets_a_journal_and_dies_with_it(lab: Lab) -> None:
     n1, n2, n3 = lab.nodes
     lab.start(n3)
@@ -198,7 +200,6 @@ def test_a_third_node_gets_a_journal_and_dies_with_it(lab: Lab) -> None:
     assert (n1.mountpoint / "n3-0").read_bytes()
 
 
-@pytest.mark.long
 def test_a_node_dies_while_it_is_frozen(lab: Lab) -> None:
     n1, n2, n3 = lab.nodes
     fs(lab, n1, "grow", NAME, "--journals", "3")

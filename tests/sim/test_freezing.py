@@ -99,7 +99,7 @@ async def _frozen_under_load(world: World) -> None:
     await assert_clean(world.disk, world.superblock)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))])
 def test_frozen_under_load(seed: int) -> None:
     run_world(seed, _frozen_under_load, size=16 * MIB, journals=3, journal_blocks=64)
 
