@@ -89,7 +89,6 @@ async def readlink(volume: Volume, ino: int) -> bytes:
 
 async def statfs(volume: Volume) -> StatFs:
     """Space: exact for this node's groups, a few seconds old for what other nodes have just taken or freed."""
-    superblock = volume.superblock
-    total = sum(superblock.group_size(index) - 1 for index in range(superblock.groups))
+    total = volume.superblock.capacity()
     free = await volume.allocator.count_free()
     return StatFs(total, free, total, free)

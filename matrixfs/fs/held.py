@@ -22,6 +22,7 @@ class Held:
         self._volume = volume
         self._locks: list[tuple[Lock, int, bool]] = []
         self._groups: list[Group] = []
+        self._changes = False
 
     def __enter__(self) -> Self:
         return self
@@ -33,9 +34,15 @@ class Held:
             self._volume.allocator.drop(group)
         for lock, mode, exclusive in reversed(self._locks):
             lock.drop(mode, exclusive)
+        if self._changes:
+            self._volume.changes.leave()
 
     async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        """Hold any lock."""
+        """Hold any lock; before the first one in EX, leave to change something (``changes``)."""
+        if mode == EX and not self._changes:
+            assert not self._locks, "a lock is held to read, and the operation begins to change something"
+            await self._volume.changes.enter()
+            self._changes = True
         if not lock.try_hold(mode, exclusive):
             await lock.hold(mode, exclusive)
         self._locks.append((lock, mode, exclusive))

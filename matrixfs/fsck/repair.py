@@ -33,7 +33,7 @@ from matrixfs.fsck.fixes import (
     WriteLabel,
     WriteSuperblock,
 )
-from matrixfs.fsck.groups import padding
+from matrixfs.fsck.groups import enlarge, is_short, padding
 from matrixfs.fsck.inodes import check_content
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.trees import Leaf, TreeWalk
@@ -186,6 +186,8 @@ class Repair:
     async def _set_group(self, index: int, *, set_bits: int = 0, clear_bits: int = 0, floor: int = 0) -> None:
         """Change a group's bitmap; all that follows from it is set right too."""
         group = await self._edit(self._area.superblock.group_block(index), GroupRecord)
+        if is_short(group, index, self._area.superblock.group_size(index)):
+            enlarge(group, self._area.superblock.group_size(index))
         bits = int.from_bytes(group.bitmap, "little") & ~clear_bits | set_bits
         self._settle_group(group, index, bits, max(group.generation_floor, floor))
 
@@ -224,7 +226,7 @@ class Repair:
             return
         index = await self._clean_journal()
         # Frame heads need room too: one for every IMAGES_MAX images.
-        room = self._area.superblock.journal_blocks - 1
+        room = self._area.superblock.journal_length(index) - 1
         portion = min(TRANSACTION_MAX, room * IMAGES_MAX // (IMAGES_MAX + 1) - 1)
         for at in range(0, len(records), portion):
             await self._write_transaction(index, records[at : at + portion])

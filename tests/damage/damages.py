@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from matrixfs.fs.grow import prepare_journals
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key
 from matrixfs.ondisk.extent import ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES
@@ -92,6 +94,12 @@ async def _(built: Built) -> None:
     superblock.address, superblock.created_ns = superblock.blocks_total - 1, 5
     await built.put(superblock)
     superblock.address = 0
+
+
+@damage("superblock-later")
+async def _(built: Built) -> None:
+    built.superblock.generation += 1
+    await built.put(built.superblock)
 
 
 @damage("superblock-lost", repaired=False)
@@ -622,6 +630,24 @@ async def _(built: Built) -> None:
     group = await built.group(built.superblock.group_block(2))
     group.index = 7
     await built.put(group)
+
+
+@damage("group-short")
+async def _(built: Built) -> None:
+    group = await built.group(built.superblock.group_block(built.superblock.groups - 1))
+    before, group.blocks = group.blocks, group.blocks - 3
+    bits = (1 << before) - (1 << group.blocks)
+    assert int.from_bytes(group.bitmap, "little") & bits == 0
+    group.bitmap = (int.from_bytes(group.bitmap, "little") | bits).to_bytes(BITMAP_BYTES, "little")
+    group.free -= 3
+    await built.put(group)
+
+
+@damage("journal-unmarked")
+async def _(built: Built) -> None:
+    start = built.superblock.group_block(built.superblock.groups - 2) + 1
+    area = built.volume.device
+    await (await prepare_journals(area, built.superblock, [(start, 2)], 64, random.Random(1))).apply(area)
 
 
 @damage("group-free")
