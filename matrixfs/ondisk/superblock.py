@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from matrixfs.ondisk.extent import UNWRITTEN
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, NAME_BYTES_MAX
 from membership.records import Record, i64, record, text, u32, u64
@@ -17,7 +18,8 @@ JOURNAL_BLOCKS_MIN = 64
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
 READ_ONLY_COMPATIBLE_KNOWN = 0
-INCOMPATIBLE_KNOWN = 0
+UNWRITTEN_EXTENTS = 2  # extents have flags
+INCOMPATIBLE_KNOWN = UNWRITTEN_EXTENTS
 
 
 @record(magic=b"MXFSSUPR", size=BLOCK_BYTES)
@@ -37,6 +39,11 @@ class Superblock(Record):
     group_shift: int = u32(172, "log2 of the blocks of a group; also the lock manager's placement shift")
     hash_seed: int = u64(176, "seed of the directory hash, so that nobody can plan collisions")
     created_ns: int = i64(184, "wall clock at mkfs, ns since the epoch")
+
+    @property
+    def extent_flags(self) -> int:
+        """Flags that extents may have here."""
+        return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  ValueError when it lies in none."""
