@@ -63,9 +63,11 @@ async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: in
         end = offset + length
         if mode & PUNCH_HOLE:
             await _punch(volume, inode, offset, end)
-        elif not _in_inode(inode, mode, offset, end):
+        elif not _lies_in_inode(inode) or end > TAIL_BYTES:
             await _settle(volume, inode)
             await _reserve(volume, inode, mode, offset, end)
+        elif mode & ZERO_RANGE:
+            await _zero_in_inode(volume, inode, offset, end)
         zero_tail = not mode & KEEP_SIZE and end > inode.size and await data.tail_is_written(volume, inode)
         await volume.journal.admit()
         if not mode & KEEP_SIZE and end > inode.size:
@@ -73,16 +75,19 @@ async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: in
         volume.touch(inode, data=True)
 
 
-def _in_inode(inode: Inode, mode: int, offset: int, end: int) -> bool:
-    """Do it to a file that lies in its inode, if it can stay there: the end of the file is the caller's."""
-    if not isinstance(inode.root, bytes) or inode.dirty is not None:
-        return False
-    if not mode & PUNCH_HOLE and end > TAIL_BYTES:
-        return False
-    if mode & (PUNCH_HOLE | ZERO_RANGE):
-        low, high = min(offset, inode.size), min(end, inode.size)
-        inode.root = b"".join((inode.root[:low], bytes(high - low), inode.root[high:]))
-    return True
+def _lies_in_inode(inode: Inode) -> bool:
+    """Whether all bytes of a file lie in its inode: they take no space."""
+    return inode.inline and inode.dirty is None
+
+
+async def _zero_in_inode(volume: Volume, inode: Inode, start: int, end: int) -> None:
+    await volume.journal.admit()
+    # No checkpoint from here (J1).
+    root = inode.root
+    assert isinstance(root, bytes)
+    low, high = min(start, len(root)), min(end, len(root))
+    inode.root = b"".join((root[:low], bytes(high - low), root[high:]))
+    volume.touch(inode, data=True)
 
 
 async def _settle(volume: Volume, inode: Inode) -> None:
@@ -154,7 +159,8 @@ async def _zero(volume: Volume, inode: Inode, start: int, end: int) -> None:
 
 async def _punch(volume: Volume, inode: Inode, start: int, end: int) -> None:
     """Free the blocks of a range, and zero what it covers in part.  OSError ENOSPC for what was buffered."""
-    if _in_inode(inode, PUNCH_HOLE, start, end):
+    if _lies_in_inode(inode):
+        await _zero_in_inode(volume, inode, start, end)
         return
     await _settle(volume, inode)
     if end >= inode.size:
