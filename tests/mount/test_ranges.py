@@ -8,8 +8,6 @@ import mmap
 import os
 import random
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from tests.mount.test_operations import outcome
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO_RANGE, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
 PUNCH = PUNCH_HOLE | KEEP_SIZE
 MODES = (0, KEEP_SIZE, PUNCH, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
+AT_SYMLINK_FOLLOW = 0x400
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -124,8 +123,9 @@ def test_who_may_not(tree: Tree, local: Path) -> None:
         ):  # fmt: skip
             fd = os.open(top / path, flags)
             found[name] = [outcome(fallocate, fd, mode, 0, 4096) for mode in MODES]
-            found[name] += [outcome(os.lseek, fd, at, whence) for at in (-1, 0, 9999, 10_000)
-                            for whence in (os.SEEK_DATA, os.SEEK_HOLE)]  # fmt: skip
+            sought = [outcome(os.lseek, fd, at, whence) for at in (-1, 0, 9999, 10_000)
+                      for whence in (os.SEEK_DATA, os.SEEK_HOLE)]  # fmt: skip
+            found[name] += [one if isinstance(one, str) else "found" for one in sought]  # ext4 rounds what it zeroes
             found[name] += [outcome(os.copy_file_range, fd, fd, 100, 0, 5000)]
             os.close(fd)
         return found
@@ -133,7 +133,8 @@ def test_who_may_not(tree: Tree, local: Path) -> None:
     found, wanted = attempts(tree.a), attempts(local)
     for one in (found, wanted):
         del one["directory"][len(MODES) : -1]  # offsets in directories are each filesystem's own
-    assert found == wanted
+    for name, outcomes in wanted.items():
+        assert found[name] == outcomes, name
 
 
 def test_what_linux_never_asks(lab: Lab, tree: Tree) -> None:
@@ -188,15 +189,22 @@ def test_space_and_times(lab: Lab, tree: Tree) -> None:
     assert os.stat(tree.c / "copy").st_blocks == 8
 
 
-AS_NOBODY = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None)
-fd = os.open(sys.argv[1], os.O_RDWR)
-if sys.argv[2] == "copy":
-    os.copy_file_range(fd, fd, 10, 0, 100)
-elif libc.fallocate(fd, int(sys.argv[2]), ctypes.c_int64(0), ctypes.c_int64(10)):
-    raise SystemExit("fallocate failed")
-"""
+def as_nobody(fd: int, call: str) -> int:
+    """Do it to an open file in a process without rights; its exit code."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            if call == "copy":
+                os.copy_file_range(fd, fd, 10, 0, 100)
+            else:
+                fallocate(fd, int(call), 0, 10)
+        except OSError as error:
+            os._exit(error.errno or 255)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize("call", ["0", "1", str(PUNCH), str(ZERO_RANGE), "copy"])
@@ -204,11 +212,8 @@ def test_set_id_bits_go(tree: Tree, call: str) -> None:
     (tree.a / "f").write_bytes(b"x" * 1000)
     os.chmod(tree.a / "f", 0o6777)
     assert [stat.S_IMODE(os.stat(path / "f").st_mode) for path in tree.paths] == [0o6777] * 3
-    fd = os.open(tree.b / "f", os.O_RDWR)  # by number: the way there may be closed to others
-    os.set_inheritable(fd, True)
-    subprocess.run(
-        [sys.executable, "-S", "-c", AS_NOBODY, f"/proc/self/fd/{fd}", call], check=True, pass_fds=(fd,), user=65534
-    )
+    fd = os.open(tree.b / "f", os.O_RDWR)
+    assert as_nobody(fd, call) == 0
     os.close(fd)
     assert [stat.S_IMODE(os.stat(path / "f").st_mode) for path in tree.paths] == [0o777] * 3
 
@@ -217,7 +222,8 @@ def test_set_id_bits_go(tree: Tree, call: str) -> None:
 
 
 def link(fd: int, path: Path) -> None:
-    os.link(f"/proc/self/fd/{fd}", path, follow_symlinks=True)
+    if libc.linkat(-100, b"/proc/self/fd/%d" % fd, -100, os.fsencode(path), AT_SYMLINK_FOLLOW):
+        raise OSError(ctypes.get_errno(), "linkat")
 
 
 def test_a_file_without_a_name(lab: Lab, tree: Tree) -> None:
