@@ -40,7 +40,7 @@ MODES = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZ
 STEP_BLOCKS = 4096  # reserved at once: until they are taken they count twice
 ZEROS = bytes(1 << 20)
 COPY_CHUNK = 4 << 20  # bytes read at once
-COPY_MAX = 64 << 20  # bytes copied in one call: others wait for the locks, and a signal for the answer
+COPY_MAX = 16 << 20  # bytes copied in one call: others wait for the locks, and a signal for the answer
 
 
 async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: int) -> None:

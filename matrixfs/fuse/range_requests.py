@@ -52,10 +52,10 @@ class RangeRequests:
             name, work = "copy_file_range", partial(self._copy, number)
         self._parked.answer(number, name, partial(work, *arguments))
 
-    async def _seek(self, number: int, *arguments: int) -> None:
+    async def _seek(self, number: int, *arguments: Any) -> None:
         libfuse.reply_seek(number, await self.lseek(*arguments))
 
-    async def _copy(self, number: int, *arguments: int) -> None:
+    async def _copy(self, number: int, *arguments: Any) -> None:
         libfuse.reply_written(number, await self.copy_file_range(*arguments))
 
     @upcall(handle=1)
