@@ -140,7 +140,10 @@ async def _reserve_by_zeros(volume: Volume, inode: Inode, mode: int, offset: int
 
 
 async def _zero(volume: Volume, inode: Inode, start: int, end: int) -> None:
-    """Make the blocks of a range, which all exist, unwritten."""
+    """Have zeros in a range of a file that has nothing buffered there; its blocks stay its own."""
+    if not volume.superblock.extent_flags & UNWRITTEN:
+        await _write_zeros(volume, inode, start, end, written=True)
+        return
     if end >= inode.size:
         end = -(-end // BLOCK_BYTES) * BLOCK_BYTES
     first, last = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
@@ -247,8 +250,11 @@ async def _copy_some(volume: Volume, reading: Inode, at: int, writing: Inode, to
         end = min(end, (at // COPY_CHUNK + 1) * COPY_CHUNK)
         return await data.write_held(volume, writing, to, await data.content(volume, reading, at, end))
     length = end - at
-    if to < writing.size:
-        await _punch(volume, writing, to, min(to + length, writing.size))
+    if to < writing.size and _lies_in_inode(writing):
+        await _zero_in_inode(volume, writing, to, to + length)
+    elif to < writing.size:
+        await _settle(volume, writing)
+        await _zero(volume, writing, to, min(to + length, writing.size))  # what was reserved there stays so
     await volume.journal.admit()
     if to + length > writing.size:
         await data.resize(volume, writing, to + length)

@@ -148,7 +148,8 @@ class Model:
 
     def crashed(self, found: bytes) -> None:
         """Take over what a crash left, if it may have."""
-        assert min(map(len, self.past)) <= len(found) <= max(map(len, self.past))
+        sizes = {len(past) for past in self.past}
+        assert min(sizes) <= len(found) <= max(sizes)
         for at, byte in enumerate(found):
             assert byte == 0 or any(at < len(past) and past[at] == byte for past in self.past), at
         self.content = bytearray(found)
@@ -238,7 +239,8 @@ async def scenario(steps: list[tuple[str, int, int]], crash: float, mode: Any, s
                 await run.step(*step)
             if leg == 1:
                 await run.check_reserved()
-        disk = disk.crash_image(int(crash * len(disk.log)), mode, seed=seed)
+        # A seed of its own: the salt of a mount's journal comes from the disk's.
+        disk = disk.crash_image(int(crash * len(disk.log)), mode, seed=1000 * (leg + 1) + seed)
         async with mounted(disk) as mount:
             model.crashed(await content(mount, ino))
             superblock = mount.volume.superblock
