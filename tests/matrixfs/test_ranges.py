@@ -39,6 +39,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for module, name, size in (
         (blocks, "BODY_BYTES", SMALL), (tree, "BODY_BYTES", SMALL),
         (tree, "TAIL_BYTES", SMALL - 40), (inode, "TAIL_BYTES", SMALL - 40),
+        (data, "TAIL_BYTES", SMALL - 40), (ranges, "TAIL_BYTES", SMALL - 40),
     ):  # fmt: skip
         patch.setattr(module, name, size)
 
