@@ -30,11 +30,6 @@ FOREIGN = 0xEE  # what lies in free blocks: of another file, so it must never be
 SMALL = 144  # bytes of a tree block's body, where trees shall be deep: 6 extents
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink(monkeypatch)
-
-
 def shrink(patch: pytest.MonkeyPatch) -> None:
     for module, name, size in (
         (blocks, "BODY_BYTES", SMALL), (tree, "BODY_BYTES", SMALL),
@@ -245,19 +240,35 @@ async def scenario(steps: list[tuple[str, int, int]], crash: float, mode: Any, s
         async with mounted(disk) as mount:
             model.crashed(await content(mount, ino))
             superblock = mount.volume.superblock
-        await assert_clean(disk, superblock)
+        await assert_clean(disk, superblock, notes=False)
 
 
-@settings(max_examples=70, deadline=None, derandomize=True)
-@given(
-    st.lists(STEPS, max_size=12), st.floats(0, 1), st.sampled_from(("drop", "keep-some", "keep-all", "tear")),
-    st.integers(1, 1000), st.booleans(),
+EXAMPLES = given(
+    st.lists(STEPS, max_size=15), st.floats(0, 1), st.sampled_from(("drop", "keep-some", "keep-all", "tear")),
+    st.integers(1, 900), st.booleans(),
 )  # fmt: skip
-def test_against_a_bytearray(
-    steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, deep: bool
-) -> None:
-    """RG1 to RG4, with trees of the real shape and deep ones."""
+
+
+def run(steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, deep: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if deep:
             shrink(patch)
         trio.run(scenario, steps, crash, mode, seed, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@EXAMPLES
+def test_against_a_bytearray(
+    steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, deep: bool
+) -> None:
+    """RG1 to RG4, with trees of the real shape and deep ones."""
+    run(steps, crash, mode, seed, deep)
+
+
+@pytest.mark.long
+@settings(max_examples=3000, deadline=None)
+@EXAMPLES
+def test_many_against_a_bytearray(
+    steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, deep: bool
+) -> None:
+    run(steps, crash, mode, seed, deep)
