@@ -41,7 +41,7 @@ class RangeRequests:
         self._ranges = ranges
         self._parked = parked
 
-    def request(self, operation: int, number: int, *arguments: int) -> None:
+    def request(self, operation: int, number: int, *arguments: Any) -> None:
         """A request was parked; called within pyfuse3's loop."""
         work: Callable[..., Awaitable[None]]
         if operation == FALLOCATE:
