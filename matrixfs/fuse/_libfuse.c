@@ -427,7 +427,7 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 	name_inode(target, writing, 0);
 	hand_over(request, &on_range, COPY_FILE_RANGE, "(KKLLL)", (unsigned long long)reading->fh,
 		  (unsigned long long)writing->fh, (long long)at, (long long)to,
-		  length > LLONG_MAX ? LLONG_MAX : (long long)length);
+		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
 }
 
 /* ---- O_TMPFILE ---- */

@@ -256,7 +256,7 @@ def run(steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, d
         trio.run(scenario, steps, crash, mode, seed, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=45, deadline=None, derandomize=True)
 @EXAMPLES
 def test_against_a_bytearray(
     steps: list[tuple[str, int, int]], crash: float, mode: str, seed: int, deep: bool
