@@ -33,9 +33,11 @@ async def seek(volume: Volume, ino: int, offset: int, whence: int) -> int:
         data.check_regular(inode)
         if not 0 <= offset < inode.size:
             raise OSError(errno.ENXIO, "not within the file")
-        is_data, end = await run(volume, inode, offset, inode.size)
+        block = offset // BLOCK_BYTES
+        is_data, _ = await _at(volume, inode, block, block + 1)
         if is_data == (whence == os.SEEK_DATA):
             return offset
+        _, end = await run(volume, inode, offset, inode.size)
         if end == inode.size and whence == os.SEEK_DATA:
             raise OSError(errno.ENXIO, "no data from there on")
         return end
