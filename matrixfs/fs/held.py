@@ -37,12 +37,17 @@ class Held:
         if self._changes:
             self._volume.changes.leave()
 
-    async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        """Hold any lock; before the first one in EX, leave to change something (``changes``)."""
-        if mode == EX and not self._changes:
+    async def changing(self) -> None:
+        """Get leave to change something (``changes``); before any lock is held, also to read."""
+        if not self._changes:
             assert not self._locks, "a lock is held to read, and the operation begins to change something"
             await self._volume.changes.enter()
             self._changes = True
+
+    async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
+        """Hold any lock; before the first one in EX, leave to change something."""
+        if mode == EX:
+            await self.changing()
         if not lock.try_hold(mode, exclusive):
             await lock.hold(mode, exclusive)
         self._locks.append((lock, mode, exclusive))

@@ -122,6 +122,11 @@ class Inode(Block):
         ).encode()
 
 
+def no_extents() -> ExtentList:
+    """The root of a file that has outgrown its inode and has no blocks yet."""
+    return ExtentList([], TAIL_BYTES)
+
+
 def new_inode(address: int, generation: int, lock: Lock, mode: int) -> Inode:
     """An empty inode of the type in ``mode``."""
     inode = Inode(address, generation, lock)
@@ -168,7 +173,10 @@ def _decode_root_untrusted(
         return decode_index_untrusted(found.tail, found.entries, where, superblock)
     if stat.S_ISDIR(found.mode):
         return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
-    return ExtentList(unpack_extents_untrusted(found.tail, found.entries, where, superblock.blocks_total), TAIL_BYTES)
+    extents = unpack_extents_untrusted(
+        found.tail, found.entries, where, superblock.blocks_total, superblock.extent_flags
+    )
+    return ExtentList(extents, TAIL_BYTES)
 
 
 def is_other_block(data: Buffer, superblock: Superblock, number: int) -> bool:

@@ -61,3 +61,10 @@ async def make_orphan(volume: Volume, held: Held, inode: Inode) -> None:
     await add_name(volume, held, orphans, place, orphan_name(inode.ino), inode.ino, stat.S_IFMT(inode.mode) >> 12)
     inode.orphaned_by = index + 1
 
+
+def leave_orphans(volume: Volume, inode: Inode, orphans: Inode, place: Place) -> None:
+    """An orphan gets a name: it is listed no more.  Part of a change."""
+    assert place.entry is not None, f"inode {inode.ino} is an orphan that is not listed"
+    directories.remove(volume, orphans, place)
+    inode.orphaned_by = 0
+    volume.opens.named(inode.ino)

@@ -12,23 +12,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import data, directories
-from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
+from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
-from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
+from matrixfs.fs.names import add_name, check_directory, check_living, leave_orphans, make_orphan
+from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.rename import rename
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
+from matrixfs.ondisk.superblock import ORPHANS_START
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
-__all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "unlink"]
+__all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "tmpfile", "unlink"]
 
 LINKS_MAX = 65_000
 SYMLINK_MAX = 4095
@@ -87,6 +90,40 @@ async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, 
     return await _make(volume, parent, name, mode, uid, gid, fill)
 
 
+async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int) -> Inode:
+    """Make a regular file without a name, as open(2) with O_TMPFILE: ``link`` may give it one while it is open here.
+
+    It is listed as this node's orphan from the beginning, so a crash frees it.  The caller counts it as open before its
+    next checkpoint.
+
+    Raises:
+        OSError: ENOENT, ENOSPC, ENOTDIR.
+        CorruptionError, DeviceError, Fenced: the directory can't be read.
+    """
+    with Held(volume) as held:
+        directory = check_living(await held.shared(parent))
+        orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
+        # The number, and so the name among the orphans, is known only then: hence room for any name.
+        group = await held.group(1 + TREE_BLOCKS_MAX, near=parent)
+        with Reservation(volume.journal, group, 1 + TREE_BLOCKS_MAX) as spare:
+            lock = volume.inode_lock(spare.first)
+            await held.lock(lock, EX, True)
+            place = await directories.locate(volume, orphans, orphan_name(spare.first))
+            entry = directories.new_entry(place, orphan_name(spare.first), spare.first, stat.S_IFREG >> 12)
+            await volume.journal.admit()
+            # No checkpoint from here (J1).
+            inode = new_inode(spare.pop(), group.generation_floor, lock, stat.S_IFREG | stat.S_IMODE(mode))
+            _own(volume, inode, directory, uid, gid)
+            inode.nlink = 0
+            inode.orphaned_by = volume.journal.index + 1
+            lock.subject = inode
+            lock.blocks = {inode.ino: inode}
+            volume.journal.add(inode)
+            directories.add(volume, orphans, place, entry, spare)
+        volume.opens.made_nameless(inode.ino)
+        return inode
+
+
 async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
     """Make a directory.  Raises as ``create`` does, and OSError EMLINK."""
 
@@ -105,7 +142,7 @@ async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: 
 
     def fill(inode: Inode) -> None:
         if not long:
-            data.put(volume, inode, 0, target)
+            data.put(volume, inode, 0, target, zero_tail=False)
 
     content = target if long else b""
     return await _make(volume, parent, name, stat.S_IFLNK | 0o777, uid, gid, fill, content)
@@ -192,18 +229,27 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         inode = await held.exclusive(ino)
         if inode.is_directory:
             raise OSError(errno.EPERM, "a directory has one name")
-        if inode.nlink == 0:
-            raise OSError(errno.ENOENT, "the file was removed")
+        orphan = await _nameless(volume, held, inode) if inode.nlink == 0 else None
         if inode.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many links")
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
         await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
+        if orphan is not None:
+            leave_orphans(volume, inode, *orphan)
         inode.lock.hint = (parent, name)
         inode.nlink += 1
         volume.touch(inode, data=False)
         return inode
+
+
+async def _nameless(volume: Volume, held: Held, inode: Inode) -> tuple[Inode, Place]:
+    """Where a file that ``tmpfile`` made stands among the orphans.  OSError ENOENT for one that lost its names."""
+    if not volume.opens.is_nameless(inode.ino) or not inode.orphaned_by:
+        raise OSError(errno.ENOENT, "the file was removed")
+    orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
+    return orphans, await directories.locate(volume, orphans, orphan_name(inode.ino))
 
 
 async def unlink(volume: Volume, parent: int, name: bytes) -> None:

@@ -122,13 +122,15 @@ class _Extents:
 
     async def _leaf(self, leaf: Leaf) -> None:
         """See ``TreeWalk``."""
-        total = self._context.area.superblock.blocks_total
-        for logical, physical, length in unpack_extents_untrusted(leaf.body, leaf.entries, "extents", total):
-            if not leaf.low <= logical < leaf.high or logical < self._end:
-                self.walk.out_of_order(leaf.block, logical)
+        superblock = self._context.area.superblock
+        known = superblock.extent_flags
+        for extent in unpack_extents_untrusted(leaf.body, leaf.entries, "extents", superblock.blocks_total, known):
+            if not leaf.low <= extent.logical < leaf.high or extent.logical < self._end:
+                self.walk.out_of_order(leaf.block, extent.logical)
                 return
-            self._end = logical + length
-            self.is_past_end |= self._end > self._size_blocks
-            if not self._context.claim(self._inode.address, physical, length):
+            self._end = extent.end
+            # Space that was reserved behind the end (fallocate) is unwritten.
+            self.is_past_end |= self._end > self._size_blocks and extent.written
+            if not self._context.claim(self._inode.address, extent.physical, extent.length):
                 self.walk.is_whole = False
-            self.blocks += length
+            self.blocks += extent.length

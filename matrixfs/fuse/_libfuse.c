@@ -1,9 +1,9 @@
 /*
  * What pyfuse3 lacks, added beside it (coherence.md 5).
  *
- * This module defines fuse_session_new and fuse_session_destroy.  Loaded with RTLD_GLOBAL before pyfuse3, these
- * definitions are found first when pyfuse3's own references are bound; they adjust the operation table and call
- * libfuse's real functions.
+ * This module defines fuse_session_new, fuse_session_process_buf and fuse_session_destroy.  Loaded with RTLD_GLOBAL
+ * before pyfuse3, these definitions are found first when pyfuse3's own references are bound; they adjust the operation
+ * table, and one request, and call libfuse's real functions.
  *
  * Invariants:
  *  - One session per process, as in pyfuse3.  `session` is set only while libfuse's object lives: it is cleared
@@ -12,8 +12,8 @@
  *    (through process_buf) init with the GIL.  Only the write(2) of notifications runs without it, on values
  *    copied before.
  *  - The table handed on is a private copy of pyfuse3's; libfuse copies it again.
- *  - File locks: a request that Python has to answer is parked in a slot.  Python knows it by slot and generation,
- *    never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
+ *  - A request that Python has to answer (file locks, ranges of files) is parked in a slot.  Python knows it by slot
+ *    and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
  *    park() to unpark(), and unpark() comes before every reply, as replying frees the request.  What is still parked
  *    when the session ends is answered (ENOTCONN) before libfuse frees what those requests point to.
  *
@@ -29,6 +29,7 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,6 +84,7 @@ static struct fuse_lowlevel_ops inner;
 static int max_read_requested;
 static int no_open;
 static PyObject *on_request, *on_interrupted; /* both or none; see set_lock_handlers */
+static PyObject *on_range;		      /* see set_range_handler */
 static struct {
 	unsigned minor, capable, want, max_write, max_readahead;
 } negotiated;
@@ -219,10 +221,6 @@ static void answer_all(int error)
 	}
 }
 
-/* ---- file locks ---- */
-
-enum { GETLK, SETLK, FLOCK, FLUSH };
-
 /*
  * A request with a waiting task was interrupted.  libfuse holds the request's mutex here, so it must not be answered
  * here: Python's callable only cancels the task.
@@ -244,13 +242,27 @@ static void on_interrupt(fuse_req_t Py_UNUSED(request), void *data)
 	PyGILState_Release(state);
 }
 
-/* Hands a request to Python.  It is answered later, or here when Python can't take it. */
-static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const struct fuse_file_info *info, int type,
-		      long long start, long long end, int pid, int wait)
+/* Calls callable(operation, number, ...); the rest as Py_BuildValue makes a tuple of it. */
+static PyObject *call_with(PyObject *callable, int operation, uint64_t number, const char *format, va_list rest)
+{
+	PyObject *first = Py_BuildValue("(iK)", operation, (unsigned long long)number);
+	PyObject *others = Py_VaBuildValue(format, rest);
+	PyObject *arguments = first == NULL || others == NULL ? NULL : PySequence_Concat(first, others);
+	PyObject *result = arguments == NULL ? NULL : PyObject_CallObject(callable, arguments);
+
+	Py_XDECREF(first);
+	Py_XDECREF(others);
+	Py_XDECREF(arguments);
+	return result;
+}
+
+/* Hands a request to Python, whose callable is in `handler`.  It is answered later, or here when Python can't take it. */
+static void hand_over(fuse_req_t request, PyObject **handler, int operation, const char *format, ...)
 {
 	PyGILState_STATE state = PyGILState_Ensure();
-	PyObject *callable = on_request, *result;
+	PyObject *callable = *handler, *result;
 	uint64_t number;
+	va_list rest;
 
 	if (callable == NULL || (number = park(request)) == 0) {
 		fuse_reply_err(request, callable == NULL ? ENOSYS : ENOMEM);
@@ -258,9 +270,9 @@ static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const s
 		return;
 	}
 	Py_INCREF(callable);
-	result = PyObject_CallFunction(callable, "iKKKKiLLii", operation, (unsigned long long)number,
-				       (unsigned long long)ino, (unsigned long long)info->fh,
-				       (unsigned long long)info->lock_owner, type, start, end, pid, wait);
+	va_start(rest, format);
+	result = call_with(callable, operation, number, format, rest);
+	va_end(rest);
 	if (result == NULL) {
 		PyErr_WriteUnraisable(callable);
 		request = unpark(number); /* unless it was answered before the exception */
@@ -275,6 +287,17 @@ static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const s
 	PyGILState_Release(state);
 }
 
+/* ---- file locks ---- */
+
+enum { GETLK, SETLK, FLOCK, FLUSH };
+
+static void hand_over_lock(fuse_req_t request, int operation, fuse_ino_t ino, const struct fuse_file_info *info,
+			   int type, long long start, long long end, int pid, int wait)
+{
+	hand_over(request, &on_request, operation, "(KKKiLLii)", (unsigned long long)ino, (unsigned long long)info->fh,
+		  (unsigned long long)info->lock_owner, type, start, end, pid, wait);
+}
+
 /* The last byte of a range, as the kernel has it: the end of all files for length 0. */
 static long long last_byte(const struct flock *lock)
 {
@@ -283,12 +306,12 @@ static long long last_byte(const struct flock *lock)
 
 static void on_getlk(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, struct flock *lock)
 {
-	hand_over(request, GETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, 0);
+	hand_over_lock(request, GETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, 0);
 }
 
 static void on_setlk(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, struct flock *lock, int sleep)
 {
-	hand_over(request, SETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, sleep);
+	hand_over_lock(request, SETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, sleep);
 }
 
 static void on_flock(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, int operation)
@@ -296,8 +319,8 @@ static void on_flock(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *
 	int kind = operation & ~LOCK_NB;
 	int type = kind == LOCK_SH ? F_RDLCK : kind == LOCK_EX ? F_WRLCK : F_UNLCK;
 
-	hand_over(request, FLOCK, ino, info, type, 0, LLONG_MAX, fuse_req_ctx(request)->pid,
-		  (operation & LOCK_NB) == 0);
+	hand_over_lock(request, FLOCK, ino, info, type, 0, LLONG_MAX, fuse_req_ctx(request)->pid,
+		       (operation & LOCK_NB) == 0);
 }
 
 /*
@@ -323,7 +346,7 @@ _Static_assert(FILTER_SIZE == 1u << (64 - 52), "the filter's index has 12 bits")
 static void on_flush(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info)
 {
 	if (*filter_at(ino) != 0) {
-		hand_over(request, FLUSH, ino, info, F_UNLCK, 0, LLONG_MAX, fuse_req_ctx(request)->pid, 0);
+		hand_over_lock(request, FLUSH, ino, info, F_UNLCK, 0, LLONG_MAX, fuse_req_ctx(request)->pid, 0);
 	} else if (info->fh & READ_ONLY_HANDLE || inner.flush == NULL) {
 		quick_flushes++;
 		fuse_reply_err(request, 0);
@@ -378,9 +401,67 @@ static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct
 	inner.fsync(request, ino, datasync, info);
 }
 
+/* ---- ranges of a file ---- */
+
+enum { FALLOCATE, LSEEK, COPY_FILE_RANGE };
+
+static void on_fallocate(fuse_req_t request, fuse_ino_t ino, int mode, off_t offset, off_t length,
+			 struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	hand_over(request, &on_range, FALLOCATE, "(KiLL)", (unsigned long long)info->fh, mode, (long long)offset,
+		  (long long)length);
+}
+
+static void on_lseek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	hand_over(request, &on_range, LSEEK, "(KLi)", (unsigned long long)info->fh, (long long)offset, whence);
+}
+
+static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, struct fuse_file_info *reading,
+			       fuse_ino_t target, off_t to, struct fuse_file_info *writing, size_t length,
+			       int Py_UNUSED(flags))
+{
+	name_inode(source, reading, 0);
+	name_inode(target, writing, 0);
+	hand_over(request, &on_range, COPY_FILE_RANGE, "(KKLLL)", (unsigned long long)reading->fh,
+		  (unsigned long long)writing->fh, (long long)at, (long long)to,
+		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
+}
+
+/* ---- O_TMPFILE ---- */
+
+#define OPCODE_CREATE 35u
+#define OPCODE_TMPFILE 51u
+
+typedef void (*process_buf_fn)(struct fuse_session *, const struct fuse_buf *);
+
+/*
+ * In libfuse's place for pyfuse3.  libfuse (3.14) doesn't know TMPFILE.  It and its reply look like CREATE's, with the
+ * name "/", which no file can have: so that is what it becomes.
+ */
+__attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse_session *se,
+								      const struct fuse_buf *buffer)
+{
+	static process_buf_fn real_process;
+	uint32_t *header = buffer->flags & FUSE_BUF_IS_FD || buffer->size < 8 ? NULL : buffer->mem; /* length, opcode */
+
+	if (real_process == NULL)
+		real_process = (process_buf_fn)real("fuse_session_process_buf");
+	if (header != NULL && header[1] == OPCODE_TMPFILE)
+		header[1] = OPCODE_CREATE;
+	real_process(se, buffer); /* it is there: usable() said so */
+}
+
 static void wrap_operations(struct fuse_lowlevel_ops *table)
 {
 	table->init = on_init;
+	if (on_range != NULL) {
+		table->fallocate = on_fallocate;
+		table->lseek = on_lseek;
+		table->copy_file_range = on_copy_file_range;
+	}
 	if (on_request != NULL) {
 		table->getlk = on_getlk;
 		table->setlk = on_setlk;
@@ -444,7 +525,8 @@ PyDoc_STRVAR(usable_doc, "usable() -> bool\n\nWhether libfuse's real functions w
 
 static PyObject *usable(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL);
+	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL &&
+			       real("fuse_session_process_buf") != NULL);
 }
 
 PyDoc_STRVAR(session_fd_doc, "session_fd() -> int\n\nThe session's file descriptor; -1 without a mounted session, or when pyfuse3 "
@@ -536,6 +618,24 @@ static PyObject *set_lock_handlers(PyObject *Py_UNUSED(module), PyObject *args)
 	Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_range_handler_doc,
+	     "set_range_handler(request) -> None\n\nHave fallocate, SEEK_DATA, SEEK_HOLE and copy_file_range answered by Python, "
+	     "from the next session on; None: by nobody.\nrequest(operation, number, ...) answers at once or later by reply_err, "
+	     "reply_seek or reply_written.");
+
+static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	PyObject *old = on_range;
+
+	if (request != Py_None && !PyCallable_Check(request)) {
+		PyErr_SetString(PyExc_TypeError, "a callable, or None");
+		return NULL;
+	}
+	on_range = request == Py_None ? NULL : Py_NewRef(request);
+	Py_XDECREF(old); /* last: what it frees may call anything */
+	Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reply_err_doc, "reply_err(number: int, error: int) -> int\n\nAnswer a parked request with an errno, 0 for success.\nReturns 0, "
 			    "ESRCH when no such request is parked (any more), or the errno of the kernel.");
 
@@ -577,6 +677,35 @@ static PyObject *reply_lock(PyObject *Py_UNUSED(module), PyObject *args)
 	lock.l_len = end == LLONG_MAX ? 0 : end - start + 1;
 	lock.l_pid = pid;
 	return PyLong_FromLong(-fuse_reply_lock(request, &lock));
+}
+
+PyDoc_STRVAR(reply_seek_doc, "reply_seek(number: int, offset: int) -> int\n\nAnswer lseek.  Returns as reply_err.");
+
+static PyObject *reply_seek(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	long long offset;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "KL:reply_seek", &number, &offset))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_lseek(request, (off_t)offset));
+}
+
+PyDoc_STRVAR(reply_written_doc, "reply_written(number: int, count: int) -> int\n\nAnswer copy_file_range with the bytes copied.  Returns as "
+				"reply_err.");
+
+static PyObject *reply_written(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	unsigned int count;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "KI:reply_written", &number, &count))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_write(request, count));
 }
 
 PyDoc_STRVAR(count_locks_doc, "count_locks(ino: int, change: int) -> None\n\nOne more (1) or one less (-1) reason to have closes of the inode told to "
@@ -647,7 +776,10 @@ static PyObject *notify_prune(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef methods[] = {
 	{"set_lock_handlers", set_lock_handlers, METH_VARARGS, set_lock_handlers_doc},
+	{"set_range_handler", set_range_handler, METH_O, set_range_handler_doc},
 	{"reply_err", reply_err, METH_VARARGS, reply_err_doc},
+	{"reply_seek", reply_seek, METH_VARARGS, reply_seek_doc},
+	{"reply_written", reply_written, METH_VARARGS, reply_written_doc},
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},

@@ -1,4 +1,4 @@
-"""The filesystem as the FUSE layer sees it: four modules of functions over one volume, declared as protocols.
+"""The filesystem as the FUSE layer sees it: five modules of functions over one volume, declared as protocols.
 
 ``matrixfs.fs`` provides them; tests provide a small one in memory.  Contract for every function here: when it returns,
 what it returned is covered by locks this node holds, and the handler replies before the next checkpoint, so a
@@ -76,6 +76,9 @@ class Namespace(Protocol):
     async def create(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Any:  # noqa: D102
         ...
 
+    async def tmpfile(self, volume: Any, parent: int, mode: int, uid: int, gid: int, /) -> Any:  # noqa: D102
+        ...
+
     async def mkdir(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, /) -> Any:  # noqa: D102
         ...
 
@@ -133,6 +136,19 @@ class Readdir(Protocol):
     """Directory listings: (cookie, name, inode) after ``cookie`` (0, or 3 and more), without "." and ".."."""
 
     async def entries(self, volume: Any, ino: int, cookie: int, limit: int, /) -> Sequence[tuple[int, bytes, Any]]:  # noqa: D102
+        ...
+
+
+class Ranges(Protocol):
+    """Ranges of files; offsets and lengths in bytes."""
+
+    async def fallocate(self, volume: Any, ino: int, mode: int, offset: int, length: int, /) -> None:  # noqa: D102
+        ...
+
+    async def seek(self, volume: Any, ino: int, offset: int, whence: int, /) -> int:  # noqa: D102
+        ...
+
+    async def copy(self, volume: Any, source: int, at: int, target: int, to: int, length: int, /) -> int:  # noqa: D102
         ...
 
 
@@ -206,9 +222,10 @@ class ClusterLocks:
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """The four modules together."""
+    """The modules together.  Without ``ranges`` the kernel tells applications that there is no such thing."""
 
     namespace: Namespace
     attributes: Attributes
     data: Data
     readdir: Readdir
+    ranges: Ranges | None = None

@@ -54,7 +54,10 @@ __all__ = [
     "pyfuse3",
     "reply_err",
     "reply_lock",
+    "reply_seek",
+    "reply_written",
     "serve_locks",
+    "serve_ranges",
     "session_fd",
 ]
 
@@ -125,7 +128,7 @@ def open_by_kernel(wanted: bool) -> None:
         _extension.set_no_open(wanted)
 
 
-# ---- file locks ----
+# ---- parked requests ----
 
 
 def serve_locks(request: Callable[..., None] | None, interrupted: Callable[[int], None] | None) -> None:
@@ -140,14 +143,34 @@ def serve_locks(request: Callable[..., None] | None, interrupted: Callable[[int]
         _extension.set_lock_handlers(request, interrupted)
 
 
+def serve_ranges(request: Callable[..., None] | None) -> None:
+    """Before the session is made: who answers FALLOCATE, LSEEK and COPY_FILE_RANGE; None: nobody.
+
+    ``request`` is told (operation, number, ...); it answers at once or later, by ``reply_err``, ``reply_seek`` or
+    ``reply_written``.
+    """
+    if _extension is not None:
+        _extension.set_range_handler(request)
+
+
 def reply_err(number: int, code: int) -> int:
-    """Answer a lock request: an errno, 0 for success.  Returns 0, ESRCH when it was answered, or the kernel's errno."""
+    """Answer a parked request: an errno, 0 for success.  Returns 0, ESRCH if it was answered, or the kernel's errno."""
     return int(_extension.reply_err(number, code))
 
 
 def reply_lock(number: int, kind: int, start: int, end: int, pid: int) -> int:
     """Answer F_GETLK: F_UNLCK, or the type and range of what stands in the way.  Returns as ``reply_err``."""
     return int(_extension.reply_lock(number, kind, start, end, pid))
+
+
+def reply_seek(number: int, offset: int) -> int:
+    """Answer LSEEK.  Returns as ``reply_err``."""
+    return int(_extension.reply_seek(number, offset))
+
+
+def reply_written(number: int, count: int) -> int:
+    """Answer COPY_FILE_RANGE.  Returns as ``reply_err``."""
+    return int(_extension.reply_written(number, count))
 
 
 def count_locks(node: int, change: int) -> None:

@@ -25,6 +25,8 @@ from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
+from matrixfs.fuse.parked import ParkedRequests
+from matrixfs.fuse.range_requests import RangeRequests
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 NAME_BYTES_MAX = 255
+NAMELESS = b"/"  # CREATE of this is O_TMPFILE (_libfuse.c)
 BLOCK_BYTES = 4096
 ENTRIES_LIMIT_MAX = 256
 DOT_COOKIE, DOT_DOT_COOKIE = 1, 2  # the filesystem's cookies begin above (ondisk/directory.py: COOKIE_BASE)
@@ -108,7 +111,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         self._nodes = caches.nodes
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
-        self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush)
+        self.parked = ParkedRequests(self.edge)
+        self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
+        ranges = filesystem.ranges
+        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, self.edge, self.parked)
 
     # ---- replies ----
 
@@ -333,6 +339,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
+        if name == NAMELESS:
+            inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid)
+            inode = await self._open(inode.ino, flags, named=True)
+            entry = self._entry(parent, name, inode, -1)
+            return self._file(inode, flags), entry
         try:
             inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid)
             flags &= ~os.O_TRUNC  # it is empty

@@ -10,7 +10,7 @@ from typing import Any
 
 from matrixfs.fs.grow import prepare_journals
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key
-from matrixfs.ondisk.extent import ExtentLeafRecord, pack_extents, unpack_extents_untrusted
+from matrixfs.ondisk.extent import UNWRITTEN, ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE
@@ -318,6 +318,20 @@ async def _(built: Built) -> None:
 async def _(built: Built) -> None:
     leaf = await _first_leaf(built, "many", ExtentLeafRecord)
     leaf.entries = 168
+    await built.put(leaf)
+
+
+@damage("tree-root", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    inode = await built.inode("extents")
+    flags = (UNWRITTEN << 1).to_bytes(4, "little")
+    await built.change("extents", tail=inode.tail[:20] + flags + inode.tail[24:])
+
+
+@damage("tree-leaf", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    leaf = await _first_leaf(built, "many", ExtentLeafRecord)
+    leaf.body = leaf.body[:23] + b"\x80" + leaf.body[24:]
     await built.put(leaf)
 
 

@@ -30,6 +30,10 @@ def fill(top: Path) -> None:
             file.write(b"%04d" % i * 1024)
         file.seek(SPARSE_AT)
         file.write(b"the end")
+    with (top / "reserved").open("wb") as file:  # from version 2 on
+        os.posix_fallocate(file.fileno(), 0, SPARSE_AT)
+        file.seek(8192)
+        file.write(b"in the middle")
     (top / "many").mkdir()
     for i in range(NAMES):
         (top / "many" / f"a rather long name so that few fit a block {i:06}").touch()

@@ -82,6 +82,8 @@ async def look(volume: Volume, *, crashed: bool) -> None:
     sparse = await read(b"sparse")
     assert sparse[:SPARSE_AT] == b"".join(b"%04d" % i * 1024 + bytes(4096) for i in range(200)).ljust(SPARSE_AT, b"\0")
     assert sparse[SPARSE_AT:] == b"the end"
+    if await namespace.lookup(volume, ROOT_INODE, b"reserved") is not None:  # not in version 1
+        assert await read(b"reserved") == (bytes(8192) + b"in the middle").ljust(SPARSE_AT, b"\0")
     many = await namespace.lookup(volume, ROOT_INODE, b"many")
     assert many is not None
     listed = [name for _, name, _ in await readdir.entries(volume, many.ino, 0, 2 * NAMES)]

@@ -224,3 +224,20 @@ def test_beside_a_mount_in_default_mode(base: tuple[Path, TextIO], watched: None
         assert lab.fsck("-n").returncode == 0
     finally:
         lab.remove()
+
+
+def test_ranges_of_files_that_the_kernel_opened_itself(lab: Lab, tree: Tree) -> None:
+    """Requests come with inode numbers for handles; only a file without a name needs an open that we are told of."""
+    with (tree.a / "f").open("w+b") as file:
+        fd = file.fileno()
+        os.posix_fallocate(fd, 0, 1 << 20)
+        os.pwrite(fd, b"x" * 8192, 8192)
+        assert (os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 8192, os.SEEK_HOLE)) == (8192, 16384)
+        assert os.copy_file_range(fd, fd, 8192, 8192, 65536) == 8192
+        assert os.pread(fd, 8192, 65536) == b"x" * 8192
+    found = os.stat(tree.b / "f")
+    assert (found.st_size, found.st_blocks) == (1 << 20, 2048)
+    assert (tree.b / "f").read_bytes() == (tree.a / "f").read_bytes()
+    with pytest.raises(OSError) as caught:
+        os.open(tree.a, os.O_TMPFILE | os.O_RDWR, 0o600)
+    assert caught.value.errno == errno.EOPNOTSUPP
