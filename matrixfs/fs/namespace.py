@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data, directories
+from matrixfs.fs import access_lists, data, directories
 from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.held import Held
@@ -73,8 +73,20 @@ async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> I
         raise CorruptionError(where, "inode", "a living inode", "none") from None
 
 
-async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:
-    """Make a regular file or special file; ``mode`` includes the type.
+async def create(
+    volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, *, umask: int = 0
+) -> Inode:
+    """Make a regular file or special file.
+
+    Args:
+        volume: the filesystem.
+        parent: the directory.
+        name: the new name in it.
+        mode: with the type.
+        uid: the owner.
+        gid: the group, unless the directory hands down its own.
+        rdev: the device that a device node means.
+        umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
         OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG.
@@ -84,16 +96,16 @@ async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, 
     def fill(inode: Inode) -> None:
         inode.rdev = rdev
 
-    return await _make(volume, parent, name, mode, uid, gid, fill)
+    return await _make(volume, parent, name, mode, uid, gid, fill, umask=umask)
 
 
-async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, *, umask: int = 0) -> Inode:
     """Make a directory.  Raises as ``create`` does, and OSError EMLINK."""
 
     def fill(inode: Inode) -> None:
         inode.parent = parent
 
-    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill)
+    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill, umask=umask)
 
 
 async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
@@ -120,6 +132,7 @@ async def _make(
     gid: int,
     fill: Callable[[Inode], None],
     content: bytes = b"",
+    umask: int = 0,
 ) -> Inode:
     """Make an inode and its name; ``content`` is a block of data that must be there from the beginning."""
     directories.check_name(name)
@@ -131,7 +144,8 @@ async def _make(
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
-        count = 1 + bool(content) + directories.blocks_needed(place, name)
+        inheritance = await access_lists.inheritance(volume, directory, mode, umask)
+        count = 1 + bool(content) + directories.blocks_needed(place, name) + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
@@ -142,7 +156,7 @@ async def _make(
                 volume.journal.data_written()
             await volume.journal.admit()
             # No checkpoint from here (J1).
-            inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
+            inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
             _own(volume, inode, directory, uid, gid)
             fill(inode)
             if content:
@@ -151,6 +165,7 @@ async def _make(
             lock.hint = (parent, name)
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
+            inheritance.give(volume, inode, spare)
             directories.add(volume, directory, place, entry, spare)
             if is_directory:
                 directory.nlink += 1

@@ -29,11 +29,13 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <linux/limits.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define REQUEST_BYTES 1048576u
@@ -131,6 +133,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	want(conn, FUSE_CAP_ATOMIC_O_TRUNC, !no_open);
 	/* Without them the kernel keeps locks to this node. */
 	want(conn, FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS, on_request != NULL);
+	/* Where the kernel checks access control lists, it sends the umask: a directory's default list goes before it. */
+	want(conn, FUSE_CAP_DONT_MASK, (conn->want & FUSE_CAP_POSIX_ACL) != 0);
 	want(conn, FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_CACHE_SYMLINKS, 1);
 	/* Dirty pages without a lock (coherence.md 3); set-id bits are the kernel's to clear, by SETATTR; a pipe
 	 * costs small requests a second system call and saves large ones nothing, as pyfuse3 copies anyway. */
@@ -378,9 +382,84 @@ static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct
 	inner.fsync(request, ino, datasync, info);
 }
 
+/* ---- extended attributes ---- */
+
+/*
+ * Nodes without any, as long as this mount holds their locks: Python says so, and takes it back (kernel_caches.py).  The
+ * kernel asks for security.capability before every write(2); that is answered here.  One node per place: what is pushed
+ * out costs a call to Python, no more.
+ */
+#define BARE_BITS 16
+
+static uint64_t bare[1u << BARE_BITS];
+static unsigned long long quick_attributes;
+
+static uint64_t *bare_at(uint64_t node)
+{
+	return &bare[(node * 0x9E3779B97F4A7C15u) >> (64 - BARE_BITS)];
+}
+
+/* Whether an attribute can have this name; for others Python knows the error. */
+static int is_attribute(const char *name)
+{
+	static const char *const spaces[] = {"user.", "trusted.", "security."};
+	size_t length;
+
+	for (size_t i = 0; i < sizeof(spaces) / sizeof(*spaces); i++) {
+		length = strlen(spaces[i]);
+		if (strncmp(name, spaces[i], length) == 0)
+			return name[length] != '\0';
+	}
+	return strcmp(name, "system.posix_acl_access") == 0 || strcmp(name, "system.posix_acl_default") == 0;
+}
+
+static void on_getxattr(fuse_req_t request, fuse_ino_t node, const char *name, size_t size)
+{
+	if (*bare_at(node) != node || !is_attribute(name)) {
+		inner.getxattr(request, node, name, size);
+		return;
+	}
+	quick_attributes++;
+	fuse_reply_err(request, ENODATA);
+}
+
+static void on_listxattr(fuse_req_t request, fuse_ino_t node, size_t size)
+{
+	if (*bare_at(node) != node) {
+		inner.listxattr(request, node, size);
+		return;
+	}
+	quick_attributes++;
+	if (size == 0)
+		fuse_reply_xattr(request, 0);
+	else
+		fuse_reply_buf(request, NULL, 0);
+}
+
+/*
+ * pyfuse3 acts on the flags itself, with a getxattr before the setxattr: another node may come between.  So it sees
+ * none, and Python finds them in front of the name, plus one (attribute_requests.py).
+ */
+static void on_setxattr(fuse_req_t request, fuse_ino_t node, const char *name, const char *value, size_t size, int flags)
+{
+	char marked[XATTR_NAME_MAX + 2];
+	size_t length = strlen(name);
+
+	if (length > XATTR_NAME_MAX || (flags & ~(XATTR_CREATE | XATTR_REPLACE)) != 0) {
+		fuse_reply_err(request, length > XATTR_NAME_MAX ? ERANGE : EINVAL);
+		return;
+	}
+	marked[0] = (char)(flags + 1);
+	memcpy(marked + 1, name, length + 1);
+	inner.setxattr(request, node, marked, value, size, 0);
+}
+
 static void wrap_operations(struct fuse_lowlevel_ops *table)
 {
 	table->init = on_init;
+	table->getxattr = table->getxattr == NULL ? NULL : on_getxattr;
+	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
+	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
 	if (on_request != NULL) {
 		table->getlk = on_getlk;
 		table->setlk = on_setlk;
@@ -411,6 +490,7 @@ fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, si
 	memset(&table, 0, sizeof(table));
 	memcpy(&table, ops, op_size < sizeof(table) ? op_size : sizeof(table));
 	memset(&negotiated, 0, sizeof(negotiated));
+	memset(bare, 0, sizeof(bare));
 	max_read_requested = fuse_opt_add_arg(args, "-omax_read=" REQUEST_BYTES_TEXT) == 0;
 	inner = table;
 	wrap_operations(&table);
@@ -599,6 +679,32 @@ static PyObject *count_locks(PyObject *Py_UNUSED(module), PyObject *args)
 	Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_bare_doc, "set_bare(node: int, is_bare: bool) -> None\n\nWhether the node is known to have no extended attributes, until the "
+			   "next call: then who asks for one\nis answered without Python.");
+
+static PyObject *set_bare(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long node;
+	int is_bare;
+	uint64_t *place;
+
+	if (!PyArg_ParseTuple(args, "Kp:set_bare", &node, &is_bare))
+		return NULL;
+	place = bare_at(node);
+	if (is_bare)
+		*place = node;
+	else if (*place == node)
+		*place = 0;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(bare_answers_doc, "bare_answers() -> int\n\nHow many questions for extended attributes were answered without Python.");
+
+static PyObject *bare_answers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyLong_FromUnsignedLongLong(quick_attributes);
+}
+
 PyDoc_STRVAR(lock_counters_doc, "lock_counters() -> dict[str, int]\n\nparked: requests that Python has to answer; quick_flushes: closes answered "
 				"without Python.");
 
@@ -651,6 +757,8 @@ static PyMethodDef methods[] = {
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},
+	{"set_bare", set_bare, METH_VARARGS, set_bare_doc},
+	{"bare_answers", bare_answers, METH_NOARGS, bare_answers_doc},
 	{"set_no_open", set_no_open, METH_O, set_no_open_doc},
 	{"notify_prune", notify_prune, METH_VARARGS, notify_prune_doc},
 	{"usable", usable, METH_NOARGS, usable_doc},

@@ -17,7 +17,8 @@ JOURNAL_BLOCKS_MIN = 64
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
 READ_ONLY_COMPATIBLE_KNOWN = 0
-INCOMPATIBLE_KNOWN = 0
+EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
+INCOMPATIBLE_KNOWN = EXTENDED_ATTRIBUTES
 
 
 @record(magic=b"MXFSSUPR", size=BLOCK_BYTES)
