@@ -20,7 +20,7 @@ from matrixfs.fuse.edge import upcall
 from matrixfs.fuse.libfuse import pyfuse3
 
 if TYPE_CHECKING:
-    from matrixfs.fuse.api import Inode, Volume, Xattrs
+    from matrixfs.fuse.api import Attributes, Inode, Volume, Xattrs
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 CAPABILITY = b"security.capability"
@@ -50,6 +50,7 @@ class AttributeRequests:
     """A part of ``Operations``."""
 
     _volume: Volume
+    _attributes: Attributes
     _xattrs: Xattrs
     _caches: KernelCaches
 
@@ -92,12 +93,12 @@ class AttributeRequests:
         """Remove an attribute."""
         self._seen(ino, await self._xattrs.remove(self._volume, ino, name))
 
-    async def _drop_capability(self, inode: Inode) -> None:
-        """Writing takes away a file's capabilities."""
-        if inode.bare:
+    async def _drop_capability(self, ino: int) -> None:
+        """Writing takes away a file's capabilities: the kernel leaves that to us where it writes around its pages."""
+        if (await self._attributes.getattr(self._volume, ino)).bare:
             return
         try:
-            await self._xattrs.remove(self._volume, inode.ino, CAPABILITY)
+            await self._xattrs.remove(self._volume, ino, CAPABILITY)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise

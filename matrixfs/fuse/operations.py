@@ -364,6 +364,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         if self._opened_by_kernel:
             return await self._write_cached(handle, offset, buf)
         if handle.append:
+            await self._drop_capability(handle.ino)
             await self._drop_set_id(handle.ino)
         return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
 
@@ -381,14 +382,12 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         return written
 
     async def _drop_set_id(self, ino: int) -> None:
-        """Writing takes away set-user-ID, set-group-ID and capabilities.
+        """Writing takes away set-user-ID and set-group-ID.
 
         The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a
         flag for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
         """
-        inode = await self._attributes.getattr(self._volume, ino)
-        await self._drop_capability(inode)
-        mode = inode.mode
+        mode = (await self._attributes.getattr(self._volume, ino)).mode
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:  # without it, set-group-ID means mandatory locking
             kept &= ~stat.S_ISGID
