@@ -451,26 +451,29 @@ static int answer_bare(const struct fuse_buf *buffer, size_t length, int fd)
 
 /*
  * In libfuse's place for pyfuse3, which waits for the next request in Python's event loop: some 30 us.  Behind a question
- * that was answered here comes the write(2) it was for, so we look for that a moment.
+ * that was answered here comes the write(2) it was for, so we look for that a moment.  The event loop has its turn after
+ * a few of them: locks that are given up and the lease live there.
  */
 #define NEXT_REQUEST_NS 50000
+#define ANSWERS_AT_ONCE 16
 
 __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buffer)
 {
 	static receive_fn real_receive;
 	struct pollfd ready = {.fd = current_fd(), .events = POLLIN};
 	const struct timespec moment = {.tv_nsec = NEXT_REQUEST_NS};
-	int length;
+	int length, answers;
 
 	if (real_receive == NULL)
 		real_receive = (receive_fn)real("fuse_session_receive_buf");
-	for (;;) {
+	for (answers = 0; answers < ANSWERS_AT_ONCE; answers++) {
 		length = real_receive(se, buffer);
 		if (length <= 0 || se != session || !answer_bare(buffer, (size_t)length, ready.fd))
 			return length;
 		if (ppoll(&ready, 1, &moment, NULL) <= 0)
-			return -EINTR; /* pyfuse3 waits again */
+			break;
 	}
+	return -EINTR; /* pyfuse3 waits again */
 }
 
 static void on_listxattr(fuse_req_t request, fuse_ino_t node, size_t size)
