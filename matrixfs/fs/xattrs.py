@@ -101,7 +101,8 @@ async def _read_chain(volume: Volume, inode: Inode) -> tuple[AttributeBlock, ...
         if not inside or len(chain) == CHAIN_BLOCKS_MAX or any(block.address == address for block in chain):
             raise CorruptRecord(where, "chain", f"at most {CHAIN_BLOCKS_MAX} blocks of the groups", len(chain) + 1)
         block = inode.lock.blocks.get(address) or await _read_block(volume, inode, address, where)
-        assert isinstance(block, AttributeBlock)
+        if not isinstance(block, AttributeBlock):  # it is the inode, or of its tree
+            raise CorruptRecord(where, "chain", "a block of attributes", "another one of this inode")
         chain.append(block)
         address = block.next
     return tuple(chain)

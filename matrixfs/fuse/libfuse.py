@@ -4,7 +4,8 @@ The extension defines ``fuse_session_new`` in front of libfuse's (coherence.md 5
 process's global symbol scope before pyfuse3 is bound, hence the import with ``RTLD_GLOBAL`` here and nowhere else.
 Without it a mount works with the request sizes and capabilities of libfuse's defaults, and with names that the kernel
 trusts for a tenth of a second instead of for ever: slower, never wrong.  Such a mount is ``nosuid``, because libfuse's
-defaults leave the clearing of set-id bits to the filesystem.
+defaults leave the clearing of set-id bits to the filesystem; and the umask narrows new files also where the directory's
+default access control list should go before it.
 """
 
 from __future__ import annotations

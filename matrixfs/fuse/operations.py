@@ -21,7 +21,6 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from matrixfs.fuse import libfuse
 from matrixfs.fuse.attribute_requests import AttributeRequests, membership
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
@@ -70,7 +69,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
     supports_dot_lookup = False
     enable_writeback_cache = False  # coherence.md 3
-    enable_acl = libfuse.available()  # it has the kernel leave us the umask
+    enable_acl = True  # the extension has the kernel leave us the umask; without it, it is taken out in any case
 
     def __init__(
         self,

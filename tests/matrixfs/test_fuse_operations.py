@@ -25,7 +25,7 @@ def inode(ino: int, mode: int = stat.S_IFREG | 0o644, uid: int = 1000, gid: int 
     values = dict.fromkeys(
         ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "parent", "data_version"), 0
     )
-    values["bare"] = True
+    values.update(bare=True)
     return SimpleNamespace(ino=ino, incarnation=1, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
 
 
@@ -253,3 +253,88 @@ async def test_a_new_file_with_the_number_of_one_that_the_kernel_still_knows() -
     info, reply = await world.operations.create(1, b"f", 0o644, os.O_RDWR | os.O_EXCL, CALLER)
     assert (reply.st_ino, reply.generation) == (100, 1)
     assert world.handles[info.fh].ino == 100
+
+
+class PlayedAttributes:
+    """Of inode 100; remembers what was set."""
+
+    def __init__(self, **held: bytes) -> None:
+        self.held = {f"{space}.x".encode(): value for space, value in held.items()}
+        self.put_with: list[tuple[bytes, bytes, int]] = []
+
+    def inode(self) -> Any:
+        return inode(100, bare=not self.held)
+
+    async def get(self, _volume: Any, _ino: int, name: bytes) -> Any:
+        return self.inode(), self.held.get(name)
+
+    async def names(self, _volume: Any, _ino: int) -> Any:
+        return self.inode(), list(self.held)
+
+    async def put(self, _volume: Any, _ino: int, name: bytes, value: bytes, flags: int, _is_member: Any) -> Any:
+        self.put_with.append((name, value, flags))
+        self.held[name] = value
+        return self.inode()
+
+    async def remove(self, _volume: Any, _ino: int, name: bytes) -> Any:
+        if name not in self.held:
+            raise OSError(errno.ENODATA, "not there")
+        del self.held[name]
+        return self.inode()
+
+
+class PlayedNotifier:
+    """Keeps what the extension is told to answer for."""
+
+    def __init__(self) -> None:
+        self.bare_nodes: set[int] = set()
+
+    def bare(self, node: int, is_bare: bool, /) -> None:
+        (self.bare_nodes.add if is_bare else self.bare_nodes.discard)(node)
+
+
+def attribute_world(**held: bytes) -> tuple[Kernelless, PlayedAttributes, PlayedNotifier]:
+    played, notifier = PlayedAttributes(**held), PlayedNotifier()
+    world = Kernelless(get=played.get, names=played.names, put=played.put, remove=played.remove)
+    world.caches._notifier = notifier  # type: ignore[assignment]
+    return world, played, notifier
+
+
+@pytest.mark.parametrize("flags", [0, os.XATTR_CREATE, os.XATTR_REPLACE])
+async def test_setxattr_takes_its_flags_from_the_name(flags: int) -> None:
+    """Where the extension put them; it is here, as this process loaded it."""
+    world, played, _ = attribute_world()
+    await world.operations.setxattr(100, bytes([flags + 1]) + b"user.x", b"v", CALLER)
+    assert played.put_with == [(b"user.x", b"v", flags)]
+
+
+async def test_the_extension_answers_for_an_inode_from_the_look_that_found_no_attributes_to_the_next_one() -> None:
+    world, _, notifier = attribute_world()
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await world.operations.getxattr(100, b"user.x", CALLER)
+    assert caught.value.errno == errno.ENODATA
+    assert notifier.bare_nodes == {100}
+    await world.operations.setxattr(100, b"\1user.x", b"v", CALLER)
+    assert notifier.bare_nodes == set()
+    assert await world.operations.getxattr(100, b"user.x", CALLER) == b"v"
+    await world.operations.removexattr(100, b"user.x", CALLER)
+    assert notifier.bare_nodes == {100}
+    await world.caches.purge_inode(100)
+    assert notifier.bare_nodes == set()
+
+
+async def test_attributes_of_another_file_of_that_number_are_stale() -> None:
+    world, _, notifier = attribute_world(user=b"v")
+    notifier.bare_nodes.add(100)
+    world.caches.nodes.looked_up(100, 7)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await world.operations.getxattr(100, b"user.x", CALLER)
+    assert caught.value.errno == errno.ESTALE
+    assert notifier.bare_nodes == set()
+
+
+async def test_trusted_names_are_told_to_root_only() -> None:
+    world, _, _ = attribute_world(trusted=b"1", user=b"1")
+    assert await world.operations.listxattr(100, CALLER) == [b"user.x"]
+    root = SimpleNamespace(uid=0, gid=0, pid=os.getpid(), umask=0)
+    assert await world.operations.listxattr(100, root) == [b"trusted.x", b"user.x"]

@@ -255,6 +255,16 @@ async def test_damage_is_an_error_and_no_answer() -> None:
         assert await everything(mount.volume, other.ino) == {X: b"1"}
 
 
+async def test_a_chain_that_leads_to_another_block_of_the_inode_is_an_error() -> None:
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        await xattrs.put(mount.volume, made.ino, X, LARGEST, 0)
+        first, made.attributes, made.extended = made.attributes, made.ino, None
+        with pytest.raises(CorruptRecord, match="another one of this inode"):
+            await xattrs.get(mount.volume, made.ino, X)
+        made.attributes = first
+
+
 async def test_a_chain_that_loops_is_an_error() -> None:
     async with mounted() as mount:
         made = await mount.file(b"f")
