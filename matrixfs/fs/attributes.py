@@ -51,6 +51,31 @@ async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operat
         lock.drop(PR)
 
 
+async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:
+    """Whether an inode's mode and access control list let a caller read or write it, as the kernel would check it.
+
+    Args:
+        volume: the filesystem.
+        ino: the inode.
+        wanted: permission bits: 4 read, 2 write.
+        uid: the caller; 0 may do both.
+        is_member: whether the caller is in a group.
+
+    Raises OSError ESTALE, CorruptionError, DeviceError, Fenced.
+    """
+    with Held(volume) as held:
+        inode = await held.shared(ino)
+        if uid == 0:
+            return True
+        if uid == inode.uid:
+            return inode.mode >> 6 & wanted == wanted
+        rules = await access_lists.of(volume, inode) if inode.mode & stat.S_IRWXG else None
+        if rules is not None:
+            return acl.permits(rules, wanted, uid, is_member, inode.uid, inode.gid)
+        granted = inode.mode >> 3 if is_member(inode.gid) else inode.mode
+        return granted & wanted == wanted
+
+
 async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa: A001 - the operation's name in FUSE
     """Change attributes; permissions were checked by the kernel.
 
@@ -80,31 +105,6 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.mtime_ns is not None:
             inode.mtime_ns = changes.mtime_ns
         return inode
-
-
-async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:
-    """Whether an inode's mode and access control list let a caller read or write it, as the kernel would check it.
-
-    Args:
-        volume: the filesystem.
-        ino: the inode.
-        wanted: permission bits: 4 read, 2 write.
-        uid: the caller; 0 may do both.
-        is_member: whether the caller is in a group.
-
-    Raises OSError ESTALE, CorruptionError, DeviceError, Fenced.
-    """
-    with Held(volume) as held:
-        inode = await held.shared(ino)
-        if uid == 0:
-            return True
-        if uid == inode.uid:
-            return inode.mode >> 6 & wanted == wanted
-        rules = await access_lists.of(volume, inode) if inode.mode & stat.S_IRWXG else None
-        if rules is not None:
-            return acl.permits(rules, wanted, uid, is_member, inode.uid, inode.gid)
-        granted = inode.mode >> 3 if is_member(inode.gid) else inode.mode
-        return granted & wanted == wanted
 
 
 async def readlink(volume: Volume, ino: int) -> bytes:

@@ -354,52 +354,6 @@ static void on_flush(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *
 	}
 }
 
-/* ---- without OPEN ("localflocks", coherence.md 6) ---- */
-
-static void refuse_open(fuse_req_t request, fuse_ino_t Py_UNUSED(ino), struct fuse_file_info *Py_UNUSED(info))
-{
-	fuse_reply_err(request, ENOSYS); /* once: the kernel then opens, and closes, by itself */
-}
-
-static void refuse_create(fuse_req_t request, fuse_ino_t Py_UNUSED(parent), const char *Py_UNUSED(name),
-			  mode_t Py_UNUSED(mode), struct fuse_file_info *Py_UNUSED(info))
-{
-	fuse_reply_err(request, ENOSYS); /* once: the kernel sends LOOKUP and MKNOD */
-}
-
-/* pyfuse3 passes on nothing but fh: let it say which inode, and whether a WRITE is an append. */
-static void name_inode(fuse_ino_t ino, struct fuse_file_info *info, int flags)
-{
-	if (info->fh == 0)
-		info->fh = ino | INODE_HANDLE | (flags & O_APPEND ? APPEND_HANDLE : 0);
-}
-
-static void read_inode(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *info)
-{
-	name_inode(ino, info, 0);
-	inner.read(request, ino, size, offset, info);
-}
-
-static void write_inode(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
-			struct fuse_file_info *info)
-{
-	name_inode(ino, info, info->flags);
-	inner.write(request, ino, buffer, size, offset, info);
-}
-
-static void write_buf_inode(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
-			    struct fuse_file_info *info)
-{
-	name_inode(ino, info, info->flags);
-	inner.write_buf(request, ino, buffer, offset, info);
-}
-
-static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct fuse_file_info *info)
-{
-	name_inode(ino, info, 0);
-	inner.fsync(request, ino, datasync, info);
-}
-
 /* ---- extended attributes ---- */
 
 /*
@@ -505,6 +459,52 @@ static void on_setxattr(fuse_req_t request, fuse_ino_t node, const char *name, c
 	marked[0] = (char)(flags + 1);
 	memcpy(marked + 1, name, length + 1);
 	inner.setxattr(request, node, marked, value, size, 0);
+}
+
+/* ---- without OPEN ("localflocks", coherence.md 6) ---- */
+
+static void refuse_open(fuse_req_t request, fuse_ino_t Py_UNUSED(ino), struct fuse_file_info *Py_UNUSED(info))
+{
+	fuse_reply_err(request, ENOSYS); /* once: the kernel then opens, and closes, by itself */
+}
+
+static void refuse_create(fuse_req_t request, fuse_ino_t Py_UNUSED(parent), const char *Py_UNUSED(name),
+			  mode_t Py_UNUSED(mode), struct fuse_file_info *Py_UNUSED(info))
+{
+	fuse_reply_err(request, ENOSYS); /* once: the kernel sends LOOKUP and MKNOD */
+}
+
+/* pyfuse3 passes on nothing but fh: let it say which inode, and whether a WRITE is an append. */
+static void name_inode(fuse_ino_t ino, struct fuse_file_info *info, int flags)
+{
+	if (info->fh == 0)
+		info->fh = ino | INODE_HANDLE | (flags & O_APPEND ? APPEND_HANDLE : 0);
+}
+
+static void read_inode(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	inner.read(request, ino, size, offset, info);
+}
+
+static void write_inode(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
+			struct fuse_file_info *info)
+{
+	name_inode(ino, info, info->flags);
+	inner.write(request, ino, buffer, size, offset, info);
+}
+
+static void write_buf_inode(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
+			    struct fuse_file_info *info)
+{
+	name_inode(ino, info, info->flags);
+	inner.write_buf(request, ino, buffer, offset, info);
+}
+
+static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	inner.fsync(request, ino, datasync, info);
 }
 
 static void wrap_operations(struct fuse_lowlevel_ops *table)
