@@ -5,12 +5,14 @@ What they cost is counted; the rules are in tests/matrixfs/test_acl.py, the form
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,26 @@ def test_set_here_told_there_at_once(tree: Tree) -> None:
     os.removexattr(path_b, "user.x")
     assert os.stat(path_a).st_blocks == 0
     assert os.listxattr(path_c) == []
+
+
+def test_only_one_of_three_nodes_creates_an_attribute(tree: Tree) -> None:
+    """XATTR_CREATE looks and sets under one lock."""
+    (tree.a / "f").touch()
+
+    def create(path: Path) -> list[int]:
+        won = []
+        for number in range(20):
+            with contextlib.suppress(FileExistsError):
+                os.setxattr(path / "f", f"user.{number}", path.parent.name.encode(), os.XATTR_CREATE)
+                won.append(number)
+        return won
+
+    with ThreadPoolExecutor(3) as pool:
+        wins = list(pool.map(create, tree.paths))
+    assert sorted(number for won in wins for number in won) == list(range(20))
+    for path, won in zip(tree.paths, wins, strict=True):
+        for number in won:
+            assert os.getxattr(tree.b / "f", f"user.{number}") == path.parent.name.encode()
 
 
 def test_errors_are_those_of_a_local_filesystem(tree: Tree) -> None:
