@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
@@ -79,6 +80,16 @@ class Held:
         return {group.index: group for group in held}
 
 
+async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
+    """The last wait before a change: blocks for it, and room in the journal.  For 0 blocks no group is held.
+
+    Raises OSError ENOSPC.
+    """
+    group = await held.group(count, near) if count else None
+    await volume.journal.admit()
+    return Reservation(volume.journal, group, count)
+
+
 def free_metadata(volume: Volume, group: Group, block: Block) -> None:
     """A tree block is named no more.  Part of a change; its group is held."""
     group.generation_floor = max(group.generation_floor, block.generation)
@@ -86,5 +97,3 @@ def free_metadata(volume: Volume, group: Group, block: Block) -> None:
     volume.journal.add(group)
     address = block.address
     volume.journal.free(block, lambda: group.reuse(address, 1))
-
-

@@ -21,9 +21,10 @@ RUNS_MAX = 8  # further runs of journals
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
 READ_ONLY_COMPATIBLE_KNOWN = 0
+EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
 UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
-INCOMPATIBLE_KNOWN = UNWRITTEN_EXTENTS | JOURNAL_RUNS
+INCOMPATIBLE_KNOWN = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
 
