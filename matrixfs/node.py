@@ -34,6 +34,7 @@ from matrixfs.member import Member, journal_states
 from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
+from matrixfs.scrubbing import Scrubber
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query, is_listed
@@ -107,6 +108,7 @@ class _Mount:
         self._member: Member
         self._grower: Grower
         self._freezer: Freezer
+        self._scrubber: Scrubber
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -160,6 +162,7 @@ class _Mount:
             )
             self._grower = Grower(self._member, self._store, disk, area)
             self._freezer = Freezer(self._member)
+            self._scrubber = Scrubber(self._member)
             self._session.pulse = self._pulse
             self._answer_more()
             await self._live()
@@ -174,7 +177,7 @@ class _Mount:
         """What can only be answered once there is a member."""
         named = NamedLocks(self._member.file_locks)
         watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
-        for part in (watch, named, self._grower, self._freezer):
+        for part in (watch, named, self._grower, self._freezer, self._scrubber):
             self._answers.add(part.handlers())
 
     def _make_access(self, traits: LunTraits) -> StorageAccess:
@@ -211,6 +214,7 @@ class _Mount:
                     nursery.start_soon(self._take_signals)
                     nursery.start_soon(self._grower.run)
                     nursery.start_soon(self._freezer.run)
+                    nursery.start_soon(self._scrubber.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -241,6 +245,7 @@ class _Mount:
         log.info("%s mounted on %s", self._options.source, self._options.mountpoint)
         await self._fuse.run()
         log.info("unmounted; flushing")
+        self._scrubber.close()
         await self._freezer.close()
         await self._grower.close()
         await self._member.leave()

@@ -10,7 +10,7 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrus
 from matrixfs.ondisk.extent import ExtentLeafRecord, unpack_extents_untrusted
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.inode import DEPTH_MAX, FLAG_QUARANTINED, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
 from membership.errors import CorruptRecord
@@ -163,6 +163,8 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
         setattr(inode, name, getattr(found, name))
     inode.size = inode.size_on_disk = found.size
     inode.depth = found.depth
+    if found.flags & FLAG_QUARANTINED:
+        raise CorruptRecord(where, "state, as a scrub found it: in quarantine until fsck.matrixfs has run")
     if found.flags & ~FLAGS_KNOWN:
         raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):

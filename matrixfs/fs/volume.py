@@ -97,7 +97,7 @@ class Volume:
         self.rng = rng
         self.kernel: KernelCaches = NoKernelCaches()
         start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
-        self.allocator = Allocator(device, superblock, locks, journal, is_local, start)
+        self.allocator = Allocator(device, superblock, locks, journal, clock, is_local, start)
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)

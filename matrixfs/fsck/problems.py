@@ -57,6 +57,9 @@ INODE_LAYOUT = _problem(
     "inode-layout", "inode {inode} keeps its content in a way that its type can't have ({reason})", taints=True
 )
 INODE_FLAGS = _problem("inode-flags", "inode {inode} has unknown flags {flags:#x}")
+INODE_QUARANTINED = _problem(
+    "inode-quarantined", "inode {inode} was put in quarantine by a scrub", "let out, once the rest is repaired"
+)
 INODE_SIZE = _problem("inode-size", "inode {inode} has {size} bytes, more than can be")
 SYMLINK_TARGET = _problem("symlink-target", "symbolic link {inode} has an impossible target ({reason})")
 INODE_BLOCKS = _problem("inode-blocks", "inode {inode} counts {found} blocks, it has {expected}", "corrected")
