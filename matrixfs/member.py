@@ -1,6 +1,10 @@
 """One mount as a member of its filesystem's lockspace: lock manager, lock cache, journal, volume, and the orders
 of recovery that drive them (R5; the contract O1 to O5 is in ``membership.orders``).
 
+Between SUSPEND and RESUME of every attempt the superblock is read anew.  It is written by a member that was asked to
+suspend and has not said yet that it is (``at_barrier``), and read when all have said so: so all that resume know the
+same one (fs/grow.py).
+
 This is the whole data path without FUSE: a mount process and the simulation run the same object.
 """
 
@@ -13,6 +17,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from matrixfs.fs.journal import Journal
+from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.overtaken import Overtaken, OvertakenDevice
 from matrixfs.fs.replay import ReplayReport, read_journal_header, replay
 from matrixfs.fs.volume import Volume
@@ -25,6 +30,7 @@ from matrixfs.ondisk.journal import DIRTY
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError, DeviceError, Fenced, MatrixError
 from membership.orders import (
+    AttemptWanted,
     GhostsReleased,
     JournalState,
     LinkLost,
@@ -66,6 +72,7 @@ class Member:
         on_fatal: told why the mount must withdraw (R9).
         pause: called before an order is carried out, with its name; tests hold a recovery there.
         stalled: whether memory is short, so that cached locks go.
+        reread: reads the superblock from an area that may have become larger; as ``fs.opening.read_superblock``.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Member:
         on_fatal: Callable[[BaseException], None],
         pause: Pause = never,
         stalled: Callable[[], bool] = lambda: False,
+        reread: Callable[[], Awaitable[Superblock]] | None = None,
     ) -> None:
         self._device = device
         self._superblock = superblock
@@ -88,8 +96,11 @@ class Member:
         self.clock = clock
         self._rng = rng
         self._instance = Instance(node, incarnation)
-        self._reply = reply
+        self.reply = reply
         self._on_fatal = on_fatal
+        self._reread = reread or (lambda: read_superblock(device))
+        self._at_barrier: Callable[[], Awaitable[None]] | None = None
+        self._resumed = trio.Event()  # set by a RESUME, when what was to be done at the barrier is done
         self._pause = pause
         self._pausing = trio.CancelScope()
         self.trace = Trace(clock)
@@ -152,26 +163,51 @@ class Member:
         with trio.CancelScope() as self._pausing:
             await self._pause(type(order).__name__)
         if isinstance(order, Suspend):
+            if self._at_barrier is not None:
+                await self._at_barrier()
+                self._at_barrier = None
             journals = await journal_states(self._device, self._superblock) if order.survey else ()
-            await self._reply(Suspended(order.attempt, journals))  # no replay runs: this task would be in it (O2)
+            await self.reply(Suspended(order.attempt, journals))  # no replay runs: this task would be in it (O2)
         elif isinstance(order, Rebuild | Resume | ReleaseGhosts | Replay) and order.attempt >= self._attempt:
             if isinstance(order, Replay):
                 with contextlib.suppress(Overtaken):  # it is ordered again in the attempt that has begun
-                    await self._reply(await self._replay(order))
+                    await self.reply(await self._replay(order))
             elif isinstance(order, Rebuild):
+                self._superblock.take_over(await self._reread())
                 if await self.manager.rebuild(order.view):
-                    await self._reply(Rebuilt(order.attempt))
+                    await self.reply(Rebuilt(order.attempt, self._superblock.journals))
             elif isinstance(order, Resume):
                 if self._volume is None:
                     await self._open(order.journal)
                 self.manager.resume(order.attempt)
-                await self._reply(Resumed(order.attempt))
+                await self.reply(Resumed(order.attempt))
                 self._ready.set()
+                if self._at_barrier is None:
+                    self._resumed.set()
             else:
                 self.manager.release_ghosts(Instance(order.node, order.incarnation))
-                await self._reply(GhostsReleased(order.attempt, order.node, order.incarnation))
+                await self.reply(GhostsReleased(order.attempt, order.node, order.incarnation))
                 if self._volume is not None and self._nursery is not None:  # what only the dead still had open
                     self._nursery.start_soon(self._adopt, self._volume.journal.index)
+
+    async def at_barrier(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run ``action`` once, while every member is suspended; return when all have read the superblock and resumed.
+
+        What it raises withdraws the mount.  One at a time.
+        """
+        assert self._at_barrier is None
+        self._at_barrier = action
+        self._resumed = resumed = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._want_attempt)
+            await resumed.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _want_attempt(self) -> None:
+        while True:
+            if self._at_barrier is not None:
+                await self.reply(AttemptWanted(self._attempt))
+            await self.clock.sleep(ASK_INTERVAL)
 
     def _link_up(self, node: int) -> None:
         self._down.pop(node, None)
@@ -179,7 +215,7 @@ class Member:
     def _link_lost(self, node: int, refused: bool) -> None:
         assert self._nursery is not None
         self._down[node] = self._lost[node] = refused
-        self._nursery.start_soon(self._reply, LinkLost(self._attempt, node, refused))
+        self._nursery.start_soon(self.reply, LinkLost(self._attempt, node, refused))
 
     async def _tell_lost_links(self) -> None:
         """Every second, to whoever is administrator: links that broke in this attempt, are down, or silent."""
@@ -187,14 +223,14 @@ class Member:
             await self.clock.sleep(ASK_INTERVAL)
             silent = {node: False for node in self._peers if self._transport.silence(node) >= SILENT_SECONDS}
             for node, refused in sorted({**silent, **self._lost, **self._down}.items()):
-                await self._reply(LinkLost(self._attempt, node, refused))
+                await self.reply(LinkLost(self._attempt, node, refused))
 
     async def _open(self, index: int) -> None:
         """Take our journal and make the volume."""
         header = await read_journal_header(self._device, self._superblock, index)
         journal = Journal(self._device, self._superblock, index, self.clock)
         node, incarnation = self._instance
-        await journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
+        journal.open(header, node, incarnation, int.from_bytes(self._rng.randbytes(8), "little"))
         self._volume = Volume(
             self._device,
             self._superblock,

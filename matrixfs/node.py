@@ -22,11 +22,12 @@ import trio
 from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import mount_access
-from matrixfs.fs import attributes, data, namespace, ranges, readdir
-from matrixfs.fs.opening import read_superblock
+from matrixfs.freezing import Freezer
+from matrixfs.fs import attributes, data, namespace, ranges, readdir, xattrs
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
+from matrixfs.growing import Grower, current_superblock
 from matrixfs.locks.file_locks import Kind
 from matrixfs.locks.pressure import MemoryPressure
 from matrixfs.member import Member, journal_states
@@ -104,6 +105,8 @@ class _Mount:
         self._gate: FencingGate
         self._access: StorageAccess  # our registration with the LUN, where it has reservations
         self._member: Member
+        self._grower: Grower
+        self._freezer: Freezer
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -118,7 +121,7 @@ class _Mount:
             self._gate = FencingGate(self._store, self._clock)
             self._access = self._make_access(LunTraits.from_words_untrusted(*cluster.traits))
             raw = Window(self._store, cluster.data_offset, cluster.data_length)
-            superblock = await read_superblock(raw)
+            superblock = await current_superblock(self._store, self._store, raw)
             if superblock.name != self._options.source:
                 raise OperatorError(
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
@@ -139,7 +142,8 @@ class _Mount:
             if self._access.is_needed:
                 await self._access.admit(cluster.node_id, self._incarnation, heir=False)
             self._gate.extend(admission.lease_deadline, admission.generation)
-            area = Window(PatientDevice(self._gate), cluster.data_offset, cluster.data_length)
+            disk = PatientDevice(self._gate)
+            area = Window(disk, cluster.data_offset, raw.size_bytes)
             self._member = Member(
                 area,
                 superblock,
@@ -152,11 +156,12 @@ class _Mount:
                 self._fail,
                 pauses_of(os.environ.get(PAUSES), cluster.node_id, self._clock),
                 MemoryPressure().stalled,
+                lambda: current_superblock(self._store, disk, area),
             )
+            self._grower = Grower(self._member, self._store, disk, area)
+            self._freezer = Freezer(self._member)
             self._session.pulse = self._pulse
-            named = NamedLocks(self._member.file_locks)
-            watch = Watch(self._member, named, cluster.node_id, self._device, self._peers)
-            self._answers.add({**watch.handlers(), **named.handlers()})
+            self._answer_more()
             await self._live()
         finally:
             self._session.close()
@@ -164,6 +169,13 @@ class _Mount:
                 await self._store.aclose()
         if self._failure is not None:
             raise self._failure
+
+    def _answer_more(self) -> None:
+        """What can only be answered once there is a member."""
+        named = NamedLocks(self._member.file_locks)
+        watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
+        for part in (watch, named, self._grower, self._freezer):
+            self._answers.add(part.handlers())
 
     def _make_access(self, traits: LunTraits) -> StorageAccess:
         return mount_access(
@@ -197,6 +209,8 @@ class _Mount:
                     await nursery.start(self._member.run)
                     nursery.start_soon(self._take_orders, nursery)
                     nursery.start_soon(self._take_signals)
+                    nursery.start_soon(self._grower.run)
+                    nursery.start_soon(self._freezer.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -219,7 +233,7 @@ class _Mount:
             self._options.local_locks,
             self._options.kernel_options,
         )
-        filesystem = Filesystem(namespace, attributes, data, readdir, ranges)
+        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges)
         locks = ClusterLocks(self._member.file_locks, Kind.FLOCK, Kind.POSIX, self._session.cluster.node_id)
         self._fuse = Session(config, volume, filesystem, self._caches, self._fail, locks)
         self._fuse.start()
@@ -227,6 +241,8 @@ class _Mount:
         log.info("%s mounted on %s", self._options.source, self._options.mountpoint)
         await self._fuse.run()
         log.info("unmounted; flushing")
+        await self._freezer.close()
+        await self._grower.close()
         await self._member.leave()
         await self._gate.drained()
         for line in await self._access.withdraw():
@@ -293,6 +309,7 @@ class _Mount:
         if hasattr(self, "_member"):
             found |= self._member.counters()
             found["gate"] = self._gate.statistics()
+            found["freeze"] = self._freezer.state()
         if self._fuse is not None:
             found["fuse"] = self._fuse.counters()
         return found

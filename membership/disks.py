@@ -35,6 +35,10 @@ class Opener(Protocol):
         """Open a store by its name.  Raises OperatorError, DeviceError."""
         ...
 
+    async def measure(self, device: SectorDevice) -> None:
+        """Let ``device`` learn how large its store is now: people enlarge LUNs.  Raises DeviceError."""
+        ...
+
     def candidates(self) -> Collection[str]:
         """Names of stores on which a disk may be found whose recorded path does not lead to it."""
         ...
@@ -201,10 +205,13 @@ class ClusterDisks:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_late, disk)
+                await self.opener.measure(disk.device)
                 label = await read_label(disk.device)
                 nursery.cancel_scope.cancel()
             if label.disk_uuid != disk.label.disk_uuid:
                 event, disk.failure = DiskEvent.OTHER, f"{disk.path} is the disk {label.name} now"
+            else:
+                disk.label = label  # its data area may have grown
         except* MatrixError as group:
             error = _first(group)
             other = isinstance(error, OperatorError)  # another size, no label any more

@@ -15,7 +15,7 @@ from membership.errors import OperatorError, PeerError
 from membership.lease.core import LeaseState
 from membership.lease.records import MOUNTS_MAX, MountProcess
 from membership.mounts import MountChannel
-from membership.orders import Evict, Lease, Left, Withdraw
+from membership.orders import Evict, Lease, Left, Told, Withdraw
 from membership.san.agent import Admitted, Refused, ToMount
 
 if TYPE_CHECKING:
@@ -132,6 +132,9 @@ class NodeMounts:
     def _said(self, channel: MountChannel, said: Said) -> None:
         """A mount speaks; no checkpoint."""
         request = channel.request
+        if isinstance(said, Told):
+            self._book.log("filesystem", f"{request.fs_name}: {said.text}")
+            return
         if isinstance(said, Left):
             if self._channels.get(request.fs_uuid) is channel:
                 del self._channels[request.fs_uuid]

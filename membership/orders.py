@@ -161,9 +161,10 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Every peer's locks have reached this master."""
+    """Every peer's locks have reached this master; the filesystem has so many journals (0: not said)."""
 
     attempt: int
+    journals: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,16 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptWanted:
+    """Not an answer: the mount has something to do while everybody is suspended (matrixfs/fs/grow.py).
+
+    Said every second until a new attempt begins: in the middle of one it is passed over.
+    """
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stuck:
     """Not an answer: the mount's matrixd asks to have it evicted.  Said again while it is so (mount_watch.py)."""
 
@@ -210,8 +221,15 @@ class Stuck:
     seconds: float  # since when it has been so
 
 
-AttemptReply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased | LinkLost
-Reply: TypeAlias = AttemptReply | Stuck
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Not an answer: the mount's matrixd writes it into its event log, and passes it on to nobody."""
+
+    text: str
+
+
+AttemptReply: TypeAlias = Suspended | Rebuilt | Resumed | Replayed | GhostsReleased | LinkLost | AttemptWanted
+Reply: TypeAlias = AttemptReply | Stuck | Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +258,9 @@ REPLIES: dict[str, type[Reply]] = {
     "replayed": Replayed,
     "ghosts_released": GhostsReleased,
     "link_lost": LinkLost,
+    "attempt_wanted": AttemptWanted,
     "stuck": Stuck,
+    "told": Told,
 }
 _TAGS: dict[type[Any], str] = {cls: tag for table in (ORDERS, REPLIES) for tag, cls in table.items()}
 
@@ -272,6 +292,7 @@ def reply_from_dict_untrusted(data: object) -> Reply:
     """The reply in a dict from a socket.  Raises BadMessage."""
     reply: Reply = _tagged(data, "reply", REPLIES)
     text = reply.detail if isinstance(reply, Replayed) else reply.reason if isinstance(reply, Stuck) else ""
+    text = reply.text if isinstance(reply, Told) else text
     if len(text) > TEXT_MAX:
         raise BadMessage(f"reply: detail of {len(text)} characters, at most {TEXT_MAX}")
     if isinstance(reply, Suspended) and reply.journals and (problem := _journals_problem(reply.journals)):

@@ -6,6 +6,8 @@ The answers are cut into pieces that fit one message each (``relay.py``); whoeve
 ``node.events``     a list of events: node, name, incarnation, seq, wall_ns, kind, text
 ``node.disk-locks`` administrator (whether this node is), generation, unknown (nodes that have
                     not yet said what they hold), rows: disk, node, owner, exclusive, state
+``node.disks``      a list of the disks that the node has open: uuid, size_bytes (of the store, as
+                    measured in the last seconds), data_blocks (as its label says)
 ================ ==========================================================================
 """
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 TEXT_MAX: Final = 1000  # characters of an event that the others are shown
 EVENTS_MAX: Final = 25  # of one piece: at most 4 bytes a character, it stays under messages.ANSWER_BYTES_MAX
-ROWS_MAX: Final = 80  # locks of one piece; all nodes together may have 51 of them
+ROWS_MAX: Final = 80  # locks or disks of one piece; all nodes together may have 51 locks
 PIECES_MAX: Final = 60
 
 
@@ -47,4 +49,16 @@ def _cut(rows: list[Any], most: int) -> list[list[Any]]:
     return [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
 
 
-_TABLE: Final[dict[str, Callable[[Node], list[Any]]]] = {"node.events": _events, "node.disk-locks": _disk_locks}
+def _disks(node: Node) -> list[Any]:
+    rows = [
+        {"uuid": uuid, "size_bytes": disk.device.size_bytes, "data_blocks": disk.label.data_blocks}
+        for uuid, disk in node.disks.opened.items()
+    ]
+    return _cut(rows, ROWS_MAX)
+
+
+_TABLE: Final[dict[str, Callable[[Node], list[Any]]]] = {
+    "node.events": _events,
+    "node.disk-locks": _disk_locks,
+    "node.disks": _disks,
+}

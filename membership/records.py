@@ -96,9 +96,9 @@ def text(at: int, length: int, doc: str, *, default: str = "") -> Any:
     return _field(at, f"{length}s", "text", doc, 1, default)
 
 
-def u64_array(at: int, count: int, doc: str) -> Any:
+def u64_array(at: int, count: int, doc: str, *, default: tuple[int, ...] = ()) -> Any:
     """``count`` 64-bit unsigned integers as a tuple; a shorter tuple is zero-padded."""
-    return _field(at, "Q", "array", doc, count, ())
+    return _field(at, "Q", "array", doc, count, default)
 
 
 @dataclass(slots=True, kw_only=True)

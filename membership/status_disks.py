@@ -30,7 +30,7 @@ def _disk(row: Disk, naming: Naming, disks: ClusterDisks, failures: dict[bytes, 
         path_here=found.path if found is not None else "",
         state=(found.state if found is not None else DiskState.ABSENT).value,
         failure=found.failure if found is not None else "",
-        size_bytes=row.size_bytes,
+        size_bytes=found.device.size_bytes if found is not None else row.size_bytes,  # it may have been enlarged
         filesystem=row.fs_name if row.fs_uuid else "",
         area=_area(row.uuid, naming, failures),
         area_failure=failures.get(row.uuid, ""),

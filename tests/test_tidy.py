@@ -34,6 +34,11 @@ ALLOWED: dict[str, set[str]] = {
         "membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
         "matrixfs.processes", "matrixfs.named_locks",
     },
+    "matrixfs.growing": {
+        "membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
+        "matrixfs.blockstore",
+    },
+    "matrixfs.freezing": {"membership", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
     "matrixfs.lock_names": set(),
     "matrixfs.named_locks": {"membership", "matrixfs.locks", "matrixfs.answers", "matrixfs.lock_names"},
 }

@@ -16,6 +16,7 @@ from matrixfs.cli.matrixctl_cluster import cluster
 from matrixfs.cli.matrixctl_disk import disk
 from matrixfs.cli.matrixctl_events import events
 from matrixfs.cli.matrixctl_fence import fence
+from matrixfs.cli.matrixctl_fs import fs
 from matrixfs.cli.matrixctl_lock import lock
 from matrixfs.cli.matrixctl_locks import locks
 from matrixfs.cli.matrixctl_metrics import metrics
@@ -64,5 +65,5 @@ def stop(state: str) -> None:
     click.echo("matrixd has stopped")
 
 
-for _command in (cluster, disk, events, fence, lock, locks, metrics, node, top, trace):
+for _command in (cluster, disk, events, fence, fs, lock, locks, metrics, node, top, trace):
     main.add_command(_command)

@@ -65,6 +65,12 @@ class HostOpener:
             raise
         return store
 
+    async def measure(self, device: SectorDevice) -> None:
+        """See ``membership.disks.Opener``."""
+        for store in self._live.values():
+            if store is device:
+                await store.measure()
+
     def candidates(self) -> list[str]:
         """See ``membership.disks.Opener``."""
         found = [path for pattern in self._patterns for path in sorted(glob.glob(pattern))]

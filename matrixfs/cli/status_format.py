@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 
 _RECOVERIES_SHOWN: Final = 5
 _WAIT_SECONDS_SHOWN: Final = 0.5
-_EXCLUSIVE: Final = 5  # dlm/modes.py: EX
+_CHANGING: Final = (2, 5)  # dlm/modes.py: CW, EX
 _FENCES_SHOWN: Final = 5
 _MEANINGS: Final = {
     "group": "processes that communicate",
@@ -136,6 +136,10 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
     ]
     known = {(status["node"], mount["filesystem"]): mount for mount in status.get("local_mounts", [])}
     known |= {(mount["node"], mount["filesystem"]): mount for mount in status.get("remote_mounts", [])}
+    for (node, name), mount in known.items():
+        freeze = (mount["counters"] or {}).get("freeze")
+        if name == fs["name"] and freeze and not freeze["error"]:
+            lines.append(_frozen(freeze, _name(node, names)))
     rows: list[Sequence[object]] = [("NODE", "JOURNAL", "LOCK ADDRESS", "PID", "MOUNTED ON")]
     for mount in fs["mounts"]:
         process = known.get((mount["node"], fs["name"]), {"pid": mount["pid"], "counters": {}})
@@ -150,6 +154,14 @@ def _filesystem(fs: Fields, status: Fields, names: Mapping[int, str]) -> list[st
             )
         )
     return lines + (table(rows, right={1, 3}) if fs["mounts"] else ["  not mounted"])
+
+
+def _frozen(freeze: Fields, node: str) -> str:
+    """Who holds it still, since when and for how long (R14)."""
+    if not freeze["frozen"]:
+        return f"  being frozen by {node} for {freeze['seconds']:.1f} s: mounts bring home what they changed"
+    since, left = freeze["seconds"], freeze["left"]
+    return f"  FROZEN by {node} for {since:.1f} s: writers wait; it thaws by itself in {left:.1f} s"
 
 
 def _phase(fs: Fields, names: Mapping[int, str]) -> str:
@@ -167,7 +179,7 @@ def _waits(status: Fields) -> list[str]:
     for mount in status.get("local_mounts", []):
         for wait in (mount["counters"] or {}).get("waits", []):
             if wait["seconds"] >= _WAIT_SECONDS_SHOWN:
-                use = "change it" if wait["wanted"] == _EXCLUSIVE else "read it"
+                use = "change it" if wait["wanted"] in _CHANGING else "read it"
                 rows.append((mount["mountpoint"], wait["resource"], use, f"{wait['seconds']:.1f}", wait["reason"]))
     return ["Waiting on this node, longest first", *table(rows, right={3})] if len(rows) > 1 else []
 
@@ -177,7 +189,9 @@ def _recoveries(status: Fields, names: Mapping[int, str], zone: tzinfo | None) -
     lines = []
     for recovery in reversed(status["recoveries"][-_RECOVERIES_SHOWN:]):
         phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in recovery["phases"])
-        cause = f"after the death of {_names(recovery['dead'], names)}" if recovery["dead"] else "members changed"
+        cause = "members changed, or it grew"
+        if recovery["dead"]:
+            cause = f"after the death of {_names(recovery['dead'], names)}"
         lines.append(
             f"  {local_time(recovery['wall_ns'], zone)}  {filesystems.get(recovery['fs'], recovery['fs'])}, "
             f"attempt {_attempt(recovery['attempt'])}, {cause}: {recovery['seconds']:.3f} s ({phases})"

@@ -117,13 +117,23 @@ class Allocator:
         return self._locks.lock(Resource(GROUP, self._superblock.group_block(index)), self)
 
     async def load(self, lock: Lock) -> Group:
-        """The group of a held lock.  Raises CorruptRecord, DeviceError."""
+        """The group of a lock that is held in EX.  Raises CorruptRecord, DeviceError."""
+        index = self._superblock.group_of(lock.number)
+        changed = False
         if lock.subject is None:
-            index = self._superblock.group_of(lock.number)
             data = await self._device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
             if lock.subject is None:  # another task may have loaded it meanwhile
-                lock.subject = decode_group_untrusted(data, self._superblock, index)
+                found = lock.subject = decode_group_untrusted(data, self._superblock, index)
+                # No checkpoint from here (J1): what a crash left undone when the filesystem was grown.
+                for start, length in self._superblock.runs_in(index):
+                    changed |= found.claim(start, length)
         group: Group = lock.subject
+        size = self._superblock.group_size(index)
+        if group.blocks < size:
+            group.enlarge(size)
+            changed = True
+        if changed:
+            self._journal.add(group)
         return group
 
     async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:
@@ -183,6 +193,14 @@ class Allocator:
                     self.drop(group)
                 raise
         return held
+
+    async def enlarge(self, index: int) -> None:
+        """Group ``index`` was the last one before the filesystem was grown.  Raises DeviceError, Fenced."""
+        try:
+            self.drop((await self.hold_all([index]))[0])  # ``load`` does it
+        except CorruptionError as error:
+            log.error("group %d is not used any more: %s", index, error)
+            self._broken.add(index)
 
     def _candidates(self, near: int) -> Iterator[int]:
         """Groups in the order to try them: near, home, those this node arbitrates, the others."""
@@ -254,6 +272,11 @@ class Allocator:
         self._journal.add(group)
         self._retired[lock.number] = (group, lock)
 
+    @property
+    def settled(self) -> bool:
+        """No tombstone waits for ``settle``, or is in the middle of it."""
+        return not self._retired and not self._settling.locked()
+
     async def settle(self) -> None:
         """Make tombstones durable in place and let their numbers be used again."""
         async with self._settling:  # whoever gives a group away must wait for a round under way
@@ -297,7 +320,7 @@ class Allocator:
             try:
                 owner = self._superblock.owner
                 found = GroupRecord.decode_untrusted(data, f"group {index}", owner=owner, address=address)
-                counts.append(found.free)
+                counts.append(found.free + max(0, self._superblock.group_size(index) - found.blocks))
             except CorruptionError:
                 return  # it has no blocks that anybody could use
 

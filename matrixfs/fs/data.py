@@ -95,14 +95,17 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
     lock = volume.inode_lock(ino)
-    if not lock.try_hold(EX, True):
-        await lock.hold(EX, True)
+    await volume.changes.enter()
+    held = False
     try:
+        held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
         check_regular(inode)
         return await write_held(volume, inode, inode.size if append else offset, data)
     finally:
-        lock.drop(EX, True)
+        if held:
+            lock.drop(EX, True)
+        volume.changes.leave()
 
 
 async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) -> int:
@@ -247,7 +250,8 @@ async def fsync(volume: Volume, ino: int, datasync: bool) -> None:  # noqa: ARG0
         DeviceError, Fenced: nothing is promised.
     """
     lock = volume.inode_lock(ino)
-    if lock.mode >= EX:  # else nothing of it can be dirty here: what was, was flushed on surrender
+    inode: Inode | None = lock.subject
+    if lock.mode >= EX and inode is not None and inode.dirty is not None:  # what was, was flushed on surrender
         with Held(volume) as held:
             inode = await held.exclusive(ino)
             await volume.write_back.flush(inode)

@@ -3,6 +3,9 @@
 A block is in one of four states: *used* (bit set), *free* (in a run), *taken* (in no run, bit still clear:
 file data is being written to it and no metadata names it yet), *resting* (bit clear, in no run: freed, but
 not yet safe to give out again, J5).  The lock of a group is not given up while blocks are taken.
+
+A group says itself how many blocks it has.  The last one of a filesystem that was grown has fewer than there is room
+for, until somebody takes its lock: what lies behind is free (fs/grow.py, G4).
 """
 
 from __future__ import annotations
@@ -119,6 +122,30 @@ class Group(Block):
                 at, length = before, before_length + length
         runs[at] = length
 
+    def longest(self) -> tuple[int, int]:
+        """(first block, length) of the longest run that is free; length 0 when none is."""
+        start, length = max(self._runs.items(), key=lambda run: run[1], default=(0, 0))
+        return self.address + start, length
+
+    def claim(self, start: int, length: int) -> bool:
+        """The superblock says that these blocks are in use; whether the bitmap did not know it.  Part of a change."""
+        at = start - self.address
+        mask = ((1 << length) - 1) << at
+        if int.from_bytes(self.bitmap, "little") & mask:
+            return False
+        taken = self.take(length, start)
+        assert taken == (start, length), f"group {self.index}: blocks {at}+{length}"
+        self.use(start, length)
+        return True
+
+    def enlarge(self, blocks: int) -> None:
+        """The filesystem was grown behind this group: it has ``blocks`` blocks now.  Part of a change."""
+        before, self.blocks = self.blocks, blocks
+        bits = int.from_bytes(self.bitmap, "little") & ~((1 << blocks) - (1 << before))
+        self.bitmap[:] = bits.to_bytes(BITMAP_BYTES, "little")
+        self.free += blocks - before
+        self.reuse(self.address + before, blocks - before)
+
     def _mark(self, at: int, length: int, used: bool) -> None:
         """Set or clear bits that must all be clear or set: anything else is a double use, our own bug."""
         bits = int.from_bytes(self.bitmap, "little")
@@ -151,7 +178,7 @@ def decode_group_untrusted(data: Buffer, superblock: Superblock, index: int) -> 
     where = f"block {address} (group {index})"
     found = GroupRecord.decode_untrusted(data, where, owner=superblock.owner, address=address)
     size = superblock.group_size(index)
-    if found.index != index or found.blocks != size:
+    if found.index != index or not 2 <= found.blocks <= size:
         raise CorruptRecord(where, "group size", size, found.blocks)
     group = Group(found)
     if group.available != found.free or not found.bitmap[0] & 1:

@@ -12,6 +12,8 @@ Invariants (asserts and tests cite the numbers):
 - **J5** A freed block is given out again only when the freeing transaction is durable, and no write in
   place of its old content is in flight.
 - **J6** The log is trimmed up to a frame only when all images in older frames are in place, flushed.
+- **J7** The header says DIRTY, durably, before a frame is written, and CLEAN only when the log is empty.  A journal
+  that was just taken, or that rests, is CLEAN until the next commit.
 
 Crash points: before the frame is durable the operation never happened; after it, replay completes it.
 A frame is one write, checked by its checksums, so a torn one is no frame.
@@ -110,7 +112,7 @@ class Journal:
         self._clock = clock
         self.index = index
         self._start = superblock.journal_block(index)
-        self._length = superblock.journal_blocks
+        self._length = superblock.journal_length(index)
         self._header = JournalHeader(owner=superblock.owner, address=self._start, index=index)
         self.running = Transaction()
         self._committing: Transaction | None = None
@@ -134,13 +136,11 @@ class Journal:
             ("commits", "blocks_logged", "revokes", "blocks_placed", "flushes", "releases", "checkpoints"), 0
         )
 
-    async def open(self, header: JournalHeader, node: int, incarnation: int, salt: int) -> None:
-        """Take the clean journal with this ``header``: from here on a crash needs its replay."""
+    def open(self, header: JournalHeader, node: int, incarnation: int, salt: int) -> None:
+        """Take the clean journal with this ``header``; it is written with the first commit (J7)."""
         assert header.state == CLEAN
         self._header = header
-        header.state, header.node, header.incarnation, header.salt = DIRTY, node, incarnation, salt
-        header.sequence_first, header.block_first = self._sequence, self._head
-        await self._write_header()
+        header.node, header.incarnation, header.salt = node, incarnation, salt
 
     async def run(self) -> None:
         """Commit what is old or much, write it in place, trim the log; until cancelled."""
@@ -154,13 +154,31 @@ class Journal:
 
     async def close(self) -> None:
         """Leave nothing in the log, and say so.  No operation may be running."""
-        await self.commit()
+        await self.rest()
+        assert self.resting
+
+    @property
+    def resting(self) -> bool:
+        """Whether all is durable and in place, and the header says so (J7)."""
+        left = self._pending or self._frames or self._committing or self._data_unflushed
+        return self._header.state == CLEAN and self.running.empty and not left
+
+    async def rest(self) -> None:
+        """Leave nothing in the log, and say so; ``resting`` tells whether that is so, or something came between."""
+        await self.sync()
         await self.checkpoint()
         async with self._place_lock:  # a checkpoint may still be writing the header
-            assert not self._pending
-            assert self.running.empty
-            self._header.state = CLEAN
-            await self._write_header()
+            left = self._pending or self._frames or self._committing or not self.running.empty
+            if self._header.state != CLEAN and not left:
+                self._header.state = CLEAN
+                await self._write_header()
+
+    async def _wake(self) -> None:
+        async with self._place_lock:
+            if self._header.state == CLEAN:
+                self._header.state = DIRTY
+                self._header.sequence_first, self._header.block_first = self._sequence, self._head
+                await self._write_header()
 
     # --- changes (no checkpoint in any of these: J1) -------------------------------------------------
 
@@ -245,6 +263,7 @@ class Journal:
                 for block in transaction.blocks.values()
             ]
             parts = _split(images, sorted(transaction.revokes))
+            await self._wake()
             await self._make_room(sum(1 + len(part[0]) for part in parts))
             if self._data_unflushed:
                 await self._flush()

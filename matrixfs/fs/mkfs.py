@@ -120,23 +120,22 @@ async def format_volume(
     geometry = plan_volume(device.size_bytes // BLOCK_BYTES, journals, journal_blocks)
     superblock = _superblock(name, geometry, clock, rng)
     await device.write(0, bytes(BLOCK_BYTES), durable=True)  # M1
-    await _clear_journals(device, superblock)
-    await _write_all(device, _system_records(superblock, rng))
-    await _write_all(device, (empty_group(superblock, index) for index in range(superblock.groups)))
+    await clear_journals(device, superblock.journal_start, superblock.journals * superblock.journal_blocks)
+    await write_all(device, _system_records(superblock, rng))
+    await write_all(device, (empty_group(superblock, index) for index in range(superblock.groups)))
     await device.flush()
     await device.write(0, superblock.encode(), durable=True)
     await device.flush()
     return superblock
 
 
-async def _clear_journals(device: SectorDevice, superblock: Superblock) -> None:
-    """Write zeros through all journals.
+async def clear_journals(device: SectorDevice, start: int, blocks: int) -> None:
+    """Write zeros through journals.  Raises DeviceError, Fenced.
 
     No frame of an earlier filesystem is left, and a store in a sparse file gets its blocks now (measured on ext4: a
     durable write takes 0.25 ms into written blocks, 4 ms into a hole).
     """
-    start = superblock.journal_start
-    end = start + superblock.journals * superblock.journal_blocks
+    end = start + blocks
     chunks = [(at, min(CLEAR_BLOCKS, end - at)) for at in range(start, end, CLEAR_BLOCKS)]
     await for_each(
         chunks, lambda chunk: device.write(chunk[0] * BLOCK_BYTES, bytes(chunk[1] * BLOCK_BYTES)), workers=CLEAR_WORKERS
@@ -216,21 +215,24 @@ def _system_records(superblock: Superblock, rng: Rng) -> list[Record]:
     """All but the groups and block 0."""
     records: list[Record] = [_directory(superblock, ROOT_INODE, 0o755)]
     for index in range(superblock.journals):
-        records.append(_directory(superblock, ORPHANS_START + index, 0o700))
-        records.append(
-            JournalHeader(
-                owner=superblock.owner,
-                address=superblock.journal_block(index),
-                generation=1,
-                index=index,
-                state=CLEAN,
-                salt=_random_u64(rng),
-                sequence_first=1,
-                block_first=1,
-            )
-        )
+        records += journal_records(superblock, index, rng)
     records.append(superblock_copy(superblock))
     return records
+
+
+def journal_records(superblock: Superblock, index: int, rng: Rng) -> list[Record]:
+    """What an empty journal consists of: its orphan directory and its header."""
+    header = JournalHeader(
+        owner=superblock.owner,
+        address=superblock.journal_block(index),
+        generation=1,
+        index=index,
+        state=CLEAN,
+        salt=_random_u64(rng),
+        sequence_first=1,
+        block_first=1,
+    )
+    return [_directory(superblock, ORPHANS_START + index, 0o700), header]
 
 
 def _directory(superblock: Superblock, inode: int, permissions: int) -> InodeRecord:
@@ -257,8 +259,8 @@ def _random_u64(rng: Rng) -> int:
     return value
 
 
-async def _write_all(device: SectorDevice, records: Iterable[Record]) -> None:
-    """Write each record to its address, ``WRITERS`` at a time."""
+async def write_all(device: SectorDevice, records: Iterable[Record]) -> None:
+    """Write each record to its address, ``WRITERS`` at a time.  Raises DeviceError, Fenced."""
 
     async def write(record: Record) -> None:
         await device.write(record.address * BLOCK_BYTES, record.encode())

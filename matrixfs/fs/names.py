@@ -7,9 +7,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import directories
-from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.directories import Place
-from matrixfs.fs.held import Held
+from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.opens import orphan_name
 from matrixfs.ondisk.superblock import ORPHANS_START
@@ -31,16 +30,6 @@ def check_living(directory: Inode) -> Inode:
     if directory.nlink == 0:
         raise OSError(errno.ENOENT, "the directory was removed")
     return directory
-
-
-async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
-    """The last wait before a change: blocks for it, and room in the journal.  For 0 blocks no group is held.
-
-    Raises OSError ENOSPC.
-    """
-    group = await held.group(count, near) if count else None
-    await volume.journal.admit()
-    return Reservation(volume.journal, group, count)
 
 
 async def add_name(

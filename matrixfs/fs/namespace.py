@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data, directories
+from matrixfs.fs import access_lists, data, directories
 from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.directories import Place
@@ -76,8 +76,20 @@ async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> I
         raise CorruptionError(where, "inode", "a living inode", "none") from None
 
 
-async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:
-    """Make a regular file or special file; ``mode`` includes the type.
+async def create(
+    volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, *, umask: int = 0
+) -> Inode:
+    """Make a regular file or special file.
+
+    Args:
+        volume: the filesystem.
+        parent: the directory.
+        name: the new name in it.
+        mode: with the type.
+        uid: the owner.
+        gid: the group, unless the directory hands down its own.
+        rdev: the device that a device node means.
+        umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
         OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG.
@@ -87,10 +99,10 @@ async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, 
     def fill(inode: Inode) -> None:
         inode.rdev = rdev
 
-    return await _make(volume, parent, name, mode, uid, gid, fill)
+    return await _make(volume, parent, name, mode, uid, gid, fill, umask=umask)
 
 
-async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int) -> Inode:
+async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *, umask: int = 0) -> Inode:
     """Make a regular file without a name, as open(2) with O_TMPFILE: ``link`` may give it one while it is open here.
 
     It is listed as this node's orphan from the beginning, so a crash frees it.  The caller counts it as open before its
@@ -101,36 +113,40 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int) ->
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
     with Held(volume) as held:
+        await held.changing()
         directory = check_living(await held.shared(parent))
+        inheritance = await access_lists.inheritance(volume, directory, stat.S_IFREG | stat.S_IMODE(mode), umask)
         orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
         # The number, and so the name among the orphans, is known only then: hence room for any name.
-        group = await held.group(1 + TREE_BLOCKS_MAX, near=parent)
-        with Reservation(volume.journal, group, 1 + TREE_BLOCKS_MAX) as spare:
+        count = 1 + TREE_BLOCKS_MAX + inheritance.blocks
+        group = await held.group(count, near=parent)
+        with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
             await held.lock(lock, EX, True)
             place = await directories.locate(volume, orphans, orphan_name(spare.first))
             entry = directories.new_entry(place, orphan_name(spare.first), spare.first, stat.S_IFREG >> 12)
             await volume.journal.admit()
             # No checkpoint from here (J1).
-            inode = new_inode(spare.pop(), group.generation_floor, lock, stat.S_IFREG | stat.S_IMODE(mode))
+            inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
             _own(volume, inode, directory, uid, gid)
             inode.nlink = 0
             inode.orphaned_by = volume.journal.index + 1
             lock.subject = inode
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
+            inheritance.give(volume, inode, spare)
             directories.add(volume, orphans, place, entry, spare)
         volume.opens.made_nameless(inode.ino)
         return inode
 
 
-async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, *, umask: int = 0) -> Inode:
     """Make a directory.  Raises as ``create`` does, and OSError EMLINK."""
 
     def fill(inode: Inode) -> None:
         inode.parent = parent
 
-    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill)
+    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill, umask=umask)
 
 
 async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
@@ -157,6 +173,7 @@ async def _make(
     gid: int,
     fill: Callable[[Inode], None],
     content: bytes = b"",
+    umask: int = 0,
 ) -> Inode:
     """Make an inode and its name; ``content`` is a block of data that must be there from the beginning."""
     directories.check_name(name)
@@ -168,7 +185,8 @@ async def _make(
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
-        count = 1 + bool(content) + directories.blocks_needed(place, name)
+        inheritance = await access_lists.inheritance(volume, directory, mode, umask)
+        count = 1 + bool(content) + directories.blocks_needed(place, name) + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
@@ -179,7 +197,7 @@ async def _make(
                 volume.journal.data_written()
             await volume.journal.admit()
             # No checkpoint from here (J1).
-            inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
+            inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
             _own(volume, inode, directory, uid, gid)
             fill(inode)
             if content:
@@ -188,6 +206,7 @@ async def _make(
             lock.hint = (parent, name)
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
+            inheritance.give(volume, inode, spare)
             directories.add(volume, directory, place, entry, spare)
             if is_directory:
                 directory.nlink += 1

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from matrixfs.fs import directories, extents
+from matrixfs.fs import directories, extents, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
@@ -216,6 +216,7 @@ async def empty(volume: Volume, inode: Inode) -> None:
         await extents.drop_tree(volume, inode)
     elif not isinstance(inode.root, bytes):
         await extents.truncate(volume, inode, 0)
+    await xattrs.drop(volume, inode)
 
 
 def orphan_name(ino: int) -> bytes:

@@ -222,6 +222,7 @@ async def copy(volume: Volume, source: int, at: int, target: int, to: int, lengt
     if source == target and abs(at - to) < length:
         raise OSError(errno.EINVAL, "the ranges overlap")
     with Held(volume) as held:
+        await held.changing()
         found: dict[int, Inode] = {}
         for ino in sorted({source, target}):  # the lock order
             found[ino] = await (held.exclusive(ino) if ino == target else held.shared(ino))

@@ -28,13 +28,15 @@ from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, JournalHeader, unpack_frame_body_untrusted
 from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.xattr import AttributeRecord
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
 from membership.records import Record, check_header_untrusted
 from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
-    kind.MAGIC: kind for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, GroupRecord)
+    kind.MAGIC: kind
+    for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
 }
 WORKERS = 32  # in-place reads and writes in flight
 WINDOW_BLOCKS = 512  # of the log, read at once: 2 MiB
@@ -92,8 +94,9 @@ async def read_journal_header(device: SectorDevice, superblock: Superblock, inde
     if header.state not in (CLEAN, DIRTY):
         raise CorruptRecord(where, "journal state", f"{CLEAN} or {DIRTY}", header.state)
     # The position just behind the end is what a full lap leaves: the next frame is at 1 then.
-    if not 1 <= header.block_first <= superblock.journal_blocks:
-        raise CorruptRecord(where, "first frame", f"1..{superblock.journal_blocks}", header.block_first)
+    length = superblock.journal_length(index)
+    if not 1 <= header.block_first <= length:
+        raise CorruptRecord(where, "first frame", f"1..{length}", header.block_first)
     return header
 
 
@@ -154,7 +157,7 @@ class _LogReader:
         self._device = device
         self._superblock = superblock
         self._header = header
-        self._blocks = superblock.journal_blocks
+        self._blocks = superblock.journal_length(header.index)
         self._place = f"{device.name}: journal {header.index}"
         self._window = memoryview(b"")
         self._window_start = 0
@@ -223,7 +226,7 @@ class _LogReader:
         """Raise CorruptRecord unless the image may be written to ``block``."""
         superblock = self._superblock
         in_groups = superblock.group_start <= block < superblock.blocks_total - 1
-        if not in_groups and not superblock.is_inode_number(block):
+        if superblock.is_in_a_journal(block) or not (in_groups or superblock.is_inode_number(block)):
             raise CorruptRecord(where, "image address", "a metadata block", block)
         found = check_image_untrusted(superblock, image, block, f"{where}, image of block {block}")
         if found != generation:

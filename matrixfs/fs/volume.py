@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from matrixfs.fs.allocation import Allocator
+from matrixfs.fs.changes import Changes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
@@ -99,6 +100,7 @@ class Volume:
         self.allocator = Allocator(device, superblock, locks, journal, is_local, start)
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
+        self.changes = Changes(self)
         self._inode_callouts = InodeCallouts(self)
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()

@@ -75,6 +75,11 @@ class WriteBack:
         self.length += length
         self._promise(inode, inode.dirty.blocks_bound())
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is buffered."""
+        return not self._since
+
     def _promise(self, inode: Inode, blocks: int) -> None:
         self._volume.allocator.promised += blocks - self._promised.pop(inode.ino, 0)
         if blocks:
@@ -106,7 +111,13 @@ class WriteBack:
         """Write back what is old; until cancelled."""
         while await self._volume.pause(1.0):
             now = self._volume.clock.monotonic()
-            await self._some([ino for ino, since in self._since.items() if now - since >= AGE_MAX])
+            old = [ino for ino, since in self._since.items() if now - since >= AGE_MAX]
+            if old:
+                await self._volume.changes.enter()
+                try:
+                    await self._some(old)
+                finally:
+                    self._volume.changes.leave()
 
     async def all(self) -> None:
         """Write back everything buffered at the time of the call."""

@@ -29,11 +29,13 @@ async def check_filesystem(area: Area, findings: Findings, progress: Progress) -
 
 
 def _claim_system(context: Context) -> None:
-    """What belongs to no file: everything before the groups, their bitmaps, and the superblock's copy."""
+    """What belongs to no file: all before the groups, their bitmaps, journals in them, the superblock's copy."""
     superblock = context.area.superblock
     context.map.claim(0, superblock.group_start)
     for index in range(superblock.groups):
         context.map.claim(superblock.group_block(index))
+    for run in superblock.runs()[1:]:
+        context.map.claim(run.start, run.end - run.start)
     context.map.claim(superblock.blocks_total - 1)
     for number in (ROOT_INODE, *range(ORPHANS_START, ORPHANS_START + superblock.journals)):
         context.map.mark_inode(number)

@@ -13,6 +13,8 @@ from matrixfs.fsck.problems import (
     GROUP_FREE,
     GROUP_PADDING,
     GROUP_SHAPE,
+    GROUP_SHORT,
+    JOURNAL_UNMARKED,
 )
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from membership.errors import CorruptRecord
@@ -44,6 +46,9 @@ async def _check_lost_group(context: Context, index: int, error: CorruptRecord) 
 async def _check_group(context: Context, index: int, group: GroupRecord) -> None:
     findings, superblock = context.findings, context.area.superblock
     size = superblock.group_size(index)
+    if is_short(group, index, size):
+        findings.add(GROUP_SHORT, SetBits(index, 0), group=index, found=group.blocks, expected=size)
+        enlarge(group, size)
     bitmap = int.from_bytes(group.bitmap, "little")
     marked = bitmap & ((1 << size) - 1)
     context.counts.blocks_used += marked.bit_count()
@@ -58,6 +63,11 @@ async def _check_group(context: Context, index: int, group: GroupRecord) -> None
         findings.add(GROUP_PADDING, derived, group=index)
     claimed = context.map.bits(group.address, size)
     missing, leaked = claimed & ~marked, leaked_bits(context, group)
+    for start, length in superblock.runs_in(index):
+        bits = ((1 << length) - 1) << (start - group.address)
+        if missing & bits == bits:
+            findings.add(JOURNAL_UNMARKED, SetBits(index, bits), group=index, count=length, block=start)
+            missing &= ~bits
     if missing:
         findings.add(
             BLOCK_MISSING,
@@ -75,6 +85,20 @@ async def _check_group(context: Context, index: int, group: GroupRecord) -> None
             count=leaked.bit_count(),
             block=group.address + first_bit(leaked),
         )
+
+
+def is_short(group: GroupRecord, index: int, size: int) -> bool:
+    """Whether it is sound, but smaller than there is room for: the last one of a filesystem that was grown then."""
+    end = padding(group.blocks) & ~padding(size)
+    return group.index == index and 2 <= group.blocks < size and int.from_bytes(group.bitmap, "little") & end == end
+
+
+def enlarge(group: GroupRecord, size: int) -> None:
+    """What the next mount that uses it makes of a short group: all behind its end is free."""
+    bits = int.from_bytes(group.bitmap, "little") & ~(padding(group.blocks) & ~padding(size))
+    group.bitmap = bits.to_bytes(BITMAP_BYTES, "little")
+    group.free += size - group.blocks
+    group.blocks = size
 
 
 def padding(size: int) -> int:

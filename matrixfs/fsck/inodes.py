@@ -17,6 +17,7 @@ from matrixfs.fsck.problems import (
     Findings,
 )
 from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.fsck.xattrs import check_attributes
 from matrixfs.ondisk.directory import KINDS
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import (
@@ -93,6 +94,7 @@ async def check_content(context: Context, inode: InodeRecord) -> TreeWalk:
     content = _Extents(context, inode)
     if inode.layout == TREE:
         await content.walk.run()
+    await check_attributes(context, inode, content.walk)
     if content.walk.is_whole:
         check_blocks(context.findings, inode, content.walk.blocks + content.blocks)
     if content.is_past_end and not inode.flags & FLAG_TRUNCATING:

@@ -41,6 +41,12 @@ LABEL_COPY = _problem(
 SUPERBLOCK_LOST = _problem("superblock-lost", "the superblock and its copy are damaged ({reason})", taints=True)
 SUPERBLOCK_PRIMARY = _problem("superblock", "the superblock is damaged ({reason}); its copy is good", "written again")
 SUPERBLOCK_COPY = _problem("superblock-copy", "the superblock's copy is damaged or out of date", "written again")
+SUPERBLOCK_LATER = _problem(
+    "superblock-later",
+    "the superblock is one change ahead of its copy, as a crash leaves it while journals are added",
+    "written again",
+    is_note=True,
+)
 JOURNAL_HEADER = _problem("journal-header", "the header of journal {journal} is damaged ({reason})", taints=True)
 JOURNAL_LOG = _problem("journal-log", "journal {journal} can't be replayed ({reason})", taints=True)
 
@@ -72,6 +78,11 @@ TREE_LEAF = _problem("tree-leaf", "leaf block {block} of inode {inode} is damage
 TREE_ORDER = _problem(
     "tree-order", "block {block} of inode {inode} holds key {key}, which belongs elsewhere in the tree", taints=True
 )
+
+# --- extended attributes ------------------------------------------------------------------------------------
+XATTR_BLOCK = _problem("xattr-block", "attribute block {block} of inode {inode} is damaged ({reason})", taints=True)
+XATTR_LOOP = _problem("xattr-loop", "the attribute blocks of inode {inode} lead back to block {block}", taints=True)
+XATTR_CONTENT = _problem("xattr-content", "the extended attributes of inode {inode} can't be read ({reason})")
 
 # --- directories and names ----------------------------------------------------------------------------------
 SYSTEM_DIRECTORY = _problem("system-directory", "inode {inode} must be a directory and is none", taints=True)
@@ -128,6 +139,18 @@ BLOCK_MISSING = _problem(
 )
 GROUP_DAMAGED = _problem("group-damaged", "group {group} is damaged ({reason})", "rebuilt from what is in use")
 GROUP_SHAPE = _problem("group-shape", "group {group} says it is number {index} with {blocks} blocks", "corrected")
+GROUP_SHORT = _problem(
+    "group-short",
+    "group {group} has {found} blocks and room for {expected} since the filesystem was grown",
+    "enlarged",
+    is_note=True,
+)
+JOURNAL_UNMARKED = _problem(
+    "journal-unmarked",
+    "group {group}: {count} blocks of journals that were added (the first is {block}) are not marked in use yet",
+    "marked in use",
+    is_note=True,
+)
 GROUP_FREE = _problem(
     "group-free", "group {group} says {found} blocks are free, its bitmap says {expected}", "corrected"
 )

@@ -33,13 +33,14 @@ from matrixfs.fsck.fixes import (
     WriteLabel,
     WriteSuperblock,
 )
-from matrixfs.fsck.groups import padding
+from matrixfs.fsck.groups import enlarge, is_short, padding
 from matrixfs.fsck.inodes import check_content
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.fsck.xattrs import check_attributes
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, pack_entries, unpack_entries_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
-from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
+from matrixfs.ondisk.inode import INLINE, InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, pack_frame_body
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, Label
@@ -163,6 +164,7 @@ class Repair:
             inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0
             inode.size = inode.blocks = inode.depth = inode.entries = inode.children = 0
             inode.layout, inode.tail = INLINE, b""
+            inode.attributes, inode.inline_length, inode.inline_attributes = 0, 0, b""
         await self._commit()
         for index in range(superblock.groups):
             bits = freed.map.bits(superblock.group_block(index), superblock.group_size(index))
@@ -171,12 +173,11 @@ class Repair:
 
     @staticmethod
     async def _claim_tree(freed: Context, inode: InodeRecord) -> int:
-        """Claim an inode's blocks; return the greatest generation of its tree."""
-        if inode.layout != TREE:
-            return 0
+        """Claim an inode's blocks; return the greatest generation among them."""
         if stat.S_ISDIR(inode.mode):
             walk = TreeWalk(freed, inode, _ignore)
             await walk.run()
+            await check_attributes(freed, inode, walk)
         else:
             walk = await check_content(freed, inode)
         return walk.generation
@@ -186,6 +187,8 @@ class Repair:
     async def _set_group(self, index: int, *, set_bits: int = 0, clear_bits: int = 0, floor: int = 0) -> None:
         """Change a group's bitmap; all that follows from it is set right too."""
         group = await self._edit(self._area.superblock.group_block(index), GroupRecord)
+        if is_short(group, index, self._area.superblock.group_size(index)):
+            enlarge(group, self._area.superblock.group_size(index))
         bits = int.from_bytes(group.bitmap, "little") & ~clear_bits | set_bits
         self._settle_group(group, index, bits, max(group.generation_floor, floor))
 
@@ -224,7 +227,7 @@ class Repair:
             return
         index = await self._clean_journal()
         # Frame heads need room too: one for every IMAGES_MAX images.
-        room = self._area.superblock.journal_blocks - 1
+        room = self._area.superblock.journal_length(index) - 1
         portion = min(TRANSACTION_MAX, room * IMAGES_MAX // (IMAGES_MAX + 1) - 1)
         for at in range(0, len(records), portion):
             await self._write_transaction(index, records[at : at + portion])

@@ -11,6 +11,7 @@ from matrixfs.fsck.problems import (
     JOURNAL_LOG,
     LABEL_COPY,
     SUPERBLOCK_COPY,
+    SUPERBLOCK_LATER,
     SUPERBLOCK_LOST,
     SUPERBLOCK_PRIMARY,
     Findings,
@@ -32,7 +33,7 @@ async def check_label_copies(device: SectorDevice, label: Label, findings: Findi
 
     Raises DeviceError.
     """
-    for block in (0, device.size_bytes // BLOCK_BYTES - 1):
+    for block in (0, label.data_block + label.data_blocks):  # behind that a store that was enlarged has nothing yet
         label.address = block
         data = await device.read(block * BLOCK_BYTES, BLOCK_BYTES)
         try:
@@ -55,7 +56,8 @@ async def read_superblock(device: SectorDevice, findings: Findings) -> Superbloc
     if isinstance(primary, Superblock):
         copy = await _superblock(device, primary.blocks_total - 1)
         if copy != superblock_copy(primary):
-            findings.add(SUPERBLOCK_COPY, WriteSuperblock(primary.blocks_total - 1))
+            problem = SUPERBLOCK_LATER if _is_before(copy, primary) else SUPERBLOCK_COPY
+            findings.add(problem, WriteSuperblock(primary.blocks_total - 1))
         return primary
     copy = await _superblock(device, last)
     if not isinstance(copy, Superblock) or copy.blocks_total - 1 != last:
@@ -64,6 +66,17 @@ async def read_superblock(device: SectorDevice, findings: Findings) -> Superbloc
     findings.add(SUPERBLOCK_PRIMARY, WriteSuperblock(0), reason=reason(primary))
     copy.address = 0
     return copy
+
+
+def _is_before(copy: Superblock | CorruptRecord, primary: Superblock) -> bool:
+    """Whether the copy is of the superblock that a mount had before it added journals (fs/grow.py, G8)."""
+    if not isinstance(copy, Superblock) or copy.generation + 1 != primary.generation:
+        return False
+    try:
+        copy.take_over(superblock_copy(primary))
+    except CorruptRecord:
+        return False
+    return True
 
 
 async def _superblock(device: SectorDevice, block: int) -> Superblock | CorruptRecord:

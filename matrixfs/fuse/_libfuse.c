@@ -1,9 +1,9 @@
 /*
  * What pyfuse3 lacks, added beside it (coherence.md 5).
  *
- * This module defines fuse_session_new, fuse_session_process_buf and fuse_session_destroy.  Loaded with RTLD_GLOBAL
- * before pyfuse3, these definitions are found first when pyfuse3's own references are bound; they adjust the operation
- * table, and one request, and call libfuse's real functions.
+ * This module defines fuse_session_new, fuse_session_receive_buf, fuse_session_process_buf and fuse_session_destroy.
+ * Loaded with RTLD_GLOBAL before pyfuse3, these definitions are found first when pyfuse3's own references are bound; they
+ * adjust the operation table, and one request, answer what needs no Python, and call libfuse's real functions.
  *
  * Invariants:
  *  - One session per process, as in pyfuse3.  `session` is set only while libfuse's object lives: it is cleared
@@ -29,12 +29,15 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <linux/limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define REQUEST_BYTES 1048576u
@@ -43,10 +46,20 @@
 #define CONGESTION 192u
 
 /* From the kernel's fuse.h; older headers lack the newer ones. */
+#define OPCODE_GETXATTR 22
 #define NOTIFY_INVAL_ENTRY 3
 #define NOTIFY_INC_EPOCH 8
 #define NOTIFY_PRUNE 9
 #define EXPIRE_ONLY 1u
+
+struct getxattr_request { /* struct fuse_in_header and fuse_getxattr_in; the name follows */
+	uint32_t len;
+	uint32_t opcode;
+	uint64_t unique;
+	uint64_t node;
+	uint32_t uid, gid, pid, extensions;
+	uint32_t size, padding;
+};
 
 struct notify_header {
 	uint32_t len;
@@ -66,12 +79,14 @@ struct notify_prune {
 	uint64_t spare;
 };
 
+_Static_assert(sizeof(struct getxattr_request) == 48, "wire format of struct fuse_in_header and fuse_getxattr_in");
 _Static_assert(sizeof(struct notify_prune) == 16, "wire format of struct fuse_notify_prune_out");
 _Static_assert(sizeof(void *) >= sizeof(uint64_t), "slot numbers travel as the data pointer of an interrupt");
 _Static_assert(sizeof(struct notify_header) == 16, "wire format of struct fuse_out_header");
 _Static_assert(sizeof(struct notify_entry) == 16, "wire format of struct fuse_notify_inval_entry_out");
 
 typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 typedef void (*session_destroy_fn)(struct fuse_session *);
 
 /* What a file handle's number tells; matrixfs/fuse/handles.py has the same. */
@@ -105,6 +120,11 @@ static void *real(const char *name)
 	return found;
 }
 
+static int current_fd(void)
+{
+	return session == NULL ? -1 : fuse_session_fd(session);
+}
+
 static void want(struct fuse_conn_info *conn, unsigned flags, int wanted)
 {
 	if (wanted)
@@ -133,6 +153,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	want(conn, FUSE_CAP_ATOMIC_O_TRUNC, !no_open);
 	/* Without them the kernel keeps locks to this node. */
 	want(conn, FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS, on_request != NULL);
+	/* Where the kernel checks access control lists, it sends the umask: a directory's default list goes before it. */
+	want(conn, FUSE_CAP_DONT_MASK, (conn->want & FUSE_CAP_POSIX_ACL) != 0);
 	want(conn, FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_CACHE_SYMLINKS, 1);
 	/* Dirty pages without a lock (coherence.md 3); set-id bits are the kernel's to clear, by SETATTR; a pipe
 	 * costs small requests a second system call and saves large ones nothing, as pyfuse3 copies anyway. */
@@ -355,6 +377,113 @@ static void on_flush(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *
 	}
 }
 
+/* ---- extended attributes ---- */
+
+/*
+ * Nodes without any, as long as this mount holds their locks: Python says so, and takes it back (kernel_caches.py).  The
+ * kernel asks for security.capability before every write(2); that is answered here.  One node per place: what is pushed
+ * out costs a call to Python, no more.
+ */
+#define BARE_BITS 16
+
+static uint64_t bare[1u << BARE_BITS];
+static unsigned long long quick_attributes;
+
+static uint64_t *bare_at(uint64_t node)
+{
+	return &bare[(node * 0x9E3779B97F4A7C15u) >> (64 - BARE_BITS)];
+}
+
+/* Whether an attribute can have this name; for others Python knows the error. */
+static int is_attribute(const char *name)
+{
+	static const char *const spaces[] = {"user.", "trusted.", "security."};
+	size_t length;
+
+	for (size_t i = 0; i < sizeof(spaces) / sizeof(*spaces); i++) {
+		length = strlen(spaces[i]);
+		if (strncmp(name, spaces[i], length) == 0)
+			return name[length] != '\0';
+	}
+	return strcmp(name, "system.posix_acl_access") == 0 || strcmp(name, "system.posix_acl_default") == 0;
+}
+
+/* Answers a question for an attribute of a bare node; whether it was one. */
+static int answer_bare(const struct fuse_buf *buffer, size_t length, int fd)
+{
+	const struct getxattr_request *request = buffer->mem;
+	const char *name = (const char *)(request + 1);
+	struct notify_header reply = {.len = sizeof(reply), .code = -ENODATA};
+
+	if (length <= sizeof(*request) || buffer->flags & FUSE_BUF_IS_FD || request->opcode != OPCODE_GETXATTR ||
+	    *bare_at(request->node) != request->node || memchr(name, '\0', length - sizeof(*request)) == NULL ||
+	    !is_attribute(name))
+		return 0;
+	reply.unique = request->unique;
+	if (write(fd, &reply, sizeof(reply)) < 0 && errno != ENOENT) /* ENOENT: the caller is gone */
+		return 0;
+	quick_attributes++;
+	return 1;
+}
+
+/*
+ * In libfuse's place for pyfuse3, which waits for the next request in Python's event loop: some 30 us.  Behind a question
+ * that was answered here comes the write(2) it was for, so we look for that a moment.  The event loop has its turn after
+ * a few of them: locks that are given up and the lease live there.
+ */
+#define NEXT_REQUEST_NS 50000
+#define ANSWERS_AT_ONCE 16
+
+__attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buffer)
+{
+	static receive_fn real_receive;
+	struct pollfd ready = {.fd = current_fd(), .events = POLLIN};
+	const struct timespec moment = {.tv_nsec = NEXT_REQUEST_NS};
+	int length, answers;
+
+	if (real_receive == NULL)
+		real_receive = (receive_fn)real("fuse_session_receive_buf");
+	for (answers = 0; answers < ANSWERS_AT_ONCE; answers++) {
+		length = real_receive(se, buffer);
+		if (length <= 0 || se != session || !answer_bare(buffer, (size_t)length, ready.fd))
+			return length;
+		if (ppoll(&ready, 1, &moment, NULL) <= 0)
+			break;
+	}
+	return -EINTR; /* pyfuse3 waits again */
+}
+
+static void on_listxattr(fuse_req_t request, fuse_ino_t node, size_t size)
+{
+	if (*bare_at(node) != node) {
+		inner.listxattr(request, node, size);
+		return;
+	}
+	quick_attributes++;
+	if (size == 0)
+		fuse_reply_xattr(request, 0);
+	else
+		fuse_reply_buf(request, NULL, 0);
+}
+
+/*
+ * pyfuse3 acts on the flags itself, with a getxattr before the setxattr: another node may come between.  So it sees
+ * none, and Python finds them in front of the name, plus one (attribute_requests.py).
+ */
+static void on_setxattr(fuse_req_t request, fuse_ino_t node, const char *name, const char *value, size_t size, int flags)
+{
+	char marked[XATTR_NAME_MAX + 2];
+	size_t length = strlen(name);
+
+	if (length > XATTR_NAME_MAX || (flags & ~(XATTR_CREATE | XATTR_REPLACE)) != 0) {
+		fuse_reply_err(request, length > XATTR_NAME_MAX ? ERANGE : EINVAL);
+		return;
+	}
+	marked[0] = (char)(flags + 1);
+	memcpy(marked + 1, name, length + 1);
+	inner.setxattr(request, node, marked, value, size, 0);
+}
+
 /* ---- without OPEN ("localflocks", coherence.md 6) ---- */
 
 static void refuse_open(fuse_req_t request, fuse_ino_t Py_UNUSED(ino), struct fuse_file_info *Py_UNUSED(info))
@@ -462,6 +591,8 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 		table->lseek = on_lseek;
 		table->copy_file_range = on_copy_file_range;
 	}
+	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
+	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
 	if (on_request != NULL) {
 		table->getlk = on_getlk;
 		table->setlk = on_setlk;
@@ -492,6 +623,7 @@ fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, si
 	memset(&table, 0, sizeof(table));
 	memcpy(&table, ops, op_size < sizeof(table) ? op_size : sizeof(table));
 	memset(&negotiated, 0, sizeof(negotiated));
+	memset(bare, 0, sizeof(bare));
 	max_read_requested = fuse_opt_add_arg(args, "-omax_read=" REQUEST_BYTES_TEXT) == 0;
 	inner = table;
 	wrap_operations(&table);
@@ -516,17 +648,12 @@ __attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_ses
 
 /* ---- for Python ---- */
 
-static int current_fd(void)
-{
-	return session == NULL ? -1 : fuse_session_fd(session);
-}
-
 PyDoc_STRVAR(usable_doc, "usable() -> bool\n\nWhether libfuse's real functions were found: ask before importing pyfuse3.");
 
 static PyObject *usable(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL &&
-			       real("fuse_session_process_buf") != NULL);
+	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_receive_buf") != NULL &&
+			       real("fuse_session_process_buf") != NULL && real("fuse_session_destroy") != NULL);
 }
 
 PyDoc_STRVAR(session_fd_doc, "session_fd() -> int\n\nThe session's file descriptor; -1 without a mounted session, or when pyfuse3 "
@@ -728,6 +855,32 @@ static PyObject *count_locks(PyObject *Py_UNUSED(module), PyObject *args)
 	Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_bare_doc, "set_bare(node: int, is_bare: bool) -> None\n\nWhether the node is known to have no extended attributes, until the "
+			   "next call: then who asks for one\nis answered without Python.");
+
+static PyObject *set_bare(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long node;
+	int is_bare;
+	uint64_t *place;
+
+	if (!PyArg_ParseTuple(args, "Kp:set_bare", &node, &is_bare))
+		return NULL;
+	place = bare_at(node);
+	if (is_bare)
+		*place = node;
+	else if (*place == node)
+		*place = 0;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(bare_answers_doc, "bare_answers() -> int\n\nHow many questions for extended attributes were answered without Python.");
+
+static PyObject *bare_answers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyLong_FromUnsignedLongLong(quick_attributes);
+}
+
 PyDoc_STRVAR(lock_counters_doc, "lock_counters() -> dict[str, int]\n\nparked: requests that Python has to answer; quick_flushes: closes answered "
 				"without Python.");
 
@@ -783,6 +936,8 @@ static PyMethodDef methods[] = {
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},
+	{"set_bare", set_bare, METH_VARARGS, set_bare_doc},
+	{"bare_answers", bare_answers, METH_NOARGS, bare_answers_doc},
 	{"set_no_open", set_no_open, METH_O, set_no_open_doc},
 	{"notify_prune", notify_prune, METH_VARARGS, notify_prune_doc},
 	{"usable", usable, METH_NOARGS, usable_doc},

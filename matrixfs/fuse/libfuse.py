@@ -4,7 +4,8 @@ The extension defines ``fuse_session_new`` in front of libfuse's (coherence.md 5
 process's global symbol scope before pyfuse3 is bound, hence the import with ``RTLD_GLOBAL`` here and nowhere else.
 Without it a mount works with the request sizes and capabilities of libfuse's defaults, and with names that the kernel
 trusts for a tenth of a second instead of for ever: slower, never wrong.  Such a mount is ``nosuid``, because libfuse's
-defaults leave the clearing of set-id bits to the filesystem.
+defaults leave the clearing of set-id bits to the filesystem; and the umask narrows new files also where the directory's
+default access control list should go before it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ pyfuse3: Any = _pyfuse3  # Any: its stubs type handlers by NewTypes that would h
 __all__ = [
     "KernelFeatures",
     "available",
+    "bare_answers",
     "count_locks",
     "expire_entry",
     "inc_epoch",
@@ -59,12 +61,14 @@ __all__ = [
     "serve_locks",
     "serve_ranges",
     "session_fd",
+    "set_bare",
 ]
 
 _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "async_read": 0,
     "posix_locks": 1,
     "atomic_o_trunc": 3,
+    "dont_mask": 6,
     "splice_read": 9,
     "flock_locks": 10,
     "auto_inval_data": 12,
@@ -73,6 +77,7 @@ _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "writeback_cache": 16,
     "no_open_support": 17,
     "parallel_dirops": 18,
+    "posix_acl": 19,
     "handle_killpriv": 20,
     "cache_symlinks": 23,
 }
@@ -126,6 +131,20 @@ def open_by_kernel(wanted: bool) -> None:
     """Before the session is made: whether the kernel opens and closes files without asking (coherence.md 6)."""
     if _extension is not None:
         _extension.set_no_open(wanted)
+
+
+# ---- extended attributes ----
+
+
+def set_bare(node: int, is_bare: bool) -> None:
+    """Whether an inode is known to have no extended attributes, until the next call."""
+    if _extension is not None:
+        _extension.set_bare(node, is_bare)
+
+
+def bare_answers() -> int:
+    """How many questions for extended attributes ``set_bare`` has saved us."""
+    return 0 if _extension is None else int(_extension.bare_answers())
 
 
 # ---- parked requests ----

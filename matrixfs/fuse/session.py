@@ -258,9 +258,12 @@ class Session:
     def counters(self) -> dict[str, object]:
         """Calls by operation, failures, open handles, what the kernel negotiated, and the caches' counters."""
         features = libfuse.kernel_features()
-        quick = libfuse.lock_counters().get("quick_flushes", 0)
+        quick = {
+            "flush_of_readers": libfuse.lock_counters().get("quick_flushes", 0),
+            "xattr_of_bare": libfuse.bare_answers(),
+        }
         return {
-            "calls": {**self._operations.edge.calls, "flush_of_readers": quick},
+            "calls": {**self._operations.edge.calls, **quick},
             "failures": self._operations.edge.failures,
             "open_handles": len(self._handles),
             "protocol_minor": features.protocol_minor,

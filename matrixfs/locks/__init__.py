@@ -5,6 +5,8 @@
 ===== ========= ==========================================================================
 rank  domain    rule among several
 ===== ========= ==========================================================================
+0     SHAPE     one for the filesystem: held to grow or to freeze it
+0     CHANGE    one for the filesystem: shared (CW) by operations that change something, alone (EX) by a freeze
 1     RENAME    one for the filesystem: held to move a directory to another parent
 2     INODE     ancestors before descendants, then directories before others, then by number
 3     OPEN      after the inode's own lock; waited for only with a time-out

@@ -42,7 +42,7 @@ from matrixfs.locks.hottest import Hottest
 from matrixfs.locks.lock import Batch, Callouts, Lock, Waiter
 from matrixfs.locks.reclaim import INTERVAL, Reclaim
 from matrixfs.locks.report import waits
-from matrixfs.locks.resources import describe
+from matrixfs.locks.resources import CHANGE, describe
 from matrixfs.locks.trace import Trace
 from matrixfs.locks.turns import CONTENDED, Turn, Turns
 from membership.errors import MatrixError
@@ -270,7 +270,8 @@ class LockCache:
         self.trace.note("revoke", resource, mode)
         counters = self._counters.of(resource)
         counters.revokes += 1
-        self._owed.setdefault(resource, self._clock.monotonic())
+        if resource[0] != CHANGE:  # who froze the filesystem owes that lock to nobody
+            self._owed.setdefault(resource, self._clock.monotonic())
         if mode == PR and len(self._owed) >= LISTED_MIN:
             self._share_around(resource)
         if lock.revoke_to is not None:  # under way, or put off

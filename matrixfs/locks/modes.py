@@ -1,5 +1,5 @@
 """The lock modes that the filesystem uses, of the six that the lock manager knows."""
 
-from dlm.modes import EX, NL, PR
+from dlm.modes import CW, EX, NL, PR
 
-__all__ = ["EX", "NL", "PR"]
+__all__ = ["CW", "EX", "NL", "PR"]

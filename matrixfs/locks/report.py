@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.resources import describe
+from matrixfs.locks.resources import CHANGE, describe
 
 WAITS_SHOWN_MAX = 100
 
@@ -32,6 +32,8 @@ def waits(locks: Iterable[Lock], now: float) -> list[dict[str, object]]:
 
 
 def _reason(lock: Lock) -> str:
+    if lock.resource[0] == CHANGE:
+        return "a freeze (matrixctl fs thaw), or a peer or recovery"
     if lock.demoting:
         return "flushing and purging for a peer"
     if lock.revoking:

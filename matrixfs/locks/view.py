@@ -12,7 +12,7 @@ from dlm.modes import NAMES
 from dlm.names import Resource
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
-from matrixfs.locks.resources import OPEN
+from matrixfs.locks.resources import CHANGE, OPEN
 
 WAITERS_MAX = 50  # shown of one lock; the oldest
 
@@ -77,6 +77,8 @@ def doing(lock: Lock) -> str:
     """What this mount does with a lock, in words."""
     users = lock.readers + lock.writers + lock.exclusive
     operations = f"{users} operation{'s' if users != 1 else ''} under way"
+    if lock.resource[0] == CHANGE and lock.exclusive:
+        return "it holds the filesystem frozen (matrixctl fs thaw)"
     if lock.demoting:
         return "flushing and purging for a peer"
     if lock.revoking:

@@ -6,7 +6,7 @@ per mount what a new administrator must know (views since the last complete one,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from membership.errors import BadMessage
@@ -23,15 +23,20 @@ from membership.messages import (
     Report,
 )
 from membership.orders import (
+    JOURNALS_MAX,
+    AttemptWanted,
     GhostsReleased,
+    JournalState,
     LinkLost,
     Rebuild,
+    Rebuilt,
     ReleaseGhosts,
     Replay,
     Replayed,
     Resume,
     Stuck,
     Suspend,
+    Told,
     order_from_dict_untrusted,
     reply_to_dict,
 )
@@ -89,6 +94,12 @@ class LocalMount:
     released: set[Instance] = field(default_factory=set)
     answers: dict[object, Reply | None] = field(default_factory=dict)  # per order of this attempt; None: not yet
 
+    def learn(self, journals: int) -> None:
+        """The filesystem has so many journals now: some were added since the mount asked in."""
+        known = self.request.journals
+        added = (JournalState(index, 0, 0, dirty=False) for index in range(len(known), min(journals, JOURNALS_MAX)))
+        self.request = replace(self.request, journals=(*known, *added))
+
     def report(self) -> MountReport:
         """What a new administrator must know."""
         r = self.request
@@ -121,6 +132,8 @@ def _key(item: Order | Reply) -> object:
         return ("release", item.node, item.incarnation)
     if isinstance(item, LinkLost):
         return ("link lost", item.node)
+    if isinstance(item, AttemptWanted):
+        return "attempt wanted"
     names = {"Suspend": "suspend", "Rebuild": "rebuild", "Resume": "resume"}
     names |= {"Suspended": "suspend", "Rebuilt": "rebuild", "Resumed": "resume"}
     return names[type(item).__name__]
@@ -155,10 +168,12 @@ class MountAgent:
         mount = self.mounts.get(fs_uuid)
         if mount is None or mount.request.incarnation != incarnation:
             return
-        if not isinstance(reply, Stuck):
+        if not isinstance(reply, Stuck | Told):
             key = _key(reply)
             if reply.attempt == mount.attempt and key in mount.answers:
                 mount.answers[key] = reply
+            if isinstance(reply, Rebuilt):
+                mount.learn(reply.journals)
         self._answer(mount, reply)
 
     def ask_again(self) -> None:

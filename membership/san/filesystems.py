@@ -25,7 +25,7 @@ from membership.messages import (
     ReplyFrom,
     Report,
 )
-from membership.orders import Stuck, order_to_dict, reply_from_dict_untrusted
+from membership.orders import Stuck, Told, order_to_dict, reply_from_dict_untrusted
 from membership.san.evictions import Evictions
 from membership.san.lost_links import ATTEMPTS_MAX, COLLECT_SECONDS
 from membership.san.recovery import FilesystemRecovery, Finished, Member, Phase
@@ -106,7 +106,7 @@ class Filesystems:
                     return  # of another version: the phase waits for it, and status says for whom
                 if isinstance(reply, Stuck):
                     self._on_stuck(fs, node, body.incarnation, reply, now)
-                else:
+                elif not isinstance(reply, Told):
                     fs.reply(node, body.incarnation, reply, now)
 
     def tick(self, now: float) -> None:

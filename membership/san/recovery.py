@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING
 
 from membership.messages import PHASES_MAX
 from membership.orders import (
+    JOURNALS_MAX,
+    AttemptWanted,
     GhostsReleased,
     JournalOwner,
     LinkLost,
@@ -184,7 +186,10 @@ class FilesystemRecovery:
         if journal == NO_JOURNAL and (self.members or not self.dead):
             if self.dead:
                 return None
-            return f"all {self.journals} journals of {self.name} are in use: unmount it somewhere, or add journals"
+            return (
+                f"all {self.journals} journals of {self.name} are in use: unmount it somewhere, or add some: "
+                f"matrixctl fs grow {self.name} --journals N"
+            )
         self.adopt(report, node, journal)
         self._is_changed = True
         return journal
@@ -243,8 +248,12 @@ class FilesystemRecovery:
             self._on_replayed(node, reply)
         elif isinstance(reply, LinkLost):
             self._on_link_lost(node, reply, now)
+        elif isinstance(reply, AttemptWanted):
+            self._is_changed |= reply.attempt == self.attempt and self.phase is Phase.IDLE
         elif reply.attempt == self.attempt and self.phase in ANSWERS[type(reply)]:
             other = isinstance(reply, GhostsReleased) and not self._is_target(reply.node, reply.incarnation)
+            if isinstance(reply, Rebuilt):
+                self.journals = max(self.journals, min(reply.journals, JOURNALS_MAX))
             if not other and not (isinstance(reply, Suspended) and self._is_unread(node, reply)):
                 self.waiting.discard(node)
         self.drive(now)

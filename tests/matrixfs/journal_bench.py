@@ -69,7 +69,7 @@ async def bench_of(journal_blocks: int = 64, **options: object) -> Bench:
     superblock = volume.superblock
     superblock.journal_blocks = journal_blocks  # a shorter log than the area has room for
     journal = Journal(volume.disk, superblock, 0, SimClock())
-    await journal.open(await read_journal_header(volume.disk, superblock, 0), *OWNER, salt=99)
+    journal.open(await read_journal_header(volume.disk, superblock, 0), *OWNER, salt=99)
     volume.disk.mark()
     return Bench(volume, journal)
 

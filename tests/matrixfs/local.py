@@ -92,19 +92,24 @@ async def small_disk(*, size: int = 16 * MIB, journal_blocks: int | None = 64, s
 
 
 @asynccontextmanager
-async def mounted(disk: SimDisk | None = None, *, clean: bool = True, **options: int) -> AsyncIterator[Local]:
-    """A mount of ``disk``, or of a new one; left cleanly at the end of the block, or cut off if not ``clean``."""
+async def mounted(
+    disk: SimDisk | None = None, *, clean: bool = True, index: int = 0, **options: int
+) -> AsyncIterator[Local]:
+    """A mount of ``disk``, or of a new one; left cleanly at the end of the block, or cut off if not ``clean``.
+
+    ``index``: its journal.
+    """
     disk = disk or await small_disk(**options)
     superblock = await read_superblock(disk)
-    for index in range(superblock.journals):
-        await replay(disk, superblock, index, expect=None)
+    for number in range(superblock.journals):
+        await replay(disk, superblock, number, expect=None)
     failures: list[BaseException] = []
     clock, manager = SimClock(), GrantsAll()
     locks = LockCache(clock, failures.append)
     locks.attach(manager)
     manager.cache = locks
-    journal = Journal(disk, superblock, 0, clock)
-    await journal.open(await read_journal_header(disk, superblock, 0), 0, 1, disk.rng.getrandbits(63))
+    journal = Journal(disk, superblock, index, clock)
+    journal.open(await read_journal_header(disk, superblock, index), 0, 1, disk.rng.getrandbits(63))
     volume = Volume(disk, superblock, locks, journal, clock, SimRng(2), lambda _: True, 0)
     local = Local(disk, volume, locks, manager)
     local.failures = failures

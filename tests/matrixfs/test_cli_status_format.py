@@ -102,7 +102,7 @@ Filesystem web (77aa0000-0000-4000-8000-000000000002)   8 journals
 
 Recoveries, newest first (seconds)
   2026-11-18 11:08:20  web, attempt 12.3, after the death of n3: 0.502 s (suspend 0.002, replay 0.500); ISOLATED: journal 2: bad checksum
-  2026-11-18 11:06:40  web, attempt 11.1, members changed: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
+  2026-11-18 11:06:40  web, attempt 11.1, members changed, or it grew: 0.013 s (suspend 0.002, rebuild 0.010, resume 0.001)
 
 Fencing, newest first
   2026-11-18 11:08:20  n3 (3) by process: confirmed, killed 2 processes
@@ -183,3 +183,14 @@ def test_names_from_the_disk_cannot_drive_the_terminal() -> None:
     assert text.startswith("Cluster web?[2J?root (")
     assert "n?1*" in text
     assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_who_holds_it_frozen() -> None:
+    freeze = {"frozen": True, "seconds": 12.34, "left": 47.66, "error": ""}
+    mounts = [{**STATUS["remote_mounts"][0], "counters": {"freeze": freeze}}]
+    text = changed(remote_mounts=mounts)
+    assert "  FROZEN by n2 for 12.3 s: writers wait; it thaws by itself in 47.7 s\n" in text
+    mounts[0]["counters"] = {"freeze": {**freeze, "frozen": False}}
+    assert "  being frozen by n2 for 12.3 s: mounts bring home what they changed\n" in changed(remote_mounts=mounts)
+    mounts[0]["counters"] = {"freeze": {**freeze, "frozen": False, "error": "it came to nothing"}}
+    assert "frozen" not in changed(remote_mounts=mounts)

@@ -1,4 +1,4 @@
-"""The journal's invariants J1 to J6 of matrixfs/fs/journal.py, each by itself, with the product's own replay."""
+"""The journal's invariants J1 to J7 of matrixfs/fs/journal.py, each by itself, with the product's own replay."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matrixfs.fs.replay import read_journal_header
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, REVOKES_ALONE_MAX
 from membership.errors import DeviceError, Fenced
 from membership.label import BLOCK_BYTES
-from tests.matrixfs.journal_bench import bench_of, frames
-from tests.sim.disk import Flush, Write
+from tests.matrixfs.journal_bench import Bench, bench_of, frames
+from tests.sim.disk import Flush, SimDisk, Write
 
 # --- J1: transactions hold whole operations -----------------------------------------------------------------
 
@@ -79,10 +79,10 @@ async def test_a_large_transaction_is_in_parts_that_count_together() -> None:
     for offset in range(count):
         bench.change(offset, 7)
     await bench.journal.commit()
-    head, tail = bench.disk.writes
+    _, head, tail = bench.disk.writes  # the header first (J7)
     assert (head.length, tail.length) == ((IMAGES_MAX + 1) * BLOCK_BYTES, 6 * BLOCK_BYTES)
-    assert await bench.after_crash([0, count - 1], at=1) == [None, None]
-    assert await bench.after_crash([0, count - 1], at=2) == [7, 7]
+    assert await bench.after_crash([0, count - 1], at=2) == [None, None]
+    assert await bench.after_crash([0, count - 1], at=3) == [7, 7]
 
 
 async def test_more_revokes_than_a_frame_holds() -> None:
@@ -278,7 +278,7 @@ async def test_j4_a_commit_flushes_file_data_first() -> None:
     bench.journal.data_written()
     bench.change(0, 1)
     await bench.journal.commit()
-    assert [type(entry) for entry in bench.disk.log] == [Write, Flush, Write]
+    assert [type(entry) for entry in bench.disk.log] == [Write, Write, Flush, Write]  # the second one: the header (J7)
     assert bench.journal.statistics["flushes"] == 1
     bench.change(0, 2)
     await bench.journal.commit()
@@ -462,3 +462,51 @@ async def test_a_waiter_behind_a_failed_commit_is_told() -> None:
         await trio.testing.wait_all_tasks_blocked()
         bench.disk.resume()
     assert sorted(outcomes) == ["DeviceError", "Fenced"]
+
+
+# --- J7: the header ------------------------------------------------------------------------------------------
+
+
+async def state_on(disk: SimDisk, bench: Bench) -> int:
+    return (await read_journal_header(disk, bench.superblock, 0)).state
+
+
+async def test_j7_a_journal_is_clean_until_the_first_commit() -> None:
+    bench = await bench_of()
+    assert bench.journal.resting
+    bench.change(0, 1)
+    assert not bench.journal.resting
+    assert bench.disk.writes == []
+    await bench.journal.commit()
+    assert [await state_on(bench.disk.crash_image(at, "drop"), bench) for at in range(3)] == [CLEAN, DIRTY, DIRTY]
+
+
+async def test_j7_a_journal_that_rests_is_empty_and_goes_on() -> None:
+    bench = await bench_of()
+    for turn in range(1, 40):  # some laps around the log
+        bench.change(turn % 7, turn)
+        await bench.journal.commit()
+        if turn % 3 == 0:
+            await bench.journal.rest()
+            assert bench.journal.resting
+            before = len(bench.disk.writes)
+            await bench.journal.rest()
+            assert len(bench.disk.writes) == before, "it rests already"
+            image = bench.disk.crash_image(len(bench.disk.log), "drop")
+            assert await state_on(image, bench) == CLEAN
+            assert await bench.in_place(turn % 7, image) == turn, "in place, without a replay"
+        assert (await bench.after_crash([turn % 7])) == [turn]
+
+
+async def test_j7_what_is_added_while_it_goes_to_rest_is_not_lost() -> None:
+    bench = await bench_of()
+    bench.disk.latency = (0.0, 0.01)
+    for seed in range(12):
+        bench.disk.rng.seed(seed)
+        bench.change(0, 2 * seed)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.journal.rest)
+            await trio.sleep(bench.disk.rng.uniform(0, 0.03))
+            bench.change(1, seed)
+            await bench.journal.commit()
+        assert await bench.after_crash([0, 1]) == [2 * seed, seed]

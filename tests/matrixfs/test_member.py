@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from matrixfs.fs import namespace
+from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.orders import JournalState, Suspend, Suspended
 from tests.sim.fs_world import World, run_world
 
@@ -15,6 +17,9 @@ def test_a_survey_reads_the_journals_when_the_order_comes() -> None:
     async def body(world: World) -> None:
         mounts = await world.start(0, 1)
         await world.leave(1)
+        volume = mounts[0].volume  # the header is written with the first commit (J7)
+        await namespace.mkdir(volume, ROOT_INODE, b"d", 0o755, 0, 0)
+        await volume.journal.commit()
         world.attempt += 1
         mounts[0].member.order(Suspend(world.attempt, survey=True))
         answer = await world._wait(mounts[0], Suspended)

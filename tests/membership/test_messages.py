@@ -34,6 +34,7 @@ from membership.messages import (
     packet_untrusted,
 )
 from membership.orders import (
+    AttemptWanted,
     Evict,
     GhostsReleased,
     JournalOwner,
@@ -51,6 +52,7 @@ from membership.orders import (
     Stuck,
     Suspend,
     Suspended,
+    Told,
     Withdraw,
     order_from_dict_untrusted,
     order_to_dict,
@@ -81,12 +83,15 @@ REPLIES = [
     Suspended(1),
     Suspended(1, (JournalState(0, 0, 0, dirty=False), JournalState(1, 3, BIG, dirty=True))),
     Rebuilt(2),
+    Rebuilt(2, 9),
     Resumed(3),
     Replayed(4, 3, BIG, ok=False, detail="x"),
     GhostsReleased(5, 3, 1),
     LinkLost(6, 2),
     LinkLost(6, 2, refused=True),
     Stuck("its process is stopped", 3.25),
+    AttemptWanted(7),
+    Told("grown"),
 ]
 REQUEST = MountRequest(
     b"F" * 16,

@@ -8,6 +8,8 @@ import pytest
 
 from membership.messages import MountReport
 from membership.orders import (
+    JOURNALS_MAX,
+    AttemptWanted,
     GhostsReleased,
     JournalState,
     LinkLost,
@@ -88,3 +90,22 @@ def test_a_suspect_member_stops_every_phase_until_its_fence(phase: Phase):
     assert fs.phase is (Phase.ERROR if phase is Phase.ERROR else Phase.WAITING)
     fs.fenced(2, 7.0)
     assert fs.phase is (Phase.ERROR if phase is Phase.ERROR else Phase.SUSPEND)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_an_attempt_that_is_wanted_begins_when_nothing_else_goes_on(phase: Phase):
+    fs = recovery(phase)
+    fs.reply(1, 11, AttemptWanted(ATTEMPT - 1), 5.0)  # of one that is over: what was wanted has happened
+    fs.reply(1, 99, AttemptWanted(ATTEMPT), 5.0)
+    assert (fs.phase, fs.attempt) == (phase, ATTEMPT)
+    fs.reply(1, 11, AttemptWanted(ATTEMPT), 5.0)
+    assert (fs.phase, fs.attempt) == ((Phase.SUSPEND, ATTEMPT + 1) if phase is Phase.IDLE else (phase, ATTEMPT))
+
+
+def test_journals_that_were_added_are_learnt_from_who_rebuilt():
+    fs = recovery(Phase.REBUILD)
+    fs.reply(1, 11, Rebuilt(ATTEMPT, 9), 5.0)
+    fs.reply(2, 12, Rebuilt(ATTEMPT), 5.0)
+    assert fs.journals == 9
+    fs.reply(0, 10, Rebuilt(ATTEMPT, 1 << 40), 5.0)  # hostile
+    assert fs.journals == JOURNALS_MAX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +168,37 @@ def test_who_blocks_me_on_a_third_node(tree: Tree) -> None:
         assert [value for labels, value in metrics["matrixfs_lock_handovers_total"] if labels == here] > [0.0]
         assert metrics["matrixfs_lock_grant_seconds_count"]
         assert metrics["matrixfs_recovery_phase_seconds"]
+
+
+def test_a_freeze_and_who_waits_for_its_end(tree: Tree) -> None:
+    lab, (n1, n2, _) = tree.lab, tree.lab.nodes
+    for name in ("still", "waits"):
+        (tree.b / name).write_bytes(b"still")
+    ctl(lab, n1, "fs", "freeze", lab.name)
+    with writer(tree.b / "waits") as process:
+        try:
+            wait_until(lambda: "waits   n2 to change it (CW)" in ctl(lab, n1, "locks", "--waiters").stdout, "n2 waits")
+            assert "held    EX by n1" in (shown := ctl(lab, n2, "locks", "--waiters").stdout)
+            assert "it holds the filesystem frozen (matrixctl fs thaw)" in shown
+            assert "FROZEN by n1 for" in ctl(lab, n2, "status").stdout
+            assert (tree.c / "still").read_bytes() == b"still"
+        finally:
+            assert ctl(lab, n2, "fs", "thaw", lab.name).stdout == f"{lab.name} goes on\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "wrote\n"
+    assert ctl(lab, n1, "fs", "thaw", lab.name, check=False).returncode == 2
+
+
+def test_a_grown_filesystem_is_seen_by_all(tree: Tree) -> None:
+    lab, (n1, _, n3) = tree.lab, tree.lab.nodes
+    (tree.b / "busy").write_bytes(b"x")
+    before = os.statvfs(tree.a).f_blocks
+    with writer(tree.b / "busy", "on"):
+        done = ctl(lab, n3, "fs", "grow", lab.name, "--size", "640M", "--journals", "9")
+    assert "had 8 journals and has 9 now" in done.stdout
+    after = {os.statvfs(path).f_blocks for path in tree.paths}
+    assert len(after) == 1
+    assert after.pop() > before + 127 * 256 - 4096  # a journal less
+    (tree.c / "more").write_bytes(b"m" * (1 << 20))
+    assert (tree.a / "more").read_bytes() == b"m" * (1 << 20)
+    assert "has all of its store already" in ctl(lab, n1, "fs", "grow", lab.name).stdout

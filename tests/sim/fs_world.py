@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 from trio.testing import MockClock
@@ -23,6 +24,7 @@ from matrixfs.member import Member
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import Fenced
 from membership.orders import (
+    AttemptWanted,
     GhostsReleased,
     Order,
     Rebuild,
@@ -59,7 +61,7 @@ class SimMount:
         self.fatal: BaseException | None = None
         self.scope = trio.CancelScope()
         self.member = Member(
-            self.port, world.superblock, self.transport, world.clock, SimRng(world.rng.random()),
+            self.port, replace(world.superblock), self.transport, world.clock, SimRng(world.rng.random()),
             node, incarnation, self._reply, self._fatal,
         )  # fmt: skip
 
@@ -125,6 +127,8 @@ class World:
     def replied(self, mount: SimMount, reply: Reply) -> None:
         self._replies.append((mount.instance, reply))
         self._wake()
+        if isinstance(reply, AttemptWanted) and reply.attempt == self.attempt and not self._admin.locked():
+            self._nursery.start_soon(self.change)
 
     # --- what tests call ----------------------------------------------------------------------------
 

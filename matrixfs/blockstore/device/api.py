@@ -61,6 +61,10 @@ class Store(GuardedDevice, Protocol):
         """
         ...
 
+    async def measure(self) -> int:
+        """Learn anew how large the store is; return ``size_bytes``, which never shrinks.  Raises DeviceError."""
+        ...
+
     async def refuse_if_used(self, *, force: bool) -> bool:
         """Whether it bears traces of users, who may be dead; for mkfs.
 

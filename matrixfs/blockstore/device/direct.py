@@ -70,7 +70,14 @@ class DirectDevice:
 
     @property
     def size_bytes(self) -> int:
-        """Capacity when it was opened."""
+        """Capacity when it was opened, or measured last."""
+        return self._size_bytes
+
+    async def measure(self) -> int:
+        """``Store.measure``."""
+        await trio.lowlevel.checkpoint()
+        size = os.lseek(self._fd, 0, os.SEEK_END)  # of a block device too
+        self._size_bytes = max(self._size_bytes, size - size % self._sector_bytes)
         return self._size_bytes
 
     def statistics(self) -> dict[str, int | str]:

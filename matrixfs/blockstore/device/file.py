@@ -38,6 +38,17 @@ class FileDevice(DirectDevice):
             raise
         super().__init__(fd, name, sector_bytes, size_bytes)
 
+    def enlarge(self, size_bytes: int) -> None:
+        """Make the file so long, sparse; one that is as long already stays as it is.  ``measure`` then finds it.
+
+        Raises OperatorError: its filesystem does not take such a file.
+        """
+        try:
+            if os.fstat(self.fileno()).st_size < size_bytes:
+                os.ftruncate(self.fileno(), size_bytes)
+        except OSError as error:
+            raise OperatorError(f"{self.name}: can't make it {size_bytes} bytes long: {error.strerror}") from None
+
 
 def _sector_bytes(fd: int, name: str) -> int:
     """512 or 4096: what the filesystem takes for direct I/O.  It says so from Linux 6.1 on; else try reads."""

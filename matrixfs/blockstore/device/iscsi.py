@@ -33,7 +33,7 @@ import trio
 
 from matrixfs.blockstore.device.api import Counters, Guard, InFlight, buffer_bytes, check_range
 from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer, BufferPool
-from matrixfs.blockstore.scsi import commands
+from matrixfs.blockstore.scsi import answers, commands
 from matrixfs.blockstore.scsi import reservation_commands as reservations
 from matrixfs.blockstore.scsi.address import Address, Identity
 from matrixfs.blockstore.scsi.answers import Caching
@@ -142,8 +142,18 @@ class IscsiDevice:
 
     @property
     def size_bytes(self) -> int:
-        """Capacity when it was opened."""
+        """Capacity when it was opened, or measured last."""
         assert self._size_bytes, "not open"
+        return self._size_bytes
+
+    async def measure(self) -> int:
+        """``Store.measure``."""
+        try:
+            found = answers.capacity_untrusted(await self.command(commands.read_capacity()))
+        except BadMessage as error:
+            raise DeviceError(f"{self._name}: {error}") from None
+        if found.sector_bytes == self._sector_bytes:
+            self._size_bytes = max(self._size_bytes, found.size_bytes)
         return self._size_bytes
 
     def statistics(self) -> dict[str, int | str]:

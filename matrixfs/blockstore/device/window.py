@@ -46,6 +46,11 @@ class Window:
         """Length of the window."""
         return self._length
 
+    def extend(self, length: int) -> None:
+        """The device was enlarged, and the window reaches ``length`` bytes now.  Raises DeviceError if it is not so."""
+        check_range(self._device, "window", self._offset, length)
+        self._length = max(self._length, length)
+
     async def read(self, offset: int, length: int) -> bytes:
         """``SectorDevice.read``."""
         self._check("read", offset, length)

@@ -75,6 +75,9 @@ class SimOpener:
                 return port
         raise OperatorError(f"{path}: no such store")
 
+    async def measure(self, device: object) -> None:
+        """Simulated disks stay as large as they are."""
+
     def candidates(self) -> list[str]:
         return []
 
