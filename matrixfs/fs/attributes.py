@@ -11,6 +11,7 @@ from matrixfs.fs import data
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.modes import PR
+from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -71,16 +72,26 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.gid is not None:
             inode.gid = changes.gid
         if changes.atime_ns is not None:
-            inode.atime_ns = changes.atime_ns
+            inode.atime_ns = _storable(changes.atime_ns)
         volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = changes.mtime_ns
+            inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
 
 
 async def readlink(volume: Volume, ino: int) -> bytes:
     """The target of a symlink.  Raises OSError ESTALE, EINVAL, CorruptionError, DeviceError, Fenced."""
     with Held(volume) as held:
+def without_set_id(mode: int) -> int:
+    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
+
+
+def _storable(time_ns: int) -> int:
+    """A time that anybody may have asked for, cut to what an inode holds, as Linux has filesystems do."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
+
+
         inode = await held.shared(ino)
         if not stat.S_ISLNK(inode.mode):
             raise OSError(errno.EINVAL, "no symbolic link")
