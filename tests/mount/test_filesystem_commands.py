@@ -5,6 +5,7 @@ A shorter form of it is in test_seeing_contention.py.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
