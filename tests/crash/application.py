@@ -159,13 +159,13 @@ class Application:
 
     async def fsync(self, thing: Thing) -> None:
         """fsync(2); of a directory too."""
-        sync = self.history.sync_begins(self.node, [self._alive(thing)])
+        sync = self.history.fsync_begins(self.node, self._alive(thing))
         await data.fsync(self.volume, self.history.inodes[thing], False)
         self.history.synced(sync)
 
     async def sync(self) -> None:
         """sync(2) on this node."""
-        sync = self.history.sync_begins(self.node, self.history.contents)
+        sync = self.history.sync_begins(self.node)
         await self.volume.sync()
         self.history.synced(sync)
 

@@ -2,8 +2,8 @@
 
     H1  A node's operations on names and attributes survive as a prefix of the order in which they returned: each is
         whole or did not happen, and none without those before it (J1: one log, whole operations).
-    H2  The prefix of a node reaches at least to what had returned when an fsync or sync began that has returned (R10),
-        and to its last operation on anything that another node has used since (R8).
+    H2  The prefix of a node reaches at least to what had returned when an fsync or sync of its began that has returned,
+        to its last operation on what any node fsynced (R10), and on anything that another node has used since (R8).
     H3  Each sector of a file is what the file had there after one of its changes: not an older one than an fsync
         covered, nor than a change of another node's that its writer has seen.  J4 leaves no other zeros, fsync or not.
     H4  A sector that a truncation took from the file is not shown again when the file is longer again.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import stat
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -59,8 +58,7 @@ class Content(NamedTuple):
 class Sync(NamedTuple):
     """What an fsync or sync that has begun will cover."""
 
-    node: int
-    number: int
+    numbers: dict[int, int]  # of each node's operations
     contents: dict[Thing, int]
 
 
@@ -155,19 +153,26 @@ class History:
         self.used(node, thing)
         self.contents[thing].append(Content(begun, node, data))
 
-    def sync_begins(self, node: int, things: Iterable[Thing]) -> Sync:
-        """An fsync of ``things`` by ``node`` begins."""
+    def fsync_begins(self, node: int, thing: Thing) -> Sync:
+        """An fsync of ``thing`` begins: it covers all that ``node`` did, and what anybody did to this thing."""
+        covers = {node: len(self._returned[node])}
+        user, number = self._last_user.get(thing, (node, 0))
+        covers.setdefault(user, number)
+        versions = self.contents.get(thing)
+        return Sync(covers, {thing: len(versions) - 1} if versions else {})
+
+    def sync_begins(self, node: int) -> Sync:
+        """A sync begins: it covers all that ``node`` did."""
         covered: dict[Thing, int] = {}
-        for thing in things:
-            versions = self.contents.get(thing, [])
+        for thing, versions in self.contents.items():
             mine = [index for index, version in enumerate(versions) if version.node in (node, -1)]
-            if mine:
-                covered[thing] = mine[-1]
-        return Sync(node, len(self._returned[node]), covered)
+            covered[thing] = mine[-1] if mine else 0
+        return Sync({node: len(self._returned[node])}, covered)
 
     def synced(self, sync: Sync) -> None:
         """It returned without an error."""
-        self._floors[sync.node].rise(self.time, sync.number)
+        for node, number in sync.numbers.items():
+            self._floors[node].rise(self.time, number)
         for thing, index in sync.contents.items():
             self._content_floors[thing].rise(self.time, index)
 

@@ -103,7 +103,7 @@ async def story() -> tuple[SimDisk, History]:
     assert history.made(Made(100), b"") == 1
     history.changed(0, {("name", ROOT, b"one"): 1, ("attributes", 1): FILE})
     history.wrote(0, 1, 0, tagged(1, 1, 0, 2048))
-    sync = history.sync_begins(0, [1])
+    sync = history.fsync_begins(0, 1)
     await disk.flush()
     history.synced(sync)
     history.wrote(0, 1, 1, overlaid(history.contents[1][-1].data, 512, tagged(1, 2, 512, 1024)))
