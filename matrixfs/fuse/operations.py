@@ -373,7 +373,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             return await self._write_cached(handle, offset, buf)
         if handle.append:
             await self._drop_set_id(handle.ino)
-        return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        if handle.synchronous:
+            await self._data.fsync(self._volume, handle.ino, False)
+        return written
 
     async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
         """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
