@@ -129,15 +129,7 @@ class _Mount:
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
                     f"serves {superblock.name!r}"
                 )
-            self._mesh = LinkMesh(
-                PeerAddress(cluster.node_id, self._incarnation, cluster.node_address, 0),
-                f"lockspace:{superblock.owner.hex()}",
-                cluster.cluster_uuid,
-                cluster.cluster_key,
-                self._clock,
-                self._rng,
-                encrypt=cluster.encrypt,
-            )
+            self._mesh = self._make_mesh(superblock)
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
             admission = await self._session.join(request)
@@ -179,6 +171,18 @@ class _Mount:
         watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
         for part in (watch, named, self._grower, self._freezer, self._scrubber):
             self._answers.add(part.handlers())
+
+    def _make_mesh(self, superblock: Superblock) -> LinkMesh:
+        cluster = self._session.cluster
+        return LinkMesh(
+            PeerAddress(cluster.node_id, self._incarnation, cluster.node_address, 0),
+            f"lockspace:{superblock.owner.hex()}",
+            cluster.cluster_uuid,
+            cluster.cluster_key,
+            self._clock,
+            self._rng,
+            encrypt=cluster.encrypt,
+        )
 
     def _make_access(self, traits: LunTraits) -> StorageAccess:
         return mount_access(

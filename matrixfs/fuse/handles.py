@@ -122,6 +122,16 @@ class Handle:
         """The kernel reads and writes it around its page cache."""
         return bool(self.flags & os.O_APPEND)
 
+    @property
+    def synchronous(self) -> bool:
+        """A write is durable before it is answered: O_SYNC or O_DSYNC (whose bit O_SYNC has too), with O_APPEND.
+
+        For other descriptors the kernel asks for an FSYNC after each write; where it goes around its page cache it
+        does not (measured on 6.18: 20 writes, no FSYNC).
+        """
+        wanted = os.O_APPEND | os.O_DSYNC
+        return self.flags & wanted == wanted
+
 
 class HandleTable:
     """All open files and directories, by file handle number."""

@@ -383,7 +383,10 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             await self._drop_capability(handle.ino)
         if handle.around_pages and not handle.by_root:
             await self._drop_set_id(handle.ino)
-        return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        if handle.synchronous:
+            await self._data.fsync(self._volume, handle.ino, False)
+        return written
 
     async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
         """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
