@@ -67,12 +67,14 @@ class Superblock(Record):
 
     def check_untrusted(self, where: str, blocks_available: int) -> None:
         """Check what the other decoders rely on.  Raises CorruptRecord."""
+        if self.features_incompatible & ~INCOMPATIBLE_KNOWN:
+            raise CorruptRecord(where, "incompatible features")
+        if not GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX:  # before anything is shifted by it
+            raise CorruptRecord(where, "group shift", f"{GROUP_SHIFT_MIN}..{GROUP_SHIFT_MAX}", self.group_shift)
         checks = (
-            ("incompatible features", self.features_incompatible & ~INCOMPATIBLE_KNOWN == 0),
             ("journals", 1 <= self.journals <= JOURNALS_MAX),
             ("journal blocks", JOURNAL_BLOCKS_MIN <= self.journal_blocks <= 1 << 24),
             ("journal start", self.journal_start >= SYSTEM_BLOCKS),
-            ("group shift", GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX),
             ("group start", self.group_start >= self.journal_start + self.journals * self.journal_blocks),
             ("group alignment", self.group_start & ((1 << self.group_shift) - 1) == 0),
             ("groups", self.groups >= 1 and self.group_block(self.groups - 1) + 2 <= self.blocks_total - 1),
