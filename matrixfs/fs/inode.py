@@ -5,9 +5,16 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, decode_index_untrusted
+from matrixfs.fs.blocks import (
+    Block,
+    EntryTable,
+    ExtentList,
+    Index,
+    decode_extents_untrusted,
+    decode_index_untrusted,
+)
 from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrusted
-from matrixfs.ondisk.extent import ExtentLeafRecord, unpack_extents_untrusted
+from matrixfs.ondisk.extent import ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
@@ -168,7 +175,7 @@ def _decode_root_untrusted(
         return decode_index_untrusted(found.tail, found.entries, where, superblock)
     if stat.S_ISDIR(found.mode):
         return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
-    return ExtentList(unpack_extents_untrusted(found.tail, found.entries, where, superblock.blocks_total), TAIL_BYTES)
+    return decode_extents_untrusted(found.tail, found.entries, where, superblock)
 
 
 def is_other_block(data: Buffer, superblock: Superblock, number: int) -> bool:

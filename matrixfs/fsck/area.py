@@ -48,17 +48,6 @@ class Area:
         await for_each(reads, read, workers=min(READERS, len(reads)))
         return found
 
-    def is_data_range(self, start: int, length: int) -> bool:
-        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
-        superblock = self.superblock
-        first, last = start - superblock.group_start, start + length - 1 - superblock.group_start
-        return (
-            first > 0
-            and last < superblock.blocks_total - 1 - superblock.group_start
-            and first >> superblock.group_shift == last >> superblock.group_shift < superblock.groups
-            and first & (1 << superblock.group_shift) - 1 != 0
-        )
-
 
 async def read_groups(area: Area) -> AsyncIterator[tuple[int, GroupRecord | CorruptRecord]]:
     """(index, its record or what is wrong with it) of every allocation group, in order.  Raises DeviceError."""

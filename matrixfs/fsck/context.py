@@ -52,7 +52,7 @@ class Context:
 
     def claim(self, inode: int, start: int, length: int = 1) -> bool:
         """Blocks belong to ``inode``; False, with a finding, when they can't or something else has them."""
-        if not self.area.is_data_range(start, length):
+        if not self.area.superblock.is_data_range(start, length):
             self.findings.add(BLOCK_FORBIDDEN, inode=inode, block=start)
             return False
         conflict = self.map.claim(start, length)

@@ -39,10 +39,10 @@ class Superblock(Record):
     created_ns: int = i64(184, "wall clock at mkfs, ns since the epoch")
 
     def group_of(self, block: int) -> int:
-        """Index of the group that holds ``block``.  ValueError when it lies in none."""
+        """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""
         index = (block - self.group_start) >> self.group_shift
         if not 0 <= index < self.groups:
-            raise ValueError(f"block {block} lies in no allocation group")
+            raise CorruptRecord(f"block {block}", "place", "in an allocation group", "outside")
         return index
 
     def group_block(self, index: int) -> int:
@@ -62,8 +62,17 @@ class Superblock(Record):
         """Whether an inode could have this number at all."""
         if number == ROOT_INODE or ORPHANS_START <= number < ORPHANS_START + self.journals:
             return True
-        offset = number - self.group_start
-        return offset >= 0 and number < self.blocks_total - 1 and offset & ((1 << self.group_shift) - 1) != 0
+        return self.is_data_range(number, 1)
+
+    def is_data_range(self, start: int, length: int) -> bool:
+        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
+        first, last = start - self.group_start, start + length - 1 - self.group_start
+        return (
+            first > 0
+            and start + length < self.blocks_total
+            and first >> self.group_shift == last >> self.group_shift < self.groups
+            and first & (1 << self.group_shift) - 1 != 0
+        )
 
     def check_untrusted(self, where: str, blocks_available: int) -> None:
         """Check what the other decoders rely on.  Raises CorruptRecord."""
