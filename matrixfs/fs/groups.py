@@ -150,6 +150,7 @@ def decode_group_untrusted(data: Buffer, superblock: Superblock, index: int) -> 
     address = superblock.group_block(index)
     where = f"block {address} (group {index})"
     found = GroupRecord.decode_untrusted(data, where, owner=superblock.owner, address=address)
+    found.check_untrusted(where)
     size = superblock.group_size(index)
     if found.index != index or found.blocks != size:
         raise CorruptRecord(where, "group size", size, found.blocks)

@@ -30,7 +30,7 @@ from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, Journ
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
-from membership.records import Record, check_header_untrusted
+from membership.records import GENERATION_MAX, Record, check_header_untrusted, next_generation
 from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
@@ -94,6 +94,8 @@ async def read_journal_header(device: SectorDevice, superblock: Superblock, inde
     # The position just behind the end is what a full lap leaves: the next frame is at 1 then.
     if not 1 <= header.block_first <= superblock.journal_blocks:
         raise CorruptRecord(where, "first frame", f"1..{superblock.journal_blocks}", header.block_first)
+    if header.sequence_first > GENERATION_MAX:
+        raise CorruptRecord(where, "first sequence", f"at most {GENERATION_MAX}", header.sequence_first)
     return header
 
 
@@ -125,7 +127,7 @@ async def replay(
     written = await _write_newer(device, superblock, log)
     await device.flush()
     header.state = CLEAN
-    header.generation += 1
+    header.generation = next_generation(header.generation)
     header.sequence_first = log.sequence_next
     header.block_first = 1
     await device.write(header.address * BLOCK_BYTES, header.encode(), durable=True)

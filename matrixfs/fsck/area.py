@@ -63,7 +63,9 @@ async def read_groups(area: Area) -> AsyncIterator[tuple[int, GroupRecord | Corr
 def _decode_group(superblock: Superblock, index: int, data: bytes) -> GroupRecord | CorruptRecord:
     block = superblock.group_block(index)
     try:
-        return GroupRecord.decode_untrusted(data, f"group {index}", owner=superblock.owner, address=block)
+        group = GroupRecord.decode_untrusted(data, f"group {index}", owner=superblock.owner, address=block)
+        group.check_untrusted(f"group {index}")
+        return group
     except CorruptRecord as error:
         return error
 
