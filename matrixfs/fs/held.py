@@ -10,6 +10,7 @@ from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
+from membership.errors import CorruptRecord
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -35,7 +36,13 @@ class Held:
             lock.drop(mode, exclusive)
 
     async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        """Hold any lock."""
+        """Hold any lock, once.
+
+        Raises CorruptRecord when it is held already: on a damaged store one inode may stand in two places of the tree,
+        and would be waited for by itself.
+        """
+        if any(held is lock for held, _, _ in self._locks):
+            raise CorruptRecord(f"inode {lock.number}", "place in the tree", "one", "two")
         if not lock.try_hold(mode, exclusive):
             await lock.hold(mode, exclusive)
         self._locks.append((lock, mode, exclusive))

@@ -50,6 +50,8 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
         if place.entry is None:
             return None
         lock = volume.inode_lock(place.entry.inode)
+        if lock is directory_lock:
+            raise CorruptionError(f"inode {parent}", "name", "another inode", "the directory itself")
         lock.hint = (parent, name)
         if not lock.try_hold(PR):
             await lock.hold(PR)
