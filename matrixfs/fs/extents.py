@@ -9,6 +9,7 @@ from matrixfs.fs import tree
 from matrixfs.fs.blocks import ExtentList, TreeBlock
 from matrixfs.fs.held import Held, free_metadata
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_used
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING
 
@@ -67,6 +68,7 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
             groups = await held.groups(indexes)
             await volume.journal.admit()
             # No checkpoint from here (J1).
+            check_used(volume.superblock, groups, _runs(victims, from_block, path if empties else None))
             inode.flags |= FLAG_TRUNCATING
             _cut(volume, inode, leaf, victims, from_block, groups)
             volume.journal.add(path.owner)
@@ -93,6 +95,25 @@ def _victims(volume: Volume, leaf: ExtentList, from_block: int) -> tuple[list[Ex
         indexes |= set(range(first, last + 1))
         victims.append(extent)
     return victims, indexes
+
+
+def _runs(victims: list[Extent], from_block: int, path: tree.Path | None) -> list[tuple[int, int]]:
+    """What goes with the victims' blocks from ``from_block`` on, and with the leaf and indexes of ``path``."""
+    runs: list[tuple[int, int]] = []
+    for logical, physical, length in victims:
+        kept = max(0, from_block - logical)
+        runs.append((physical + kept, length - kept))
+    return runs + (_emptied(path) if path is not None else [])
+
+
+def _emptied(path: tree.Path) -> list[tuple[int, int]]:
+    """The blocks that ``tree.prune`` takes out of the tree."""
+    runs = [(path.owner.address, 1)]
+    for owner, index, _ in reversed(path.steps):
+        if len(index.keys) > 1 or not isinstance(owner, TreeBlock):
+            break
+        runs.append((owner.address, 1))
+    return runs
 
 
 def _whole(victims: list[Extent], from_block: int) -> bool:
@@ -131,5 +152,7 @@ async def drop_tree(volume: Volume, inode: Inode) -> None:
         with Held(volume) as held:
             groups = await held.groups(indexes)
             await volume.journal.admit()
+            # No checkpoint from here (J1).
+            check_used(volume.superblock, groups, _emptied(path))
             for block in tree.prune(volume, inode, path):
                 free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)

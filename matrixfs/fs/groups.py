@@ -119,6 +119,10 @@ class Group(Block):
                 at, length = before, before_length + length
         runs[at] = length
 
+    def are_used(self, mask: int) -> bool:
+        """Whether the blocks of the bits in ``mask`` may be released: all in use, the bitmap's own not among them."""
+        return not mask & 1 and int.from_bytes(self.bitmap, "little") & mask == mask
+
     def _mark(self, at: int, length: int, used: bool) -> None:
         """Set or clear bits that must all be clear or set: anything else is a double use, our own bug."""
         bits = int.from_bytes(self.bitmap, "little")
