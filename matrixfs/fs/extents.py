@@ -132,7 +132,7 @@ def _cut(
         if kept:
             leaf.add(Extent(extent.logical, extent.physical, kept))
         start, length = extent.physical + kept, extent.length - kept
-        inode.blocks -= length
+        inode.blocks = max(0, inode.blocks - length)  # a count that is wrong on the store stays within bounds
         while length:  # merged extents may cross from one group into the next
             index = volume.superblock.group_of(start)
             end = volume.superblock.group_block(index) + volume.superblock.group_size(index)

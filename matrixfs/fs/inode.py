@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matrixfs.fs.dirty import DirtyRanges
     from matrixfs.locks.lock import Lock
 
+NLINK_MAX = (1 << 31) - 1  # counts that leave room for one more; fsck corrects greater ones
+COUNT_MAX = 1 << 52
 OTHER_MAGICS = frozenset((IndexRecord.MAGIC, DirectoryLeafRecord.MAGIC, ExtentLeafRecord.MAGIC, GroupRecord.MAGIC))
 
 _COPIED = (
@@ -154,6 +156,8 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
         raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
         raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
+    if found.nlink > NLINK_MAX or max(found.blocks, found.children) > COUNT_MAX:
+        raise CorruptRecord(where, "counts", "what can be", f"{found.nlink}, {found.blocks}, {found.children}")
     inode.root = _decode_root_untrusted(found, where, superblock)
     return inode
 

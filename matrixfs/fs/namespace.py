@@ -18,6 +18,7 @@ from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
 from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
 from matrixfs.fs.rename import rename
+from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
@@ -238,7 +239,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
             raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
         if inode.is_directory and inode.children:
             raise OSError(errno.ENOTEMPTY, "directory not empty")
-        last = inode.is_directory or inode.nlink == 1
+        last = inode.is_directory or inode.nlink <= 1
         if last:
             await make_orphan(volume, held, inode)
         else:
@@ -246,7 +247,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         # No checkpoint since then, or since make_orphan's change (J1).
         directories.remove(volume, directory, place)
         if inode.is_directory:
-            directory.nlink -= 1
+            lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
         volume.touch(inode, data=False)
         return inode.ino if last else 0

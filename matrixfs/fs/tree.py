@@ -173,6 +173,6 @@ def prune(volume: Volume, inode: Inode, path: Path) -> list[TreeBlock]:
             freed.append(owner)
     for block in freed:
         del inode.lock.blocks[block.address]
-    inode.blocks -= len(freed)
+    inode.blocks = max(0, inode.blocks - len(freed))
     volume.journal.add(inode)
     return freed

@@ -22,6 +22,8 @@ from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer, Clock, Rng, SectorDevice
 
+TIME_MAX = (1 << 63) - 1  # ns since the epoch that the field can hold
+VERSION_MASK = (1 << 64) - 1  # data versions are compared for being the same only
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 
 log = logging.getLogger(__name__)
@@ -155,8 +157,8 @@ class Volume:
         now = self.clock.wall_ns()
         inode.ctime_ns = now
         if data:
-            inode.mtime_ns = max(now, inode.mtime_ns + 1)
-            inode.data_version += 1
+            inode.mtime_ns = min(max(now, inode.mtime_ns + 1), TIME_MAX)
+            inode.data_version = (inode.data_version + 1) & VERSION_MASK
         self.journal.add(inode)
 
     def forgotten(self, ino: int) -> None:
