@@ -166,8 +166,8 @@ def _decode_root_untrusted(
     found: InodeRecord, where: str, superblock: Superblock
 ) -> bytes | Index | EntryTable | ExtentList:
     if found.layout == INLINE:
-        if found.size > TAIL_BYTES or found.depth:
-            raise CorruptRecord(where, "inline size", f"at most {TAIL_BYTES}", found.size)
+        if found.size > TAIL_BYTES or found.depth or stat.S_ISDIR(found.mode):
+            raise CorruptRecord(where, "inline size", f"at most {TAIL_BYTES}, no directory", found.size)
         return found.tail[: found.size]
     if found.layout != TREE:
         raise CorruptRecord(where, "layout", "INLINE or TREE", found.layout)
