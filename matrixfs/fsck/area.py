@@ -16,6 +16,7 @@ RUN_MAX = 64  # blocks of one read
 GAP_MAX = 4  # blocks read for nothing to save a read
 
 READ_AT_ONCE = 256  # blocks that a pass should ask for at once: 1 MiB of memory
+AHEAD_MAX = 2048  # blocks read ahead: 8 MiB of memory
 
 
 class Area:
@@ -24,18 +25,27 @@ class Area:
     def __init__(self, device: SectorDevice, superblock: Superblock) -> None:
         self.device = device
         self.superblock = superblock
+        self._ahead: dict[int, bytes] = {}
 
     async def read(self, block: int) -> bytes:
         """One block."""
-        return await self.device.read(block * BLOCK_BYTES, BLOCK_BYTES)
+        ahead = self._ahead.pop(block, None)
+        return ahead if ahead is not None else await self.device.read(block * BLOCK_BYTES, BLOCK_BYTES)
+
+    async def read_ahead(self, blocks: Collection[int]) -> None:
+        """Read what will be asked for next, each block once, all of it at the same time; what was ahead is dropped."""
+        self._ahead = {}
+        self._ahead = await self.read_many(blocks)
 
     async def read_many(self, blocks: Collection[int]) -> dict[int, bytes]:
         """Blocks by number."""
         wanted = set(blocks)
+        found = {block: self._ahead.pop(block) for block in wanted if block in self._ahead}
+        wanted -= found.keys()
         if len(wanted) == 1:
             (block,) = wanted
-            return {block: await self.read(block)}
-        found: dict[int, bytes] = {}
+            found[block] = await self.read(block)
+            return found
 
         async def read(run: tuple[int, int]) -> None:
             start, count = run
