@@ -53,7 +53,7 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
     The inode is held exclusively.  Between steps FLAG_TRUNCATING is set, so that a crash leaves a file
     whose truncation is finished before it grows again.
     """
-    while True:
+    while not inode.inline:  # a flag on a file without extents is damage, and no harm
         path = await tree.descend(volume, inode, LOGICAL_MAX)
         leaf = path.leaf
         assert isinstance(leaf, ExtentList)

@@ -13,7 +13,7 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key, pac
 from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, pack_extents
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord, pack_pairs
-from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
+from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE, InodeRecord
 from matrixfs.ondisk.journal import JournalHeader
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE, Superblock
 from membership.label import BLOCK_BYTES, DATA_BLOCK
@@ -288,6 +288,12 @@ async def groups_are_greater_than_memory(built: Built) -> None:
     for block in (superblock.blocks_total - 1, 0):
         superblock.address = block
         await built.put(superblock)
+
+
+@plot
+async def files_without_extents_are_being_truncated(built: Built) -> None:
+    for name in ("empty", "small", "symlink", "dir/sub"):
+        await built.change(name, flags=FLAG_TRUNCATING)
 
 
 @plot
