@@ -55,22 +55,22 @@ async def small_directories(directories: int, files: int) -> Volume:
 
 
 async def test_many_small_directories_are_read_in_parallel(autojump_clock: object) -> None:
-    volume = await small_directories(1000, 4)
+    volume = await small_directories(500, 4)
     watched = Watched(volume.disk)
     start = trio.current_time()
     context = await check_filesystem(Area(watched, volume.superblock), Findings(), Quiet())  # type: ignore[arg-type]
     waited = (trio.current_time() - start) * 1000
     assert context.findings.kept == []
-    assert (context.counts.files, context.counts.directories) == (4000, 1001)
+    assert (context.counts.files, context.counts.directories) == (2000, 501)
     assert watched.most == READERS
     assert watched.reads / waited > READERS / 3, "reads in flight on the average"
 
 
 async def test_memory_does_not_grow_with_the_files(autojump_clock: object) -> None:
-    """The same store with ten times as many files: the check takes no more."""
+    """The same store with eight times as many files: the check takes no more."""
     peaks = []
-    for files in (1, 10):
-        volume = await small_directories(200, files)
+    for files in (1, 8):
+        volume = await small_directories(150, files)
         tracemalloc.start()
         await check_filesystem(Area(volume.disk, volume.superblock), Findings(), Quiet())
         peaks.append(tracemalloc.get_traced_memory()[1])
