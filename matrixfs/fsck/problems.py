@@ -1,7 +1,7 @@
 """What can be wrong with a filesystem: one code, one check, one planted damage, one sentence each (F3).
 
 The sentence is what an administrator reads; the cure is what a repair does, "" where this version has none.
-``docs/format/filesystem.md`` is generated from this table, and ``tests/damage`` plants one damage per code.
+``docs/operator/fsck.md`` is generated from this table, and ``tests/damage`` plants one damage per code.
 """
 
 from __future__ import annotations
