@@ -124,6 +124,11 @@ class Store:
         if not 0 <= block < blocks:
             raise OperatorError(f"{block}: no block of the filesystem, which has 0 to {blocks - 1}")
 
+    def journal_blocks(self, index: int) -> range:
+        """The blocks of a journal, its header first."""
+        start = self.superblock.journal_block(index)
+        return range(start, start + self.superblock.journal_blocks)
+
     async def read_many(self, blocks: Collection[int]) -> dict[int, bytes]:
         """Those of the blocks that there are."""
         end = self.area.device.size_bytes // BLOCK_BYTES

@@ -18,25 +18,25 @@ from matrixfs.ondisk.superblock import ORPHANS_START
 async def journal(store: Store, index: str, *, frames: bool) -> Items:
     """A journal's header, and with ``frames`` what its log holds."""
     number = index_of(index, store.superblock.journals, "journal")
-    block = store.superblock.journal_block(number)
-    data = await store.read(block)
-    yield store.show(JournalHeader, data, f"journal {number}", block)
+    blocks = store.journal_blocks(number)
+    data = await store.read(blocks[0])
+    yield store.show(JournalHeader, data, f"journal {number}", blocks[0])
     if frames:
-        async for item in _frames(store, block, fields_of(JournalHeader, data)):
+        async for item in _frames(store, blocks, fields_of(JournalHeader, data)):
             yield item
 
 
-async def _frames(store: Store, start: int, header: dict[str, Any]) -> Items:
+async def _frames(store: Store, blocks: range, header: dict[str, Any]) -> Items:
     """The frames that a replay would read, in order; each has the next sequence number, so none comes twice."""
     sequence, position, count = header["sequence_first"], header["block_first"], 0
     while True:
-        found = await _frame_at(store, start, position, sequence, header["salt"])
+        found = await _frame_at(store, blocks, position, sequence, header["salt"])
         if found is None:
             break
         position, data = found
         title = f"frame {sequence} at position {position}"
-        yield store.show(FrameRecord, data, title, start + position)
-        async for item in _images(store, start + position, data, title):
+        yield store.show(FrameRecord, data, title, blocks[position])
+        async for item in _images(store, blocks[position + 1 :], data, title):
             yield item
         position += 1 + fields_of(FrameRecord, data)["images"]
         sequence, count = sequence + 1, count + 1
@@ -44,22 +44,21 @@ async def _frames(store: Store, start: int, header: dict[str, Any]) -> Items:
     yield line("end", text, {"frames": count, "sequence_next": sequence})
 
 
-async def _frame_at(store: Store, start: int, position: int, sequence: int, salt: int) -> tuple[int, bytes] | None:
+async def _frame_at(store: Store, blocks: range, position: int, sequence: int, salt: int) -> tuple[int, bytes] | None:
     """The frame numbered ``sequence``: at ``position``, or at 1 when it did not fit there."""
     for at in dict.fromkeys((position, 1)):
-        if not 1 <= at < store.superblock.journal_blocks:
+        if not 1 <= at < len(blocks):
             continue
-        data = await store.read(start + at)
+        data = await store.read(blocks[at])
         fields = fields_of(FrameRecord, data)
         if data[:8] == FrameRecord.MAGIC and (fields["sequence"], fields["salt"]) == (sequence, salt):
             return at, data
     return None
 
 
-async def _images(store: Store, block: int, data: bytes, title: str) -> Items:
-    """What the images of a frame are."""
-    count = min(fields_of(FrameRecord, data)["images"], store.superblock.journal_blocks)
-    read = await store.read_many(range(block + 1, block + 1 + count))
+async def _images(store: Store, behind: range, data: bytes, title: str) -> Items:
+    """What the images of a frame are, in the blocks behind it."""
+    read = await store.read_many(behind[: fields_of(FrameRecord, data)["images"]])
     for number, image in sorted(read.items()):
         kind = store.kinds.get(image[:8])
         name = kind.__name__ if kind is not None else "no structure"

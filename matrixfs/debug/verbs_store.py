@@ -154,8 +154,8 @@ async def _place(store: Store, at: int) -> str:
     if ORPHANS_START <= at < ORPHANS_START + superblock.journals:
         return f"the orphan directory of journal {at - ORPHANS_START}"
     for index in range(superblock.journals):
-        if 0 <= at - superblock.journal_block(index) < superblock.journal_blocks:
-            return f"journal {index}, position {at - superblock.journal_block(index)}"
+        if at in store.journal_blocks(index):
+            return f"journal {index}, position {store.journal_blocks(index).index(at)}"
     if at < superblock.group_start:
         return "not used"
     try:
