@@ -50,6 +50,10 @@ class Cat:
                 for portion in _zeros(at, min(start, end)):
                     yield portion
                 at = max(at, start)
+                if not getattr(extent, "written", True):  # where extents know it: reserved, and reads as zeros
+                    for portion in _zeros(at, stop):
+                        yield portion
+                    at = max(at, stop)
                 while at < stop:
                     data = await _blocks(store, extent, at)
                     taken = data[at % BLOCK_BYTES : at % BLOCK_BYTES + stop - at]

@@ -100,9 +100,9 @@ def _victims(volume: Volume, leaf: ExtentList, from_block: int) -> tuple[list[Ex
 def _runs(victims: list[Extent], from_block: int, path: tree.Path | None) -> list[tuple[int, int]]:
     """What goes with the victims' blocks from ``from_block`` on, and with the leaf and indexes of ``path``."""
     runs: list[tuple[int, int]] = []
-    for logical, physical, length in victims:
-        kept = max(0, from_block - logical)
-        runs.append((physical + kept, length - kept))
+    for extent in victims:
+        kept = max(0, from_block - extent.logical)
+        runs.append((extent.physical + kept, extent.length - kept))
     return runs + (_emptied(path) if path is not None else [])
 
 
