@@ -1,7 +1,7 @@
 """Whatever is on a store, fsck and a mount end, in bounds, and say what is wrong by its name (R11, issue 5).
 
 The default run takes the damages of ``images.py`` and ``SAMPLE`` changes by chance, always the same; ``--long`` takes
-all structures, fields and values, several changes at once from many seeds, and the golden images too.
+all fields and values of each structure, several changes at once from a few seeds, and the golden images: minutes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.sim.disk import SimDisk
 
 OURS = [kind for kind in structures().values() if kind.__module__.startswith("matrixfs.ondisk.")]
 SAMPLE = 18
+BYTES_SAMPLE = 60  # changes of fields of bytes, for each structure, in the long form
 GROWTH_MIB_MAX = 200  # of the process over all cases: a list without end is more
 AT_ONCE = 3  # changes made together in the combined cases
 
@@ -135,19 +136,23 @@ async def combined(image: Image, rng: random.Random, cases: int) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [*OURS, Label], ids=lambda kind: kind.__name__)
 async def test_all_fields_and_values(kind: type[Record], autojump_clock: object) -> None:
-    """Of up to three structures of a kind: those of the sample, of the journal and the last one."""
+    """Of a structure of each kind in place and of one in the journal; of fields of bytes a sample."""
     image = await built_image()
+    rng = random.Random(5)
     places = [place for place in image.places if place.kind is kind]
     assert places
-    for place in dict.fromkeys([*places[:1], *[p for p in places if p.frame][:1], *places[-1:]]):
-        await judge_changes(image, await image.changes(place, Values(0), random.Random(5)), thorough=True)
+    for place in dict.fromkeys([*places[:1], *[p for p in places if p.frame][:1]]):
+        changes = await image.changes(place, Values(0), rng)
+        in_bytes = [c for c in changes if c.field in kind.FIELDS and kind.FIELDS[c.field].kind == "bytes"]
+        skipped = set(rng.sample(in_bytes, max(0, len(in_bytes) - BYTES_SAMPLE)))
+        await judge_changes(image, [change for change in changes if change not in skipped])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 async def test_many_changes_at_once(seed: int, autojump_clock: object) -> None:
-    await combined(await built_image(), random.Random(seed), 100)
+    await combined(await built_image(), random.Random(seed), 60)
 
 
 @pytest.mark.long
