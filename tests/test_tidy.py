@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.fs": {"membership", "matrixfs.ondisk", "matrixfs.locks"},
     "matrixfs.fuse": {"membership"},
     "matrixfs.fsck": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.blockstore"},
+    "matrixfs.debug": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.fsck", "matrixfs.blockstore"},
     "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs"},
     "matrixfs.options": set(),
     "matrixfs.answers": {"membership"},

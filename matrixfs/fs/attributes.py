@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from matrixfs.fs import access_lists, acl, data, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.namespace import SYMLINK_MAX
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
+from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -127,6 +129,8 @@ async def readlink(volume: Volume, ino: int) -> bytes:
         inode = await held.shared(ino)
         if not stat.S_ISLNK(inode.mode):
             raise OSError(errno.EINVAL, "no symbolic link")
+        if inode.size > SYMLINK_MAX:
+            raise CorruptionError(f"inode {ino}", "length of the target", f"at most {SYMLINK_MAX}", inode.size)
         return await data.content(volume, inode, 0, inode.size)
 
 

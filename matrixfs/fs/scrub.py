@@ -228,10 +228,7 @@ class Scrub:
         by_group: dict[int, list[tuple[int, int]]] = {}
         for start, length in runs:
             while length:
-                try:
-                    index = superblock.group_of(start)
-                except ValueError:
-                    return f"block {start} lies in no allocation group"
+                index = superblock.group_of(start)
                 part = min(length, superblock.group_block(index) + superblock.group_size(index) - start)
                 by_group.setdefault(index, []).append((start - superblock.group_block(index), part))
                 start, length = start + part, length - part

@@ -25,6 +25,7 @@ from membership.label import BLOCK_BYTES
 from membership.seams import Buffer, Clock, Rng, SectorDevice
 
 CLOCKS_APART_MAX_NS = 10**10  # between nodes; what is further ahead was not set by a write
+VERSION_MASK = (1 << 64) - 1  # data versions are compared for being the same only
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Volume:
         if data:
             ahead_ns = inode.mtime_ns - now
             inode.mtime_ns = inode.mtime_ns + 1 if 0 <= ahead_ns < CLOCKS_APART_MAX_NS else now
-            inode.data_version += 1
+            inode.data_version = (inode.data_version + 1) & VERSION_MASK
         self.journal.add(inode)
 
     def forgotten(self, ino: int) -> None:

@@ -70,10 +70,10 @@ class Superblock(Record):
         return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
 
     def group_of(self, block: int) -> int:
-        """Index of the group that holds ``block``.  ValueError when it lies in none."""
+        """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""
         index = (block - self.group_start) >> self.group_shift
         if not 0 <= index < self.groups:
-            raise ValueError(f"block {block} lies in no allocation group")
+            raise CorruptRecord(f"block {block}", "place", "in an allocation group", "outside")
         return index
 
     def group_block(self, index: int) -> int:
@@ -121,8 +121,17 @@ class Superblock(Record):
         """Whether an inode could have this number at all."""
         if number == ROOT_INODE or ORPHANS_START <= number < ORPHANS_START + self.journals:
             return True
-        offset = number - self.group_start
-        return offset >= 0 and number < self.blocks_total - 1 and offset & ((1 << self.group_shift) - 1) != 0
+        return self.is_data_range(number, 1)
+
+    def is_data_range(self, start: int, length: int) -> bool:
+        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
+        first, last = start - self.group_start, start + length - 1 - self.group_start
+        return (
+            first > 0
+            and start + length < self.blocks_total
+            and first >> self.group_shift == last >> self.group_shift < self.groups
+            and first & (1 << self.group_shift) - 1 != 0
+        )
 
     def capacity(self) -> int:
         """Blocks that files can have: those of all groups without their bitmaps and journals."""
@@ -150,13 +159,15 @@ class Superblock(Record):
 
     def check_untrusted(self, where: str, blocks_available: int) -> None:
         """Check what the other decoders rely on.  Raises CorruptRecord."""
+        if self.features_incompatible & ~INCOMPATIBLE_KNOWN:
+            raise CorruptRecord(where, "incompatible features")
+        if not GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX:  # before anything is shifted by it
+            raise CorruptRecord(where, "group shift", f"{GROUP_SHIFT_MIN}..{GROUP_SHIFT_MAX}", self.group_shift)
         runs, has_runs = self.runs()[1:], bool(self.features_incompatible & JOURNAL_RUNS)
         checks = (
-            ("incompatible features", self.features_incompatible & ~INCOMPATIBLE_KNOWN == 0),
             ("journals", 1 <= self.journals <= JOURNALS_MAX),
             ("journal blocks", JOURNAL_BLOCKS_MIN <= self.journal_blocks <= 1 << 24),
             ("journal start", self.journal_start >= SYSTEM_BLOCKS),
-            ("group shift", GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX),
             ("journal runs", sum(self.run_journals) < self.journals and (not runs or has_runs)),
             ("group start", self.group_start >= self.runs()[0].end),
             ("group alignment", self.group_start & ((1 << self.group_shift) - 1) == 0),

@@ -11,7 +11,6 @@ import trio.lowlevel
 from matrixfs.fs import attributes, data, namespace, readdir, xattrs
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.scrub import Damage, Scrub
-from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import FLAG_QUARANTINED
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import CorruptRecord
@@ -138,16 +137,6 @@ async def test_names_that_lead_nowhere_or_elsewhere() -> None:
             (b"/top/file", "the"),
         }
         below.parent, file.mode = top.ino, file.mode ^ 0o020000
-
-
-async def test_keys_outside_their_leaf_are_found() -> None:
-    async with mounted() as local:
-        _, file = await fill(local)
-        (extent,) = file.root.extents
-        file.root.extents[0] = Extent(extent.logical, 5, 1)  # a block before the groups
-        _, (damage,) = await scrub(local)
-        assert damage.is_quarantined
-        assert "lies in no allocation group" in damage.text
 
 
 async def test_changes_under_way_are_no_damage(autojump_clock: trio.testing.MockClock) -> None:
