@@ -11,6 +11,7 @@ from matrixfs.fs import data
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.modes import PR
+from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -71,11 +72,16 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.gid is not None:
             inode.gid = changes.gid
         if changes.atime_ns is not None:
-            inode.atime_ns = changes.atime_ns
+            inode.atime_ns = _storable(changes.atime_ns)
         volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = changes.mtime_ns
+            inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
+
+
+def _storable(time_ns: int) -> int:
+    """A time that anybody may have asked for, cut to what an inode holds, as Linux has filesystems do."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 async def readlink(volume: Volume, ino: int) -> bytes:

@@ -22,6 +22,8 @@ DEPTH_MAX = 6
 FLAG_TRUNCATING = 1  # extents past the end of file are being freed: finish that before the file may grow
 FLAGS_KNOWN = FLAG_TRUNCATING
 
+TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1  # 1677 to 2262: what the fields hold
+
 
 @record(magic=b"MXFSINOD", size=BLOCK_BYTES)
 class InodeRecord(Record):
