@@ -23,6 +23,7 @@ from membership.label import BLOCK_BYTES
 from membership.seams import Buffer, Clock, Rng, SectorDevice
 
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
+CLOCKS_APART_MAX_NS = 10**10  # between nodes; what is further ahead was not set by a write
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ class Volume:
         now = self.clock.wall_ns()
         inode.ctime_ns = now
         if data:
-            inode.mtime_ns = max(now, inode.mtime_ns + 1)
+            ahead_ns = inode.mtime_ns - now
+            inode.mtime_ns = inode.mtime_ns + 1 if 0 <= ahead_ns < CLOCKS_APART_MAX_NS else now
             inode.data_version += 1
         self.journal.add(inode)
 
