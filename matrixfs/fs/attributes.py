@@ -27,6 +27,7 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
             await data.resize(volume, inode, changes.size)
+        if changes.drop_set_id:
+            inode.mode = without_set_id(inode.mode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if changes.uid is not None:
@@ -77,6 +80,11 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
+
+
+def without_set_id(mode: int) -> int:
+    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _storable(time_ns: int) -> int:

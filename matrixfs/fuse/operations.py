@@ -294,9 +294,9 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(0)
     async def open(self, ino: int, flags: int, ctx: Any) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags, named=False), flags)
+        return self._file(await self._open(ino, flags, ctx.uid, named=False), flags)
 
-    async def _open(self, ino: int, flags: int, *, named: bool) -> Inode:
+    async def _open(self, ino: int, flags: int, uid: int, *, named: bool) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1).
 
         ``named``: it was found by its name just now, so the kernel's idea of an earlier file of that number, whose
@@ -305,7 +305,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
-                inode = await self._attributes.setattr(self._volume, ino, self._attributes.Changes(size=0))
+                changes = self._attributes.Changes(size=0, drop_set_id=uid != 0)
+                inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
             return inode if named else self._checked_inode(ino, inode)
@@ -341,7 +342,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
                 raise
             inode = await self._existing(parent, name, flags, ctx)
         stamp = self._caches.stamp
-        inode = await self._open(inode.ino, flags, named=True)
+        inode = await self._open(inode.ino, flags, ctx.uid, named=True)
         entry = self._entry(parent, name, inode, stamp)
         return self._file(inode, flags), entry
 
@@ -369,7 +370,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(handle=True)
     async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
         """Write, at the true end where the file was opened so."""
-        if self._opened_by_kernel:
+        if not handle.around_pages and (handle.append or self._opened_by_kernel):
             return await self._write_cached(handle, offset, buf)
         if handle.append:
             await self._drop_set_id(handle.ino)
@@ -381,7 +382,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         read(2) then asks for the size and drops them; a mapping would not.
         """
         written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
-        if handle.append:
+        if handle.around_pages and not handle.by_root:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:
                 self._caches.drop_pages_later(handle.ino)
@@ -389,17 +390,15 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         return written
 
     async def _drop_set_id(self, ino: int) -> None:
-        """Writing takes away set-user-ID and set-group-ID.
+        """Writing takes away set-user-ID and set-group-ID, as it does when it truncates.
 
         The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a
         flag for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
         """
         mode = (await self._attributes.getattr(self._volume, ino)).mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:  # without it, set-group-ID means mandatory locking
-            kept &= ~stat.S_ISGID
-        if kept != mode:
-            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(mode=stat.S_IMODE(kept)))
+        runs_as_group = stat.S_ISGID | stat.S_IXGRP  # without execution, set-group-ID means mandatory locking
+        if mode & stat.S_ISUID or mode & runs_as_group == runs_as_group:
+            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(drop_set_id=True))
             await self._caches.purge_inode(ino)  # the kernel doesn't ask for the mode after a write
 
     @upcall(handle=True)
@@ -427,7 +426,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
 
     @upcall(0)
     async def opendir(self, ino: int, ctx: Any) -> int:
-        """Open a directory."""
+        """Open a directory; as a file it outlives its name while it is open."""
+        await self._open(ino, os.O_DIRECTORY, ctx.uid, named=False)
         return self._handles.add(ino, os.O_DIRECTORY)
 
     @upcall()
