@@ -164,7 +164,7 @@ class Opens:
             inode = await held.exclusive(ino)
             if inode.nlink or not inode.orphaned_by or self.is_open(ino):
                 return
-            if not inode.is_directory and not await self._nobody_has_it_open(ino):
+            if not await self._nobody_has_it_open(ino):
                 self.left_to_others += 1
                 return
             await empty(volume, inode)

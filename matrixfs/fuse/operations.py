@@ -433,7 +433,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall()
     async def releasedir(self, fh: int) -> None:
         """The last descriptor of an open directory was closed."""
-        self._handles.remove(fh)
+        self._volume.opens.closed(self._handles.remove(fh).ino)
 
     @upcall(handle=True)
     async def readdir(self, handle: Handle, cookie: int, token: Any) -> None:
