@@ -207,6 +207,7 @@ class _Mount:
     async def _serve(self) -> None:
         volume = await self._member.wait_ready()
         volume.kernel = self._caches
+        volume.atimes.enabled = not self._options.read_only and "noatime" not in self._options.kernel_options
         try:
             await volume.opens.adopt(volume.journal.index)
         except CorruptionError as error:

@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from matrixfs.fs.allocation import Allocator
+from matrixfs.fs.atimes import Atimes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
@@ -22,8 +23,8 @@ from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer, Clock, Rng, SectorDevice
 
-SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 CLOCKS_APART_MAX_NS = 10**10  # between nodes; what is further ahead was not set by a write
+SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Volume:
         self.kernel: KernelCaches = NoKernelCaches()
         start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
         self.allocator = Allocator(device, superblock, locks, journal, is_local, start)
+        self.atimes = Atimes(self)
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self._inode_callouts = InodeCallouts(self)
@@ -152,7 +154,10 @@ class Volume:
     # --- times -----------------------------------------------------------------------------------------------
 
     def touch(self, inode: Inode, *, data: bool) -> None:
-        """The inode changed; with ``data``, so did its contents: mtime grows strictly (coherence.md, point 2)."""
+        """The inode changed; with ``data``, so did its contents: mtime then is another one (coherence.md, point 2).
+
+        It grows strictly as long as nodes' clocks are together; one set far ahead (``touch -d``) comes back to now.
+        """
         now = self.clock.wall_ns()
         inode.ctime_ns = now
         if data:
@@ -173,6 +178,7 @@ class Volume:
             nursery.start_soon(self.journal.run)
             task_status.started()
             async with trio.open_nursery() as background:
+                background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
                 background.start_soon(self.write_back.run)
                 background.start_soon(self._settle)

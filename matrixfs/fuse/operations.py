@@ -125,7 +125,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         reply.st_size = inode.size
         reply.st_blocks = inode.blocks512
         reply.st_blksize = BLOCK_BYTES
-        reply.st_atime_ns = inode.atime_ns
+        reply.st_atime_ns = self._volume.atimes.shown(inode)
         reply.st_mtime_ns = inode.mtime_ns
         reply.st_ctime_ns = inode.ctime_ns
         return reply
@@ -271,6 +271,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def readlink(self, ino: int, ctx: Any) -> bytes:
         """Target of a symbolic link; the kernel keeps it like a page."""
         target = bytes(await self._attributes.readlink(self._volume, ino))  # pyfuse3 dies of anything else
+        self._volume.atimes.note(ino)
         node = self._nodes.get(ino)
         if node is not None:
             node.pages = True
@@ -327,6 +328,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
             node.data_version = inode.data_version
             node.opens += 1
             node.pages = True
+        if keep and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME:
+            self._volume.atimes.note(inode.ino)  # the kernel may answer read(2) without us
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
@@ -363,6 +366,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
         data = await self._data.read(self._volume, handle.ino, offset, length)
+        if not handle.flags & os.O_NOATIME:
+            self._volume.atimes.note(handle.ino)
         if self._opened_by_kernel:
             self._caches.filled(handle.ino)
         return data
@@ -372,7 +377,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         """Write, at the true end where the file was opened so."""
         if not handle.around_pages and (handle.append or self._opened_by_kernel):
             return await self._write_cached(handle, offset, buf)
-        if handle.append:
+        if handle.around_pages and not handle.by_root:
             await self._drop_set_id(handle.ino)
         return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
 
@@ -382,7 +387,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         read(2) then asks for the size and drops them; a mapping would not.
         """
         written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
-        if handle.around_pages and not handle.by_root:
+        if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:
                 self._caches.drop_pages_later(handle.ino)
@@ -392,8 +397,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def _drop_set_id(self, ino: int) -> None:
         """Writing takes away set-user-ID and set-group-ID, as it does when it truncates.
 
-        The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a
-        flag for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
+        The kernel does that itself, but for descriptors that write around its page cache, and where open truncates,
+        it leaves it to us.  Root may keep them; other holders of CAP_FSETID are not known to us.
         """
         mode = (await self._attributes.getattr(self._volume, ino)).mode
         runs_as_group = stat.S_ISGID | stat.S_IXGRP  # without execution, set-group-ID means mandatory locking
@@ -445,6 +450,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
                 return
         after = cookie if cookie > DOT_DOT_COOKIE else 0
         entries = await self._readdir.entries(self._volume, handle.ino, after, handle.entries_limit)
+        if not handle.flags & os.O_NOATIME:
+            self._volume.atimes.note(handle.ino)
         fitted = 0
         for position, name, inode in entries:
             if not self._add(token, handle.ino, name, inode, position):

@@ -1,0 +1,89 @@
+"""Access times, as ``relatime`` has them, without a storm of locks.
+
+- T1. Reading notes an access when it counts: the time on the inode is not after the last change, or a day old.  Else
+  reading costs nothing.
+- T2. A noted access is shown at once on this node (``shown``), and written to the inode by a background round under
+  the exclusive lock: the others see it then.  So reading never waits for a lock it would not need otherwise.
+- T3. A round writes all inodes whose lock is here, and asks for at most ``ROUND_MAX`` others'; ``NOTED_MAX`` are
+  remembered: a tree that is read through for the first time costs its other readers a few locks a second, no more.
+  What is forgotten is an access time only.
+- T4. An access that is noted when the mount ends or dies is lost.
+
+Source: mount(8), ``relatime``; POSIX lets a filesystem defer the update of access times.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
+from matrixfs.locks.modes import EX
+from matrixfs.locks.resources import INODE, Resource
+from membership.errors import MatrixError
+
+if TYPE_CHECKING:
+    from matrixfs.fs.volume import Volume
+
+DAY_NS = 86_400 * 10**9
+ROUND_SECONDS = 5.0
+ROUND_MAX = 64
+NOTED_MAX = 4096
+
+log = logging.getLogger(__name__)
+
+
+class Atimes:
+    """The noted accesses of one mount.
+
+    Args:
+        volume: whose inodes.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._noted: dict[int, int] = {}  # inode number -> when it was read
+        self.enabled = True  # False for ``-o noatime`` and ``-o ro``
+
+    def note(self, ino: int) -> None:
+        """The inode was read just now."""
+        if not self.enabled:
+            return
+        lock = self._volume.locks.find(Resource(INODE, ino))
+        inode: Inode | None = lock.subject if lock is not None else None
+        if inode is None:
+            return
+        now_ns = self._volume.clock.wall_ns()
+        atime_ns = self.shown(inode)
+        is_due = atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - atime_ns >= DAY_NS
+        if is_due and (ino in self._noted or len(self._noted) < NOTED_MAX):
+            self._noted[ino] = now_ns
+
+    def shown(self, inode: Any) -> int:
+        """The access time to tell of an inode (T2); one noted before its last change, ``utimes`` too, is void."""
+        noted = self._noted.get(inode.ino, 0) if self._noted else 0
+        return noted if noted > inode.ctime_ns and noted > inode.atime_ns else inode.atime_ns
+
+    async def run(self) -> None:
+        """Write down what is noted, in rounds; until the volume closes."""
+        while await self._volume.pause(ROUND_SECONDS):
+            here = [ino for ino in self._noted if self._volume.inode_lock(ino).mode >= EX]
+            others = [ino for ino in self._noted if self._volume.inode_lock(ino).mode < EX]
+            for ino in here + others[:ROUND_MAX]:
+                try:
+                    await self._write(ino)
+                except (OSError, MatrixError) as error:  # it was deleted, or can't be read: there are louder ways
+                    log.debug("inode %d: access time not kept: %s", ino, error)
+                    self._noted.pop(ino, None)
+
+    async def _write(self, ino: int) -> None:
+        with Held(self._volume) as held:
+            inode = await held.exclusive(ino)
+            await self._volume.journal.admit()
+            # No checkpoint from here (J1).
+            atime_ns = self.shown(inode)
+            self._noted.pop(ino, None)
+            if atime_ns != inode.atime_ns and inode.nlink:
+                inode.atime_ns = atime_ns
+                self._volume.journal.add(inode)
