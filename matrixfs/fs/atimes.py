@@ -4,9 +4,9 @@
   reading costs nothing.
 - T2. A noted access is shown at once on this node (``shown``), and written to the inode by a background round under
   the exclusive lock: the others see it then.  So reading never waits for a lock it would not need otherwise.
-- T3. A round writes all inodes whose lock is here, and asks for at most ``ROUND_MAX`` others'; ``NOTED_MAX`` are
-  remembered: a tree that is read through for the first time costs its other readers a few locks a second, no more.
-  What is forgotten is an access time only.
+- T3. A round writes all inodes whose exclusive lock is here.  For others it asks only ``QUIET_SECONDS`` after the last
+  access that counted, and at most for ``ROUND_MAX``: taking the lock has the other readers' kernels drop their pages.
+  ``NOTED_MAX`` are remembered; what is forgotten is an access time only.
 - T4. An access that is noted when the mount ends or dies is lost.
 
 Source: mount(8), ``relatime``; POSIX lets a filesystem defer the update of access times.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DAY_NS = 86_400 * 10**9
 ROUND_SECONDS = 5.0
+QUIET_SECONDS = 30
 ROUND_MAX = 64
 NOTED_MAX = 4096
 
@@ -68,9 +69,10 @@ class Atimes:
     async def run(self) -> None:
         """Write down what is noted, in rounds; until the volume closes."""
         while await self._volume.pause(ROUND_SECONDS):
-            here = [ino for ino in self._noted if self._volume.inode_lock(ino).mode >= EX]
-            others = [ino for ino in self._noted if self._volume.inode_lock(ino).mode < EX]
-            for ino in here + others[:ROUND_MAX]:
+            quiet_ns = self._volume.clock.wall_ns() - QUIET_SECONDS * 10**9
+            here = {ino for ino in self._noted if self._volume.inode_lock(ino).mode >= EX}
+            quiet = [ino for ino, noted in self._noted.items() if noted < quiet_ns and ino not in here]
+            for ino in [*here, *quiet[:ROUND_MAX]]:
                 try:
                     await self._write(ino)
                 except (OSError, MatrixError) as error:  # it was deleted, or can't be read: there are louder ways

@@ -7,6 +7,7 @@ import pytest
 from matrixfs.fs import atimes, attributes, data
 from matrixfs.fs.atimes import DAY_NS
 from matrixfs.fs.inode import Inode
+from matrixfs.locks.modes import EX, PR
 from tests.matrixfs.local import Local, eventually, mounted
 from tests.sim.network import SimClock
 
@@ -100,3 +101,23 @@ async def test_a_file_that_went_is_forgotten(monkeypatch: pytest.MonkeyPatch, la
         made.mode = 0  # as deletion leaves it
         await eventually(lambda: not mount.volume.atimes._noted)
         made.mode = 0o100644
+
+
+async def test_the_lock_of_others_is_asked_for_only_when_the_file_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, later: Later
+) -> None:
+    """T3."""
+    monkeypatch.setattr(atimes, "ROUND_SECONDS", 0.001)
+    async with mounted() as mount:
+        first = await mount.file(b"first")
+        await mount.volume.sync()
+        await mount.give_up(first.ino)
+        first = await attributes.getattr(mount.volume, first.ino)  # under PR now
+        later(1)
+        mount.volume.atimes.note(first.ino)
+        other = await read_file(mount, later)
+        await eventually(lambda: other.atime_ns == mount.volume.atimes.shown(other) > other.ctime_ns)
+        assert first.lock.mode == PR
+        later(atimes.QUIET_SECONDS + 1)
+        await eventually(lambda: first.atime_ns > first.ctime_ns)
+        assert first.lock.mode == EX
