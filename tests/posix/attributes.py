@@ -33,8 +33,8 @@ GROUPS_OF = {"none": (), "team": (TEAM,)}
 def modes() -> Iterator[Case]:
     for kind in KINDS:
         for mode in (0, 0o777, 0o4755, 0o2755, 0o1755, 0o7777, 0o2644):
-            yield case(f"chmod/{kind}/{mode:o}", *make(kind, "x"), ("mark", "x"), ("chmod", "x", mode), ("moved", "x"),
-                       ("stat", "x"))
+            yield case(f"chmod/{kind}/{mode:o}", *make(kind, "x"), ("mark", "x"), ("chmod", "x", mode),
+                       ("moved_here", "x"), ("stat", "x"))
     for kind in ("file", "dir"):
         for mode in (0o6777, 0o2755, 0o2745, 0o4711, 0o1644, 0o1777):
             for how, groups in GROUPS_OF.items():
@@ -120,7 +120,7 @@ def set_times() -> Iterator[Case]:
     for kind in KINDS:
         for what, (accessed, modified) in pairs.items():
             if kind in ("file", "dir") or what in ("both", "now", "omit-set"):
-                by_now = "now" in what or kind in ("link", "dangling", "dirlink")  # following a link moves its own atime
+                by_now = "now" in what or kind in ("link", "dangling", "dirlink")  # following one moves its atime
                 shown: list[Step] = [] if by_now else [("stamps", "x")]
                 yield case(f"times/{kind}/{what}", *make(kind, "x"), ("mark", "x"),
                            ("utimens", "x", accessed, modified), ("utimens", "x", accessed, modified), *shown,

@@ -102,6 +102,15 @@ def reading_and_writing() -> Iterator[Case]:
                ("pwrite", "f", b"+2", 0), ("lseek", "f", 0), ("write", "f", b"+3"), ("lseek", "f", 0, 1),
                ("content", "x"), ("truncate", "x", 2), ("write", "f", b"+4"), ("content", "x"), ("lseek", "f", 0),
                ("read", "f", 50), ("put", "x", b"new"), ("write", "f", b"+5"), ("content", "x"))
+    yield case("io/append-later", ("put", "x", b"start"), ("open", "x", RW, 0, "a"), ("pread", "a", 9, 0),
+               ("move_to", 1),
+               ("open", "x", W | APPEND, 0, "b"), ("write", "b", b"+b"), ("set_flags", "a", APPEND),
+               ("write", "a", b"+a"),
+               ("content", "x"), ("pwrite", "a", b"+A", 0), ("set_flags", "b", 0), ("pwrite", "b", b"B", 1),
+               ("content", "x"), ("set_flags", "a", 0), ("pwrite", "a", b"A", 2), ("pread", "a", 30, 0),
+               ("content", "x"))
+    yield case("map/append", ("put", "x", b"0123456789"), ("open", "x", RW | APPEND), ("map_w", "f", 10),
+               ("map_private", "f", 10))
     yield case("io/append-across", ("put", "x", b"start"), ("open", "x", W | APPEND, 0, "a"), ("move_to", 1),
                ("open", "x", W | APPEND, 0, "b"), ("move_to", 2), ("open", "x", W | APPEND, 0, "c"),
                *(("write", "abc"[at % 3], b"%d," % at) for at in range(12)), ("content", "x"))

@@ -304,6 +304,18 @@ def deep() -> Iterator[Case]:
                ("repeat", 300, ("unlink", "l%d")), ("lstat", "f"))
 
 
+def read_only() -> Iterator[Case]:
+    """EROFS goes before most other refusals, and not before all."""
+    for what, step in ALL.items():
+        steps: list[Step] = [filled(step, path) for path in ("new", "file", "sub", "link", "nowhere/x", "file/x", "")]
+        yield case(f"read-only/{what}", *scene(), ("read_only",), *steps,
+                   *as_user(OWNER, filled(step, "new"), filled(step, "file"), filled(step, "closed/x")))
+    yield case("read-only/files", *scene(), ("read_only",), ("open", "file", R), ("open", "file", W),
+               ("open", "file", R | TRUNC), ("open", "new", CREAT | W), ("open", "file", CREAT), ("access", "file", 2),
+               ("access", "fifo", 2), ("utime_now", "file"), ("chmod", "nothing", 0), ("content", "file"))
+
+
 GROUPS = (
+    read_only,
     odd_paths, every_kind, new_things, removed_things, sticky, rights, faults, of_any_byte, deep,
 )

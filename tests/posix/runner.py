@@ -17,17 +17,20 @@ from tests.posix.steps import Steps, tree
 Trace = list[object]
 
 
-def run(cases: Sequence[Case], roots: Sequence[Path], *, first_mount: int = 0, across: bool = True) -> list[Trace]:
+def run(
+    cases: Sequence[Case], roots: Sequence[Path], *, first_mount: int = 0, across: bool = True, everywhere: bool = True
+) -> list[Trace]:
     """The traces of the cases, each in a new directory below ``roots``, which show the same tree.
 
-    A trace has a result for each step, and at the end what each mount shows of the directory: that is looked at when
+    A trace has a result for each step, and at the end what other mounts show of the directory: that is looked at when
     all cases are done, as looking at once would have the locks of every case travel, most of the time for nothing.
 
     Args:
         cases: what to do.
         roots: one directory as each mount shows it.
-        first_mount: where the first case makes its changes; the others follow in turn.
+        first_mount: where the first third of the cases makes its changes; then follows the next.
         across: see ``Steps``.
+        everywhere: look at the end on all mounts, and not just on one other.
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
@@ -40,7 +43,7 @@ def run(cases: Sequence[Case], roots: Sequence[Path], *, first_mount: int = 0, a
             die_with_parent()
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             with os.fdopen(write_end, "wb") as pipe:
-                pickle.dump(_run_all(cases, roots, first_mount, across), pipe)
+                pickle.dump(_run_all(cases, roots, first_mount, across, everywhere), pipe)
             code = 0
         except BaseException:  # noqa: BLE001 - a child must not run the parent's handlers
             traceback.print_exc()
@@ -56,14 +59,16 @@ def run(cases: Sequence[Case], roots: Sequence[Path], *, first_mount: int = 0, a
     return traces
 
 
-def _run_all(cases: Sequence[Case], roots: Sequence[Path], first_mount: int, across: bool) -> list[Trace]:
+def _run_all(
+    cases: Sequence[Case], roots: Sequence[Path], first_mount: int, across: bool, everywhere: bool
+) -> list[Trace]:
     traces: list[Trace] = []
+    for number in range(len(cases)):  # by one mount: else all would wait for one another's turns at that directory
+        os.mkdir(roots[first_mount] / f"{number:05}")
+        os.chmod(roots[first_mount] / f"{number:05}", 0o777)
     for number, case in enumerate(cases):
-        mount = (first_mount + number) % len(roots)
-        name = f"{number:05}"
-        os.mkdir(roots[mount] / name)
-        os.chmod(roots[mount] / name, 0o777)
-        opened = [os.open(root / name, os.O_RDONLY | os.O_DIRECTORY) for root in roots]
+        mount = _mount_of(number, cases, roots, first_mount)
+        opened = [os.open(root / f"{number:05}", os.O_RDONLY | os.O_DIRECTORY) for root in roots]
         try:
             os.fchdir(opened[mount])
             traces.append(Steps(opened, mount, across=across).run(case))
@@ -73,12 +78,17 @@ def _run_all(cases: Sequence[Case], roots: Sequence[Path], first_mount: int, acr
             os.chdir("/")
             for each in opened:
                 os.close(each)
-    for root in roots:
+    for look in range(len(roots)):
         for number, trace in enumerate(traces):
-            os.chdir(root / f"{number:05}")
-            trace.append(tree("."))
+            if everywhere or look == (_mount_of(number, cases, roots, first_mount) + 1) % len(roots):
+                os.chdir(roots[look] / f"{number:05}")
+                trace.append(tree("."))
     os.chdir("/")
     return traces
+
+
+def _mount_of(number: int, cases: Sequence[Case], roots: Sequence[Path], first_mount: int) -> int:
+    return (first_mount + number * len(roots) // len(cases)) % len(roots)
 
 
 def differing(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[Trace]) -> list[tuple[Case, list[str]]]:
@@ -88,7 +98,7 @@ def differing(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[Trac
         wrong = []
         for at, (left, right) in enumerate(zip(one, other, strict=True)):
             if left != right:
-                step = str(case.steps[at])[:200] if at < len(case.steps) else f"mount {at - len(case.steps)}"
+                step = str(case.steps[at])[:200] if at < len(case.steps) else "what is left"
                 wrong.append(f"{step}: {_shorter(left, right)}")
         if wrong:
             found.append((case, wrong))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import faulthandler
+import fcntl
 import hashlib
 import mmap
 import os
@@ -24,6 +26,9 @@ from tests.posix.cases import Case, Step
 
 LOOKS = frozenset(("stat", "lstat", "readlink", "names", "content", "sparse", "moved", "statvfs", "tree", "order"))
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_EMPTY_PATH = -100, 0x100, 0x200, 0x1000
+CLONE_NEWNS = 0x20000
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+MNT_DETACH = 2
 SHOWN_MAX = 64  # bytes of content that a trace shows as they are
 SLACK_NS = 2 * 10**9  # how far a new time may be from now
 PAST_NS = 10**18  # September 2001
@@ -73,6 +78,8 @@ class Steps:
         across: looks are done on the other mounts, each step so asking whether the nodes agree; else where changes are.
     """
 
+    _private = False  # whether this process has mounts of its own
+
     def __init__(self, directories: list[int], mount: int, *, across: bool) -> None:
         self._directories = directories
         self._across = across and len(directories) > 1
@@ -83,6 +90,7 @@ class Steps:
         self.sockets: list[socket.socket] = []
         self.maps: dict[str, mmap.mmap] = {}
         self._marks: dict[str, dict[str, int]] = {}
+        self._bound = b""
 
     # ---- the driver ----
 
@@ -139,6 +147,8 @@ class Steps:
             mapped.close()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         os.umask(0)
+        if self._bound:
+            call("umount2", self._bound, MNT_DETACH)
 
     def become(self, uid: int, gid: int, groups: tuple[int, ...]) -> None:
         """Take on a user's rights; root's are kept in reserve."""
@@ -168,6 +178,20 @@ class Steps:
             if results[-1] != results[0]:
                 return number, results[-1]
         return results[0]
+
+    def read_only(self) -> None:
+        """Have the case's directory mounted read-only over itself, for this process."""
+        if not self._private:
+            call("unshare", CLONE_NEWNS)
+            call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            Steps._private = True
+        here = os.fsencode(os.getcwd())
+        call("mount", here, here, None, MS_BIND, None)
+        call("mount", None, here, None, MS_BIND | MS_REMOUNT | MS_RDONLY, None)
+        self._bound = here
+        os.close(self._directories[self._mount])
+        os.chdir(here)
+        self._directories[self._mount] = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
 
     def restore(self, made: tuple[Step, ...]) -> None:
         """Do again those steps whose path has gone."""
@@ -399,6 +423,10 @@ class Steps:
             finally:
                 view.release()
 
+    def set_flags(self, key: str, flags: int) -> None:
+        """fcntl(F_SETFL)."""
+        fcntl.fcntl(self.files[key], fcntl.F_SETFL, flags)
+
     def lseek(self, key: str, offset: int, whence: int = 0) -> int:
         return os.lseek(self.files[key], offset, whence)
 
@@ -520,6 +548,7 @@ class Steps:
         """Touch a whole page past the end of the file: the signal that ends a process which does."""
         pid = os.fork()
         if pid == 0:
+            faulthandler.disable()
             libc.mmap.restype = ctypes.c_void_p
             address = libc.mmap(None, at + 1, mmap.PROT_READ, mmap.MAP_SHARED, self.files[key], 0)
             ctypes.string_at(address + at, 1)

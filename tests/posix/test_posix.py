@@ -6,20 +6,34 @@ what ext4 shows.  What differs on purpose is in ``differences``, with its reason
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.mount.conftest import Tree
+from tests.mount.crowd import together
 from tests.posix import attributes, contents, moves, names
 from tests.posix.cases import Case, numbered
+from tests.posix.chance import NAMES, one_file, one_tree
 from tests.posix.differences import DIFFERENCES, Difference
 from tests.posix.runner import Trace, differing, run
+from tests.posix.steps import tree as whole
 
 MODULES = (names, moves, attributes, contents)
 GROUPS = {group.__name__: numbered(group()) for module in MODULES for group in module.GROUPS}
 ACROSS = {"nameless", "reading_and_writing", "within", "moving_times"}  # whose steps are about what others see
+CASES_MAX = 16  # of a group, unless the long tests are run
+KIB = 1024
+# what names that others move meanwhile may lead to; everything else is an error of the filesystem
+MEANWHILE = {
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.ELOOP, errno.EPERM,
+}  # fmt: skip
 SHOWN_MAX = 60  # differences that a failure prints
 
 
@@ -30,14 +44,16 @@ def expected(case: Case) -> Difference | None:
     return found[0] if found else None
 
 
-def check(
-    cases: Sequence[Case], reference: Path, tree: Tree, first_mount: int = 0, *, across: bool = True
-) -> None:
+def check(cases: Sequence[Case], reference: Path, tree: Tree, **how: Any) -> None:
+    """Do the cases on ext4 and on the mounts; ``how``: see ``run``."""
     model = reference / tree.name
     model.mkdir()
-    wanted = run(cases, [model] * len(tree.paths), first_mount=first_mount, across=across)
-    got = run(cases, tree.paths, first_mount=first_mount, across=across)
-    assert_equal(cases, wanted, got)
+    assert_equal(cases, run(cases, [model] * len(tree.paths), **how), run(cases, tree.paths, **how))
+
+
+def some(cases: Sequence[Case]) -> Sequence[Case]:
+    """One of two cases, or of fifty: as many as the default run has time for."""
+    return cases[:: -(-len(cases) // CASES_MAX)]
 
 
 def assert_equal(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[Trace]) -> None:
@@ -51,7 +67,7 @@ def assert_equal(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[T
 @pytest.mark.seed("002-09")
 @pytest.mark.parametrize("group", GROUPS)
 def test_as_ext4_does_it(reference: Path, tree: Tree, group: str) -> None:
-    check(GROUPS[group], reference, tree, across=group in ACROSS)
+    check(some(GROUPS[group]), reference, tree, across=group in ACROSS, everywhere=False)
 
 
 @pytest.mark.long
@@ -61,4 +77,74 @@ def test_as_ext4_does_it(reference: Path, tree: Tree, group: str) -> None:
 def test_as_ext4_does_it_with_a_look_from_elsewhere_after_each_step(
     reference: Path, tree: Tree, group: str, first_mount: int
 ) -> None:
-    check(GROUPS[group], reference, tree, first_mount)
+    check(GROUPS[group], reference, tree, first_mount=first_mount)
+
+
+# --- by chance: in turn, with ext4 as the model; and at once, where all mounts must agree in the end ---------------
+
+
+def test_one_file(reference: Path, tree: Tree) -> None:
+    check([one_file(seed, 90, 200 * KIB) for seed in range(2)], reference, tree)
+
+
+def test_one_tree(reference: Path, tree: Tree) -> None:
+    check([one_tree(seed, 250) for seed in range(2)], reference, tree)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_one_file_long(reference: Path, tree: Tree, seed: int) -> None:
+    check([one_file(seed, 1500, size) for size in (5000, 100 * KIB, 3000 * KIB)], reference, tree)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_one_tree_long(reference: Path, tree: Tree, seed: int) -> None:
+    check([one_tree(seed, 3000)], reference, tree)
+
+
+def work(top: Path, seed: int, count: int) -> None:
+    """Random operations in a tree where others do the same."""
+    rng = random.Random(seed)
+
+    def path() -> str:
+        return os.path.join(top, *rng.choices(NAMES, k=rng.choice((1, 2, 2, 3))))
+
+    for _ in range(count):
+        call = rng.choice((
+            lambda: os.mkdir(path()), lambda: os.mkdir(path()), lambda: os.rmdir(path()),
+            lambda: Path(path()).write_bytes(rng.randbytes(rng.choice((5, 9000)))), lambda: os.unlink(path()),
+            lambda: os.rename(path(), path()), lambda: os.rename(path(), path()),
+            lambda: os.link(path(), path(), follow_symlinks=False), lambda: os.listdir(path()), lambda: os.stat(path()),
+            lambda: Path(path()).read_bytes(), lambda: os.truncate(path(), rng.randrange(9000)),
+            lambda: os.chmod(path(), rng.choice((0o700, 0o755))),
+        ))  # fmt: skip
+        try:
+            call()
+        except OSError as error:
+            if error.errno not in MEANWHILE:
+                raise
+
+
+def agree(tree: Tree) -> None:
+    """All mounts show the same; at the module's end fsck looks at it, too."""
+    shown = []
+    for path in tree.paths:
+        with contextlib.chdir(path):
+            shown.append(whole("."))
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_one_tree_at_once(tree: Tree) -> None:
+    together(*((work, path, seed, 120) for seed, path in enumerate(tree.paths)))
+    agree(tree)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(20))
+def test_one_tree_at_once_long(tree: Tree, seed: int) -> None:
+    together(*((work, path, 10 * seed + at, 3000) for at, path in enumerate(tree.paths * 2)))
+    agree(tree)
