@@ -17,8 +17,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.locks.resources import INODE, Resource
 from membership.errors import MatrixError
@@ -70,22 +70,29 @@ class Atimes:
         """Write down what is noted, in rounds; until the volume closes."""
         while await self._volume.pause(ROUND_SECONDS):
             quiet_ns = self._volume.clock.wall_ns() - QUIET_SECONDS * 10**9
-            here = {ino for ino in self._noted if self._volume.inode_lock(ino).mode >= EX}
-            quiet = [ino for ino, noted in self._noted.items() if noted < quiet_ns and ino not in here]
-            for ino in [*here, *quiet[:ROUND_MAX]]:
+            asked = 0
+            for ino, noted in list(self._noted.items()):
+                lock = self._volume.inode_lock(ino)
                 try:
-                    await self._write(ino)
+                    if lock.try_hold(EX, exclusive=True):
+                        await self._write_held(lock)
+                    elif noted < quiet_ns and asked < ROUND_MAX:
+                        asked += 1
+                        await lock.hold(EX, exclusive=True)
+                        await self._write_held(lock)
                 except (OSError, MatrixError) as error:  # it was deleted, or can't be read: there are louder ways
                     log.debug("inode %d: access time not kept: %s", ino, error)
                     self._noted.pop(ino, None)
 
-    async def _write(self, ino: int) -> None:
-        with Held(self._volume) as held:
-            inode = await held.exclusive(ino)
+    async def _write_held(self, lock: Lock) -> None:
+        try:
+            inode = await self._volume.load(lock)
             await self._volume.journal.admit()
             # No checkpoint from here (J1).
             atime_ns = self.shown(inode)
-            self._noted.pop(ino, None)
+            self._noted.pop(lock.number, None)
             if atime_ns != inode.atime_ns and inode.nlink:
                 inode.atime_ns = atime_ns
                 self._volume.journal.add(inode)
+        finally:
+            lock.drop(EX, exclusive=True)
