@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "unlink"]
 
-LINKS_MAX = 65_000
+LINKS_MAX = 65_000  # names of a file, as ext4 has it
+DIRECTORY_LINKS_MAX = (1 << 31) - 1  # directories in a directory: the field has 32 bits, and nothing is counted slowly
 SYMLINK_MAX = 4095
 
 
@@ -129,7 +130,7 @@ async def _make(
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
         is_directory = stat.S_ISDIR(mode)
-        if is_directory and directory.nlink >= LINKS_MAX:
+        if is_directory and directory.nlink >= DIRECTORY_LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
         count = 1 + bool(content) + directories.blocks_needed(place, name)
         group = await held.group(count, near=parent)

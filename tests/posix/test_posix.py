@@ -32,7 +32,7 @@ FOUND = {  # cases that have found something: always run
     "gone/dir-in-use", "io/append-later", "moving/ahead-1000000", "nameless/dir-1", "reading/names", "reading/read",
     "set-id/append/6777-0", "set-id/trunc/6777-65534", "times-far/1099511627776",
 }  # fmt: skip
-CASES_MAX = 16  # of a group, unless the long tests are run
+CASES_MAX = 12  # of a group, unless the long tests are run
 KIB = 1024
 # what names that others move meanwhile may lead to; everything else is an error of the filesystem
 MEANWHILE = {
@@ -73,6 +73,33 @@ def assert_equal(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[T
 @pytest.mark.parametrize("group", GROUPS)
 def test_as_ext4_does_it(reference: Path, tree: Tree, group: str) -> None:
     check(some(GROUPS[group]), reference, tree, across=group in ACROSS, everywhere=False)
+
+
+def test_two_mounts_of_one_tree_are_two_filesystems(tree: Tree) -> None:
+    """As with NFS: names are moved and linked within a mount; mv then copies."""
+    (tree.a / "f").write_text("f")
+    for call in (os.rename, os.link):
+        with pytest.raises(OSError) as caught:
+            call(tree.a / "f", tree.b / "g")
+        assert caught.value.errno == errno.EXDEV
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_as_many_names_as_there_can_be(tree: Tree) -> None:
+    """65,000 of a file, and more directories in a directory than that."""
+    (tree.a / "f").touch()
+    (tree.a / "links").mkdir()
+    (tree.a / "directories").mkdir()
+    for number in range(64_999):
+        os.link(tree.a / "f", tree.a / "links" / str(number))
+    with pytest.raises(OSError) as caught:
+        os.link(tree.b / "f", tree.b / "links" / "more")
+    assert caught.value.errno == errno.EMLINK
+    for number in range(66_000):
+        (tree.a / "directories" / str(number)).mkdir()
+    assert [os.stat(path / "f").st_nlink for path in tree.paths] == [65_000] * 3
+    assert [os.stat(path / "directories").st_nlink for path in tree.paths] == [66_002] * 3
 
 
 @pytest.mark.long
