@@ -7,7 +7,7 @@
 - T3. A round writes all inodes whose exclusive lock is here.  For others it asks only ``QUIET_SECONDS`` after the last
   access that counted, and at most for ``ROUND_MAX``: taking the lock has the other readers' kernels drop their pages.
   ``NOTED_MAX`` are remembered; what is forgotten is an access time only.
-- T4. An access that is noted when the mount ends or dies is lost.
+- T4. A clean end writes down what is noted, as far as the locks are to be had; what a mount noted that dies is lost.
 
 Source: mount(8), ``relatime``; POSIX lets a filesystem defer the update of access times.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DAY_NS = 86_400 * 10**9
 ROUND_SECONDS = 5.0
 QUIET_SECONDS = 30
+ASK_SECONDS_MAX = 0.2
 ROUND_MAX = 64
 NOTED_MAX = 4096
 
@@ -69,20 +70,27 @@ class Atimes:
     async def run(self) -> None:
         """Write down what is noted, in rounds; until the volume closes."""
         while await self._volume.pause(ROUND_SECONDS):
-            quiet_ns = self._volume.clock.wall_ns() - QUIET_SECONDS * 10**9
-            asked = 0
-            for ino, noted in list(self._noted.items()):
-                lock = self._volume.inode_lock(ino)
-                try:
-                    if lock.try_hold(EX, exclusive=True):
+            await self._round(self._volume.clock.wall_ns() - QUIET_SECONDS * 10**9)
+
+    async def close(self) -> None:
+        """Write down what is left; no operation is running (T4)."""
+        await self._round(self._volume.clock.wall_ns())
+
+    async def _round(self, quiet_ns: int) -> None:
+        """Write what is free to take, and ask for some of what was read before ``quiet_ns``."""
+        asked = 0
+        for ino, noted in list(self._noted.items()):
+            lock = self._volume.inode_lock(ino)
+            try:
+                if lock.try_hold(EX, exclusive=True):
+                    await self._write_held(lock)
+                elif noted <= quiet_ns and asked < ROUND_MAX:
+                    asked += 1
+                    if await lock.hold(EX, exclusive=True, timeout=ASK_SECONDS_MAX):
                         await self._write_held(lock)
-                    elif noted < quiet_ns and asked < ROUND_MAX:
-                        asked += 1
-                        await lock.hold(EX, exclusive=True)
-                        await self._write_held(lock)
-                except (OSError, MatrixError) as error:  # it was deleted, or can't be read: there are louder ways
-                    log.debug("inode %d: access time not kept: %s", ino, error)
-                    self._noted.pop(ino, None)
+            except (OSError, MatrixError) as error:  # it was deleted, or can't be read: there are louder ways
+                log.debug("inode %d: access time not kept: %s", ino, error)
+                self._noted.pop(ino, None)
 
     async def _write_held(self, lock: Lock) -> None:
         try:

@@ -216,6 +216,7 @@ class Volume:
     async def close(self) -> None:
         """Flush all, give up all locks, leave a clean journal.  No operation may be running."""
         await self._end_background()
+        await self.atimes.close()
         await self.sync()
         await self.allocator.settle()
         await self.locks.leave()

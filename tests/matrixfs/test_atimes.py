@@ -53,6 +53,16 @@ async def test_an_access_is_shown_at_once_and_written_later(monkeypatch: pytest.
         assert (await attributes.getattr(again.volume, made.ino)).atime_ns == shown
 
 
+async def test_a_clean_end_writes_it_down(later: Later) -> None:
+    """T4."""
+    async with mounted() as mount:
+        made = await read_file(mount, later)
+        shown = mount.volume.atimes.shown(made)
+        disk = mount.disk
+    async with mounted(disk) as again:
+        assert (await attributes.getattr(again.volume, made.ino)).atime_ns == shown
+
+
 async def test_only_what_counts_is_noted(later: Later) -> None:
     """T1: the first access after a change, and one after a day."""
     async with mounted() as mount:

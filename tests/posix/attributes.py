@@ -174,6 +174,8 @@ def moving_times() -> Iterator[Case]:
         "mmap": [("open", "d/x", RW), ("map", "f", 7), ("mark", "d", "d/x"), ("unmap", "f")],
         "mmap-write": [("open", "d/x", RW), ("mark", "d", "d/x"), ("map_w", "f", 7), ("map_write", "f", 1, b"m"),
                        ("map_sync", "f"), ("unmap", "f")],
+        "mmap-unmap": [("open", "d/x", RW), ("mark", "d", "d/x"), ("map_w", "f", 7), ("map_write", "f", 1, b"m"),
+                       ("unmap", "f")],
         "fsync": [("open", "d/x", RW), ("mark", "d", "d/x"), ("fsync", "f")],
     }
     for ahead in (5, 60, 10**6, 10**10):

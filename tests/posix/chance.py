@@ -1,7 +1,7 @@
 """Cases by chance, from a seed: one file written through three mounts, and one tree.
 
 As all cases they are run on ext4 as well, which so is the model.  Everything is done one after another, so that there
-is one right answer to each step; what happens at once has tests of its own (``test_chance``).
+is one right answer to each step; what happens at once has tests of its own (``test_posix``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tests.posix.cases import APPEND, CREAT, EXCHANGE, NOREPLACE, OTHER, OWNER, RW, TEAM, TRUNC, Case, Step, W, case
+from tests.posix.cases import (
+    APPEND,
+    CREAT,
+    DIRECT,
+    EXCHANGE,
+    NOREPLACE,
+    OTHER,
+    OWNER,
+    RW,
+    TEAM,
+    TRUNC,
+    Case,
+    Step,
+    W,
+    case,
+)
 
 NAMES = ("a", "b", "c")
 USERS = ((0, 0, ()), (0, 0, ()), (OWNER, OWNER, ()), (OTHER, TEAM, (OWNER,)))
@@ -53,6 +68,11 @@ def one_file(seed: int, steps: int, size_max: int) -> Case:
         key, at, length = place()
         return ("map_look", key, at, length)
 
+    def direct() -> list[Step]:
+        key, at, length = rng.randrange(3), 4096 * rng.randrange(size_max // 4096), 4096 * rng.randrange(1, 9)
+        return [("move_to", key), ("open", "f", RW | DIRECT, 0, "direct"),
+                (rng.choice(("direct", "direct_write")), "direct", length, at)]
+
     def reopen() -> list[Step]:
         key = rng.randrange(3)
         return [("move_to", key), ("open", "f", rng.choice((RW, RW, RW | TRUNC)), 0, str(key))]
@@ -64,7 +84,7 @@ def one_file(seed: int, steps: int, size_max: int) -> Case:
         return rng.choice((("fstat", str(rng.randrange(3))), ("content", "f"), ("lstat", "f")))
 
     calls: list[Callable[[], Step | list[Step]]] = [
-        write, write, write, append, read, read, read, shorten, map_write, map_read, reopen, sync, look, look,
+        write, write, write, append, read, read, read, shorten, map_write, map_read, direct, reopen, sync, look, look,
     ]
     while len(found) < steps:
         made = rng.choice(calls)()
