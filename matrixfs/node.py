@@ -23,7 +23,7 @@ from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import mount_access
 from matrixfs.freezing import Freezer
-from matrixfs.fs import attributes, data, namespace, readdir
+from matrixfs.fs import attributes, data, namespace, ranges, readdir, xattrs
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
@@ -233,7 +233,7 @@ class _Mount:
             self._options.local_locks,
             self._options.kernel_options,
         )
-        filesystem = Filesystem(namespace, attributes, data, readdir)
+        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges)
         locks = ClusterLocks(self._member.file_locks, Kind.FLOCK, Kind.POSIX, self._session.cluster.node_id)
         self._fuse = Session(config, volume, filesystem, self._caches, self._fail, locks)
         self._fuse.start()

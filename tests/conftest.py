@@ -1,6 +1,7 @@
 """For all tests: ``--long`` also runs the matrices that take minutes (marked ``long``; else they are not collected).
 
-The modules whose tests take seconds each come first: two workers then end at about the same time.
+The modules whose tests take seconds each come first: they wait more than they compute, so four workers keep two cores
+busy, and end at about the same time.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data
+from matrixfs.fs import access_lists, acl, data, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.modes import PR
@@ -50,6 +51,31 @@ async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operat
         lock.drop(PR)
 
 
+async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:
+    """Whether an inode's mode and access control list let a caller read or write it, as the kernel would check it.
+
+    Args:
+        volume: the filesystem.
+        ino: the inode.
+        wanted: permission bits: 4 read, 2 write.
+        uid: the caller; 0 may do both.
+        is_member: whether the caller is in a group.
+
+    Raises OSError ESTALE, CorruptionError, DeviceError, Fenced.
+    """
+    with Held(volume) as held:
+        inode = await held.shared(ino)
+        if uid == 0:
+            return True
+        if uid == inode.uid:
+            return inode.mode >> 6 & wanted == wanted
+        rules = await access_lists.of(volume, inode) if inode.mode & stat.S_IRWXG else None
+        if rules is not None:
+            return acl.permits(rules, wanted, uid, is_member, inode.uid, inode.gid)
+        granted = inode.mode >> 3 if is_member(inode.gid) else inode.mode
+        return granted & wanted == wanted
+
+
 async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa: A001 - the operation's name in FUSE
     """Change attributes; permissions were checked by the kernel.
 
@@ -59,6 +85,7 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
         if changes.size is not None:
             if not stat.S_ISREG(inode.mode):
@@ -66,6 +93,8 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             await data.resize(volume, inode, changes.size)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
+        if lists is not None:
+            xattrs.rewrite(volume, inode, lists)
         if changes.uid is not None:
             inode.uid = changes.uid
         if changes.gid is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.ondisk.directory import (
@@ -171,30 +171,47 @@ class ExtentList:
     def __len__(self) -> int:
         return len(self.extents)
 
-    def _merges(self, item: Extent) -> int | None:
-        """Index of the extent that ``item`` continues, in the file and on the store."""
-        at = bisect_left(self.starts, item.logical) - 1
-        if at >= 0:
-            logical, physical, length = self.extents[at]
-            follows = (logical + length, physical + length) == (item.logical, item.physical)
-            if follows and length + item.length < 1 << 31:
-                return at
-        return None
-
     def fits(self, item: Extent) -> bool:
         """Whether there is room for one more, or none is needed because it continues another."""
-        return len(self.extents) < self.capacity or self._merges(item) is not None
+        return len(self.extents) < self.capacity or self._continued(item) is not None
+
+    def _continued(self, item: Extent) -> int | None:
+        """Index of the extent that ``item`` continues."""
+        at = bisect_left(self.starts, item.logical) - 1
+        return at if at >= 0 and _continues(self.extents[at], item) else None
 
     def add(self, item: Extent) -> None:
-        """Put an extent in its place, merged with the one it continues."""
-        before = self._merges(item)
-        if before is not None:
-            logical, physical, length = self.extents[before]
-            self.extents[before] = Extent(logical, physical, length + item.length)
-            return
-        at = bisect_left(self.starts, item.logical)
-        self.starts.insert(at, item.logical)
-        self.extents.insert(at, item)
+        """Put an extent in its place, merged with those that it continues or that continue it."""
+        at = self._continued(item)
+        if at is None:
+            at = bisect_left(self.starts, item.logical)
+            self.starts.insert(at, item.logical)
+            self.extents.insert(at, item)
+        else:
+            before = self.extents[at]
+            self.extents[at] = before._replace(length=before.length + item.length)
+        if at + 1 < len(self.extents) and _continues(self.extents[at], self.extents[at + 1]):
+            merged = self.extents[at]
+            self.extents[at] = merged._replace(length=merged.length + self.extents[at + 1].length)
+            del self.extents[at + 1]
+            del self.starts[at + 1]
+
+    def at(self, logical: int) -> Extent | None:
+        """The extent that holds this block of the file; None for a hole."""
+        index = bisect_right(self.starts, logical) - 1
+        return self.extents[index] if index >= 0 and logical < self.extents[index].end else None
+
+    def after(self, logical: int) -> int | None:
+        """Where the next extent behind this block begins."""
+        index = bisect_right(self.starts, logical)
+        return self.starts[index] if index < len(self.starts) else None
+
+    def remove(self, item: Extent) -> None:
+        """Take an extent out."""
+        index = bisect_left(self.starts, item.logical)
+        assert self.extents[index] == item
+        del self.extents[index]
+        del self.starts[index]
 
     def split(self, key: int) -> tuple[int, ExtentList]:
         """Make room for ``key``: cut off the upper half, or only the last extent where a file grows at its end."""
@@ -207,6 +224,12 @@ class ExtentList:
     def encode(self) -> bytes:
         """As on disk."""
         return pack_extents(self.extents)
+
+
+def _continues(before: Extent, after: Extent) -> bool:
+    """Whether one goes on where the other ends, in the file and on the store."""
+    follows = (before.end, before.physical + before.length) == (after.logical, after.physical)
+    return follows and before.flags == after.flags and before.length + after.length < 1 << 31
 
 
 class TreeBlock(Block):
@@ -262,7 +285,9 @@ def decode_tree_block_untrusted(
     elif isinstance(found, DirectoryLeafRecord):
         content = EntryTable(unpack_entries_untrusted(found.body, found.entries, where), BODY_BYTES)
     else:
-        extents = unpack_extents_untrusted(found.body, found.entries, where, superblock.blocks_total)
+        extents = unpack_extents_untrusted(
+            found.body, found.entries, where, superblock.blocks_total, superblock.extent_flags
+        )
         content = ExtentList(extents, BODY_BYTES)
     return TreeBlock(address, found.generation, inode, level, content)
 

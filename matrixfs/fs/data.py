@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matrixfs.fs import extents
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
-from matrixfs.fs.inode import Inode
+from matrixfs.fs.inode import Inode, no_extents
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
@@ -36,7 +36,7 @@ async def read(volume: Volume, ino: int, offset: int, length: int) -> bytes:
         await lock.hold(PR)
     try:
         inode = lock.subject or await volume.load(lock)
-        _check_regular(inode)
+        check_regular(inode)
         end = min(offset + length, inode.size)
         if offset >= end:
             return b""
@@ -63,7 +63,7 @@ async def content(volume: Volume, inode: Inode, offset: int, end: int) -> bytes:
         pieces = await extents.pieces(volume, inode, first, count)
         skip = offset - first * BLOCK_BYTES
         if len(pieces) == 1 and inode.dirty is None:
-            if not pieces[0].physical:
+            if not pieces[0].written:
                 return bytes(end - offset)
             data = await volume.device.read(pieces[0].physical * BLOCK_BYTES, count * BLOCK_BYTES)
             return data if len(data) == end - offset else data[skip : skip + end - offset]
@@ -82,7 +82,7 @@ async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer:
         data = await volume.device.read(piece.physical * BLOCK_BYTES, piece.length * BLOCK_BYTES)
         buffer[at : at + len(data)] = data
 
-    await for_each([piece for piece in pieces if piece.physical], one, workers=READS_AT_ONCE)
+    await for_each([piece for piece in pieces if piece.written], one, workers=READS_AT_ONCE)
 
 
 async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False) -> int:
@@ -100,31 +100,43 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
     try:
         held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
-        _check_regular(inode)
-        if append:
-            offset = inode.size
-        end = offset + len(data)
-        if end > SIZE_MAX:
-            raise OSError(errno.EFBIG, "file too large")
-        if inode.flags & FLAG_TRUNCATING:  # left by a crash: finish it before the old blocks come into reach
-            await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
-        if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
-            await volume.write_back.admit(inode, len(data))
-        await volume.journal.admit()
-        put(volume, inode, offset, data)
-        if volume.write_back.pressing(inode):
-            await volume.write_back.flush(inode)
-        return len(data)
+        check_regular(inode)
+        return await write_held(volume, inode, inode.size if append else offset, data)
     finally:
         if held:
             lock.drop(EX, True)
         volume.changes.leave()
 
 
-def put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
-    """Change the bytes of an exclusively held inode in memory.  No checkpoint."""
+async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) -> int:
+    """``write`` to an exclusively held regular file.  Raises as it does."""
     end = offset + len(data)
-    if offset > inode.size:
+    if end > SIZE_MAX:
+        raise OSError(errno.EFBIG, "file too large")
+    await finish_truncation(volume, inode)
+    if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
+        await volume.write_back.admit(inode, offset, len(data))
+    zero_tail = offset > inode.size and await tail_is_written(volume, inode)
+    await volume.journal.admit()
+    put(volume, inode, offset, data, zero_tail=zero_tail)
+    if volume.write_back.pressing(inode):
+        await volume.write_back.flush(inode)
+    return len(data)
+
+
+async def finish_truncation(volume: Volume, inode: Inode) -> None:
+    """Finish what a crash left of one, before the old blocks come into reach."""
+    if inode.flags & FLAG_TRUNCATING:
+        await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
+
+
+def put(volume: Volume, inode: Inode, offset: int, data: Buffer, *, zero_tail: bool) -> None:
+    """Change the bytes of an exclusively held inode in memory.  No checkpoint.
+
+    ``zero_tail``: it grows with a gap, and ``tail_is_written``.
+    """
+    end = offset + len(data)
+    if zero_tail:
         _zero_tail(volume, inode, offset)
     if isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES:
         old = inode.root
@@ -132,8 +144,16 @@ def put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
         inode.root = b"".join((old[:offset], gap, data, old[end:]))
         inode.size = inode.size_on_disk = len(inode.root)
     else:
-        _buffer(volume, inode, offset, data)
+        buffer(volume, inode, offset, data)
     volume.touch(inode, data=True)
+
+
+async def tail_is_written(volume: Volume, inode: Inode) -> bool:
+    """Whether the store holds the last block of an exclusively held file, of which the file has only a part."""
+    if isinstance(inode.root, bytes) or not inode.size % BLOCK_BYTES:
+        return False
+    last = inode.size // BLOCK_BYTES
+    return (await extents.piece(volume, inode, last, last + 1)).written
 
 
 def _zero_tail(volume: Volume, inode: Inode, end: int) -> None:
@@ -142,11 +162,12 @@ def _zero_tail(volume: Volume, inode: Inode, end: int) -> None:
     What lies there on the store is of no file: a truncation, or a crash while the file grew, may have left anything.
     """
     tail = -inode.size % BLOCK_BYTES
-    if tail and not isinstance(inode.root, bytes):
-        _buffer(volume, inode, inode.size, bytes(min(tail, end - inode.size)))
+    if tail:
+        buffer(volume, inode, inode.size, bytes(min(tail, end - inode.size)))
 
 
-def _buffer(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
+def buffer(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
+    """Note bytes of an exclusively held inode for write-back, the admission to which was asked for.  No checkpoint."""
     if inode.dirty is None:
         inode.dirty = DirtyRanges()
     before = inode.dirty.length
@@ -164,12 +185,11 @@ async def resize(volume: Volume, inode: Inode, size: int) -> None:
     """
     if size > SIZE_MAX:
         raise OSError(errno.EFBIG, "file too large")
-    if inode.flags & FLAG_TRUNCATING:
-        await extents.truncate(volume, inode, -(-inode.size // BLOCK_BYTES))
-    if size < inode.size:
+    await finish_truncation(volume, inode)
+    if size > inode.size:
+        extend(volume, inode, size, zero_tail=await tail_is_written(volume, inode))
+    elif size < inode.size or not inode.inline:  # blocks reserved behind the end go too
         await _shrink(volume, inode, size)
-    elif size > inode.size:
-        _extend(volume, inode, size)
     volume.touch(inode, data=True)
 
 
@@ -182,12 +202,12 @@ async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
         if not inode.dirty:
             volume.write_back.drop(inode)
     inode.size = size
-    inode.size_on_disk = min(inode.size_on_disk, size)
+    inode.size_on_disk = size if inode.dirty is None else min(inode.size_on_disk, size)
     if isinstance(inode.root, bytes):
         inode.root = inode.root[:size]
         if inode.dirty is None and len(inode.root) < size:  # what is cut was all that made it longer than its inode's
             inode.size = inode.size_on_disk = len(inode.root)
-            _extend(volume, inode, size)
+            extend(volume, inode, size, zero_tail=False)
     else:
         volume.journal.add(inode)
         await extents.truncate(volume, inode, -(-size // BLOCK_BYTES))
@@ -195,23 +215,29 @@ async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
             inode.root = b""
 
 
-def _extend(volume: Volume, inode: Inode, size: int) -> None:
-    """Grow with a hole."""
+def extend(volume: Volume, inode: Inode, size: int, *, zero_tail: bool) -> None:
+    """Let an exclusively held file grow with a hole; ``zero_tail``: ``tail_is_written``.  No checkpoint."""
     if isinstance(inode.root, bytes):
         if inode.dirty is None and size <= TAIL_BYTES:
             inode.root += bytes(size - len(inode.root))
             inode.size = inode.size_on_disk = size
             return
-        # What lies in the inode moves out with the next write-back, and the new size with it.
-        put(volume, inode, size - 1, b"\0")
-        return
-    _zero_tail(volume, inode, size)
+        if inode.dirty is not None or inode.root:
+            # What lies in the inode moves out with the next write-back, and the new size with it.
+            if inode.dirty is None:
+                buffer(volume, inode, 0, inode.root)
+            inode.size = size
+            return
+        inode.root = no_extents()
+    if zero_tail:
+        _zero_tail(volume, inode, size)
     inode.size = size
     if inode.dirty is None:
         inode.size_on_disk = size
 
 
-def _check_regular(inode: Inode) -> None:
+def check_regular(inode: Inode) -> None:
+    """Raises OSError: EISDIR, EINVAL."""
     if not stat.S_ISREG(inode.mode):
         raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
 

@@ -121,6 +121,13 @@ class DirtyRanges:
         if run_end > run_start:
             yield from _pieces(run_start, run_end, blocks_max)
 
+    def run_at(self, block: int) -> tuple[int, int] | None:
+        """The first run of dirty blocks, (first, end), that ends behind ``block``."""
+        for first, count in self.block_runs(1 << 62):
+            if first + count > block:
+                return first, first + count
+        return None
+
     def blocks_bound(self) -> int:
         """At most so many blocks are dirty: what must be free for them (a range touches length / 4096 + 2)."""
         return self.length // BLOCK_BYTES + 2 * len(self._ranges)

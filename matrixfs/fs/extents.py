@@ -29,7 +29,7 @@ async def pieces(volume: Volume, inode: Inode, first: int, count: int) -> list[E
         assert isinstance(leaf, ExtentList)
         stop = end if path.upper is None else min(end, path.upper)
         index = max(bisect_right(leaf.starts, at) - 1, 0)
-        for logical, physical, length in leaf.extents[index:]:
+        for logical, physical, length, flags in leaf.extents[index:]:
             if logical >= stop:
                 break
             if logical + length <= at:
@@ -38,12 +38,25 @@ async def pieces(volume: Volume, inode: Inode, first: int, count: int) -> list[E
                 found.append(Extent(at, 0, logical - at))
                 at = logical
             take = min(logical + length, stop) - at
-            found.append(Extent(at, physical + at - logical, take))
+            found.append(Extent(at, physical + at - logical, take, flags))
             at += take
         if at < stop:
             found.append(Extent(at, 0, stop - at))
             at = stop
     return found
+
+
+async def piece(volume: Volume, inode: Inode, at: int, end: int) -> Extent:
+    """The first of ``pieces`` alone: cheap where a file has many."""
+    path = await tree.descend(volume, inode, at)
+    leaf = path.leaf
+    assert isinstance(leaf, ExtentList)
+    stop = end if path.upper is None else min(end, path.upper)
+    extent = leaf.at(at)
+    if extent is not None:
+        return extent.part(at, stop)
+    after = leaf.after(at)
+    return Extent(at, 0, (stop if after is None else min(after, stop)) - at)
 
 
 async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
@@ -109,17 +122,21 @@ def _cut(
         del leaf.extents[-1]
         del leaf.starts[-1]
         if kept:
-            leaf.add(Extent(extent.logical, extent.physical, kept))
-        start, length = extent.physical + kept, extent.length - kept
-        inode.blocks -= length
-        while length:  # merged extents may cross from one group into the next
-            index = volume.superblock.group_of(start)
-            end = volume.superblock.group_block(index) + volume.superblock.group_size(index)
-            part = min(length, end - start)
-            volume.allocator.free_data(groups[index], start, part)
-            start += part
-            length -= part
+            leaf.add(extent._replace(length=kept))
+        free(volume, inode, extent.physical + kept, extent.length - kept, groups)
     volume.journal.add(inode)
+
+
+def free(volume: Volume, inode: Inode, start: int, length: int, groups: dict[int, Group]) -> None:
+    """A file's blocks are named no more.  Part of a change."""
+    inode.blocks -= length
+    while length:  # merged extents may cross from one group into the next
+        index = volume.superblock.group_of(start)
+        end = volume.superblock.group_block(index) + volume.superblock.group_size(index)
+        part = min(length, end - start)
+        volume.allocator.free_data(groups[index], start, part)
+        start += part
+        length -= part
 
 
 async def drop_tree(volume: Volume, inode: Inode) -> None:

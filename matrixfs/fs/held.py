@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
@@ -37,12 +38,17 @@ class Held:
         if self._changes:
             self._volume.changes.leave()
 
-    async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        """Hold any lock; before the first one in EX, leave to change something (``changes``)."""
-        if mode == EX and not self._changes:
+    async def changing(self) -> None:
+        """Get leave to change something (``changes``); before any lock is held, also to read."""
+        if not self._changes:
             assert not self._locks, "a lock is held to read, and the operation begins to change something"
             await self._volume.changes.enter()
             self._changes = True
+
+    async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
+        """Hold any lock; before the first one in EX, leave to change something."""
+        if mode == EX:
+            await self.changing()
         if not lock.try_hold(mode, exclusive):
             await lock.hold(mode, exclusive)
         self._locks.append((lock, mode, exclusive))
@@ -74,6 +80,16 @@ class Held:
         return {group.index: group for group in held}
 
 
+async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
+    """The last wait before a change: blocks for it, and room in the journal.  For 0 blocks no group is held.
+
+    Raises OSError ENOSPC.
+    """
+    group = await held.group(count, near) if count else None
+    await volume.journal.admit()
+    return Reservation(volume.journal, group, count)
+
+
 def free_metadata(volume: Volume, group: Group, block: Block) -> None:
     """A tree block is named no more.  Part of a change; its group is held."""
     group.generation_floor = max(group.generation_floor, block.generation)
@@ -81,5 +97,3 @@ def free_metadata(volume: Volume, group: Group, block: Block) -> None:
     volume.journal.add(group)
     address = block.address
     volume.journal.free(block, lambda: group.reuse(address, 1))
-
-

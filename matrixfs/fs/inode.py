@@ -12,6 +12,7 @@ from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
 from membership.records import HEADER
@@ -19,9 +20,12 @@ from membership.seams import Buffer
 
 if TYPE_CHECKING:
     from matrixfs.fs.dirty import DirtyRanges
+    from matrixfs.fs.xattrs import Attributes
     from matrixfs.locks.lock import Lock
 
-OTHER_MAGICS = frozenset((IndexRecord.MAGIC, DirectoryLeafRecord.MAGIC, ExtentLeafRecord.MAGIC, GroupRecord.MAGIC))
+OTHER_MAGICS = frozenset(
+    kind.MAGIC for kind in (IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
+)
 
 _COPIED = (
     "mode",
@@ -40,6 +44,7 @@ _COPIED = (
     "orphaned_by",
     "parent",
     "children",
+    "attributes",
 )
 
 
@@ -49,7 +54,7 @@ class Inode(Block):
     ``size`` is what applications see; ``size_on_disk`` what a crash may leave: data first, size after it.
     """
 
-    __slots__ = (*_COPIED, "depth", "dirty", "lock", "readable", "root", "size", "size_on_disk")
+    __slots__ = (*_COPIED, "depth", "dirty", "extended", "lock", "packed", "readable", "root", "size", "size_on_disk")
 
     mode: int
     nlink: int
@@ -67,6 +72,7 @@ class Inode(Block):
     orphaned_by: int
     parent: int
     children: int
+    attributes: int
 
     def __init__(self, address: int, generation: int, lock: Lock) -> None:
         super().__init__(address, generation)
@@ -77,6 +83,8 @@ class Inode(Block):
         self.depth = 0
         self.root: bytes | Index | EntryTable | ExtentList = b""  # bytes: INLINE
         self.dirty: DirtyRanges | None = None
+        self.packed = b""  # extended attributes that lie in the inode's block
+        self.extended: Attributes | None = None  # all of them, once somebody asked
         self.readable = True  # False: a stand-in, in listings, for an inode whose block is damaged
 
     @property
@@ -89,6 +97,11 @@ class Inode(Block):
         """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks."""
         blocks = self.blocks + (-(-self.dirty.length // BLOCK_BYTES) if self.dirty is not None else 0)
         return blocks * 8 if blocks else (8 if self.size else 0)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it has no extended attributes."""
+        return not (self.attributes or self.packed) and self.readable
 
     @property
     def is_directory(self) -> bool:
@@ -118,8 +131,15 @@ class Inode(Block):
             depth=self.depth,
             entries=entries,
             tail=tail,
+            inline_length=len(self.packed),
+            inline_attributes=self.packed,
             **{name: getattr(self, name) for name in _COPIED},
         ).encode()
+
+
+def no_extents() -> ExtentList:
+    """The root of a file that has outgrown its inode and has no blocks yet."""
+    return ExtentList([], TAIL_BYTES)
 
 
 def new_inode(address: int, generation: int, lock: Lock, mode: int) -> Inode:
@@ -147,6 +167,9 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
         raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
         raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
+    if found.inline_length > INLINE_BYTES or (found.inline_length and found.attributes):
+        raise CorruptRecord(where, "attributes", f"a chain, or at most {INLINE_BYTES} bytes here", found.inline_length)
+    inode.packed = found.inline_attributes[: found.inline_length]
     inode.root = _decode_root_untrusted(found, where, superblock)
     return inode
 
@@ -168,7 +191,10 @@ def _decode_root_untrusted(
         return decode_index_untrusted(found.tail, found.entries, where, superblock)
     if stat.S_ISDIR(found.mode):
         return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
-    return ExtentList(unpack_extents_untrusted(found.tail, found.entries, where, superblock.blocks_total), TAIL_BYTES)
+    extents = unpack_extents_untrusted(
+        found.tail, found.entries, where, superblock.blocks_total, superblock.extent_flags
+    )
+    return ExtentList(extents, TAIL_BYTES)
 
 
 def is_other_block(data: Buffer, superblock: Superblock, number: int) -> bool:

@@ -23,6 +23,7 @@ from matrixfs.ondisk.journal import CLEAN, JournalHeader
 from matrixfs.ondisk.superblock import (
     GROUP_SHIFT_MAX,
     GROUP_SHIFT_MIN,
+    INCOMPATIBLE_KNOWN,
     JOURNAL_BLOCKS_MIN,
     JOURNALS_MAX,
     ORPHANS_START,
@@ -197,6 +198,7 @@ def _superblock(name: str, geometry: Geometry, clock: Clock, rng: Rng) -> Superb
         address=0,
         generation=1,
         name=name,
+        features_incompatible=INCOMPATIBLE_KNOWN,
         blocks_total=geometry.blocks_total,
         journal_start=SYSTEM_BLOCKS,
         journal_blocks=geometry.journal_blocks,

@@ -7,9 +7,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import directories
-from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.directories import Place
-from matrixfs.fs.held import Held
+from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.opens import orphan_name
 from matrixfs.ondisk.superblock import ORPHANS_START
@@ -33,16 +32,6 @@ def check_living(directory: Inode) -> Inode:
     return directory
 
 
-async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservation:
-    """The last wait before a change: blocks for it, and room in the journal.  For 0 blocks no group is held.
-
-    Raises OSError ENOSPC.
-    """
-    group = await held.group(count, near) if count else None
-    await volume.journal.admit()
-    return Reservation(volume.journal, group, count)
-
-
 async def add_name(
     volume: Volume, held: Held, directory: Inode, place: Place, name: bytes, ino: int, kind: int
 ) -> None:
@@ -61,3 +50,10 @@ async def make_orphan(volume: Volume, held: Held, inode: Inode) -> None:
     await add_name(volume, held, orphans, place, orphan_name(inode.ino), inode.ino, stat.S_IFMT(inode.mode) >> 12)
     inode.orphaned_by = index + 1
 
+
+def leave_orphans(volume: Volume, inode: Inode, orphans: Inode, place: Place) -> None:
+    """An orphan gets a name: it is listed no more.  Part of a change."""
+    assert place.entry is not None, f"inode {inode.ino} is an orphan that is not listed"
+    directories.remove(volume, orphans, place)
+    inode.orphaned_by = 0
+    volume.opens.named(inode.ino)

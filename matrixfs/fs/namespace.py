@@ -11,24 +11,27 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data, directories
-from matrixfs.fs.allocation import Reservation
+from matrixfs.fs import access_lists, data, directories
+from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
+from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
-from matrixfs.fs.names import add_name, check_directory, check_living, make_orphan
+from matrixfs.fs.names import add_name, check_directory, check_living, leave_orphans, make_orphan
+from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.rename import rename
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
+from matrixfs.ondisk.superblock import ORPHANS_START
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
-__all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "unlink"]
+__all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "tmpfile", "unlink"]
 
 LINKS_MAX = 65_000
 SYMLINK_MAX = 4095
@@ -73,8 +76,20 @@ async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> I
         raise CorruptionError(where, "inode", "a living inode", "none") from None
 
 
-async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:
-    """Make a regular file or special file; ``mode`` includes the type.
+async def create(
+    volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, *, umask: int = 0
+) -> Inode:
+    """Make a regular file or special file.
+
+    Args:
+        volume: the filesystem.
+        parent: the directory.
+        name: the new name in it.
+        mode: with the type.
+        uid: the owner.
+        gid: the group, unless the directory hands down its own.
+        rdev: the device that a device node means.
+        umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
         OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG.
@@ -84,16 +99,54 @@ async def create(volume: Volume, parent: int, name: bytes, mode: int, uid: int, 
     def fill(inode: Inode) -> None:
         inode.rdev = rdev
 
-    return await _make(volume, parent, name, mode, uid, gid, fill)
+    return await _make(volume, parent, name, mode, uid, gid, fill, umask=umask)
 
 
-async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *, umask: int = 0) -> Inode:
+    """Make a regular file without a name, as open(2) with O_TMPFILE: ``link`` may give it one while it is open here.
+
+    It is listed as this node's orphan from the beginning, so a crash frees it.  The caller counts it as open before its
+    next checkpoint.
+
+    Raises:
+        OSError: ENOENT, ENOSPC, ENOTDIR.
+        CorruptionError, DeviceError, Fenced: the directory can't be read.
+    """
+    with Held(volume) as held:
+        await held.changing()
+        directory = check_living(await held.shared(parent))
+        inheritance = await access_lists.inheritance(volume, directory, stat.S_IFREG | stat.S_IMODE(mode), umask)
+        orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
+        # The number, and so the name among the orphans, is known only then: hence room for any name.
+        count = 1 + TREE_BLOCKS_MAX + inheritance.blocks
+        group = await held.group(count, near=parent)
+        with Reservation(volume.journal, group, count) as spare:
+            lock = volume.inode_lock(spare.first)
+            await held.lock(lock, EX, True)
+            place = await directories.locate(volume, orphans, orphan_name(spare.first))
+            entry = directories.new_entry(place, orphan_name(spare.first), spare.first, stat.S_IFREG >> 12)
+            await volume.journal.admit()
+            # No checkpoint from here (J1).
+            inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
+            _own(volume, inode, directory, uid, gid)
+            inode.nlink = 0
+            inode.orphaned_by = volume.journal.index + 1
+            lock.subject = inode
+            lock.blocks = {inode.ino: inode}
+            volume.journal.add(inode)
+            inheritance.give(volume, inode, spare)
+            directories.add(volume, orphans, place, entry, spare)
+        volume.opens.made_nameless(inode.ino)
+        return inode
+
+
+async def mkdir(volume: Volume, parent: int, name: bytes, mode: int, uid: int, gid: int, *, umask: int = 0) -> Inode:
     """Make a directory.  Raises as ``create`` does, and OSError EMLINK."""
 
     def fill(inode: Inode) -> None:
         inode.parent = parent
 
-    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill)
+    return await _make(volume, parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill, umask=umask)
 
 
 async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
@@ -105,7 +158,7 @@ async def symlink(volume: Volume, parent: int, name: bytes, target: bytes, uid: 
 
     def fill(inode: Inode) -> None:
         if not long:
-            data.put(volume, inode, 0, target)
+            data.put(volume, inode, 0, target, zero_tail=False)
 
     content = target if long else b""
     return await _make(volume, parent, name, stat.S_IFLNK | 0o777, uid, gid, fill, content)
@@ -120,6 +173,7 @@ async def _make(
     gid: int,
     fill: Callable[[Inode], None],
     content: bytes = b"",
+    umask: int = 0,
 ) -> Inode:
     """Make an inode and its name; ``content`` is a block of data that must be there from the beginning."""
     directories.check_name(name)
@@ -131,7 +185,8 @@ async def _make(
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
-        count = 1 + bool(content) + directories.blocks_needed(place, name)
+        inheritance = await access_lists.inheritance(volume, directory, mode, umask)
+        count = 1 + bool(content) + directories.blocks_needed(place, name) + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
@@ -142,7 +197,7 @@ async def _make(
                 volume.journal.data_written()
             await volume.journal.admit()
             # No checkpoint from here (J1).
-            inode = new_inode(spare.pop(), group.generation_floor, lock, mode)
+            inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
             _own(volume, inode, directory, uid, gid)
             fill(inode)
             if content:
@@ -151,6 +206,7 @@ async def _make(
             lock.hint = (parent, name)
             lock.blocks = {inode.ino: inode}
             volume.journal.add(inode)
+            inheritance.give(volume, inode, spare)
             directories.add(volume, directory, place, entry, spare)
             if is_directory:
                 directory.nlink += 1
@@ -192,18 +248,27 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         inode = await held.exclusive(ino)
         if inode.is_directory:
             raise OSError(errno.EPERM, "a directory has one name")
-        if inode.nlink == 0:
-            raise OSError(errno.ENOENT, "the file was removed")
+        orphan = await _nameless(volume, held, inode) if inode.nlink == 0 else None
         if inode.nlink >= LINKS_MAX:
             raise OSError(errno.EMLINK, "too many links")
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
         await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
+        if orphan is not None:
+            leave_orphans(volume, inode, *orphan)
         inode.lock.hint = (parent, name)
         inode.nlink += 1
         volume.touch(inode, data=False)
         return inode
+
+
+async def _nameless(volume: Volume, held: Held, inode: Inode) -> tuple[Inode, Place]:
+    """Where a file that ``tmpfile`` made stands among the orphans.  OSError ENOENT for one that lost its names."""
+    if not volume.opens.is_nameless(inode.ino) or not inode.orphaned_by:
+        raise OSError(errno.ENOENT, "the file was removed")
+    orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
+    return orphans, await directories.locate(volume, orphans, orphan_name(inode.ino))
 
 
 async def unlink(volume: Volume, parent: int, name: bytes) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from matrixfs.fs import directories, extents
+from matrixfs.fs import directories, extents, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
@@ -50,6 +50,7 @@ class Opens:
         self._volume = volume
         self._counts: dict[int, int] = {}
         self._registered: set[int] = set()  # files whose OPEN lock is held
+        self._nameless: set[int] = set()  # open files that were made without a name, and may get one
         self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
         self._closed = False
         self._queued: set[int] = set()
@@ -75,6 +76,7 @@ class Opens:
             self._counts[ino] = count
             return
         del self._counts[ino]
+        self._nameless.discard(ino)
         registered = ino in self._registered
         if registered:
             self._registered.discard(ino)
@@ -100,6 +102,18 @@ class Opens:
             self._registered.add(ino)
         else:
             lock.drop(PR)
+
+    def made_nameless(self, ino: int) -> None:
+        """A file was made that has no name, but may get one as long as it is open here."""
+        self._nameless.add(ino)
+
+    def named(self, ino: int) -> None:
+        """It got one."""
+        self._nameless.discard(ino)
+
+    def is_nameless(self, ino: int) -> bool:
+        """Whether it was made so, and has no name yet.  One that was removed is not."""
+        return ino in self._nameless
 
     def is_open(self, ino: int) -> bool:
         """Whether it is open on this node."""
@@ -202,6 +216,7 @@ async def empty(volume: Volume, inode: Inode) -> None:
         await extents.drop_tree(volume, inode)
     elif not isinstance(inode.root, bytes):
         await extents.truncate(volume, inode, 0)
+    await xattrs.drop(volume, inode)
 
 
 def orphan_name(ino: int) -> bytes:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matrixfs.fs import directories
 from matrixfs.fs.directories import Place
-from matrixfs.fs.held import Held
+from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
-from matrixfs.fs.names import check_directory, check_living, make_orphan, reserve
+from matrixfs.fs.names import check_directory, check_living, make_orphan
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.superblock import ROOT_INODE
 

@@ -28,13 +28,15 @@ from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, JournalHeader, unpack_frame_body_untrusted
 from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.xattr import AttributeRecord
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
 from membership.records import Record, check_header_untrusted
 from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
-    kind.MAGIC: kind for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, GroupRecord)
+    kind.MAGIC: kind
+    for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
 }
 WORKERS = 32  # in-place reads and writes in flight
 WINDOW_BLOCKS = 512  # of the log, read at once: 2 MiB

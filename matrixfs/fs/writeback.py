@@ -7,16 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents, tree
-from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
-from matrixfs.fs.blocks import ExtentList
-from matrixfs.fs.groups import Group
-from matrixfs.fs.inode import Inode
+from matrixfs.fs import extents, new_blocks, remap
+from matrixfs.fs.inode import Inode, no_extents
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.extent import Extent
-from matrixfs.ondisk.inode import TAIL_BYTES
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer
 
@@ -44,17 +40,32 @@ class WriteBack:
         self.errors: dict[int, int] = {}  # inode number -> errno to report at the next fsync or close
         self.length = 0  # buffered bytes
 
-    async def admit(self, inode: Inode, length: int) -> None:
-        """Before ``length`` bytes are buffered: make sure they will find room.  OSError ENOSPC."""
+    async def admit(self, inode: Inode, offset: int, length: int) -> None:
+        """Before ``length`` bytes are buffered at ``offset``: make sure they will find room.  OSError ENOSPC."""
         blocks = length // BLOCK_BYTES + 2
+        try:
+            await self._volume.allocator.promise(blocks)
+        except OSError:
+            if not await self._has_blocks(inode, offset, length):
+                await self.make_room(inode, blocks)
+
+    async def _has_blocks(self, inode: Inode, offset: int, length: int) -> bool:
+        """Whether an exclusively held file has blocks for these bytes already."""
+        if inode.inline:
+            return False
+        first, end = offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)
+        return all(piece.physical for piece in await extents.pieces(self._volume, inode, first, end - first))
+
+    async def make_room(self, inode: Inode, blocks: int) -> None:
+        """Make sure that ``blocks`` more blocks find room: an exclusively held file wants them.  OSError ENOSPC."""
         allocator = self._volume.allocator
         try:
             await allocator.promise(blocks)
         except OSError:
-            if not self._since:
-                raise
-            await self._idle_ones()  # promises are upper bounds: the exact need may be smaller
-            await self.flush(inode)
+            if self._since:  # promises are upper bounds: the exact need may be smaller
+                await self._idle_ones()
+                await self.flush(inode)
+            await self._volume.journal.commit()  # what was freed may be used again
             await allocator.promise(blocks)
 
     def noted(self, inode: Inode, length: int) -> None:
@@ -182,7 +193,7 @@ class WriteBack:
         found: list[Extent] = []
         for first, count in list(dirty.block_runs(RUN_BLOCKS)):
             found += await extents.pieces(self._volume, inode, first, count)
-        return found if all(extent.physical for extent in found) else []
+        return found if all(extent.written for extent in found) else []
 
     async def flush(self, inode: Inode) -> None:
         """Write all buffered data of an inode that nobody else can change now.
@@ -207,7 +218,7 @@ class WriteBack:
         await self._volume.journal.admit()
         # No checkpoint from here: the size follows the data (J4).
         if inode.inline:
-            inode.root = ExtentList([], TAIL_BYTES)
+            inode.root = no_extents()
         inode.size_on_disk = inode.size
         self._volume.journal.add(inode)
         self.drop(inode)
@@ -222,19 +233,44 @@ class WriteBack:
         else:
             pieces = await extents.pieces(volume, inode, first, count)
         near = 0
-        for logical, physical, length in pieces:
-            if physical:  # the file has these blocks already: no metadata waits for the data (J4 doesn't apply)
-                durable = length <= DURABLE_BLOCKS_MAX
-                await self._write(inode, Extent(logical, physical, length), mapped=True, durable=durable)
+        for piece in pieces:
+            if piece.written:  # the file has these blocks already: no metadata waits for the data (J4 doesn't apply)
+                durable = piece.length <= DURABLE_BLOCKS_MAX
+                await self._write(inode, piece, mapped=True, durable=durable)
                 if not durable:
                     self._volume.journal.data_written()
-                near = physical + length
+                near = piece.physical + piece.length
+            elif piece.physical:
+                await self._write_reserved(inode, piece)
+                near = piece.physical + piece.length
             else:
-                near = await self._write_new(inode, logical, length, near)
+                near = await new_blocks.allocate(
+                    volume, inode, piece, near, lambda extent: self._write(inode, extent, mapped=False)
+                )
+
+    async def _write_reserved(self, inode: Inode, piece: Extent) -> None:
+        """Write blocks that are unwritten, and then say that they are not.  Needs no space."""
+        volume = self._volume
+        await self._write(inode, piece, mapped=False)
+        volume.journal.data_written()
+        try:
+            await remap.set_flags(volume, inode, piece, 0)
+        except OSError:  # ENOSPC, no block for the tree: then the whole extent, which needs none
+            extent = await remap.whole(volume, inode, piece.logical)
+            await self._write_zeros(extent.part(extent.logical, piece.logical))
+            await self._write_zeros(extent.part(piece.end, extent.end))
+            volume.journal.data_written()
+            await remap.set_flags(volume, inode, extent, 0)
+        new_blocks.size_follows(volume, inode, piece.end)
+
+    async def _write_zeros(self, extent: Extent) -> None:
+        for at in range(extent.physical, extent.physical + extent.length, CHUNK_BLOCKS):
+            count = min(CHUNK_BLOCKS, extent.physical + extent.length - at)
+            await self._volume.device.write(at * BLOCK_BYTES, bytes(count * BLOCK_BYTES))
 
     async def _write(self, inode: Inode, extent: Extent, *, mapped: bool, durable: bool = False) -> None:
         """Write these blocks of the file, in parallel pieces; ``mapped``: the store holds their old content."""
-        logical, physical, length = extent
+        logical, physical, length, _ = extent
         end = logical + length
         starts = [logical, *range((logical // CHUNK_BLOCKS + 1) * CHUNK_BLOCKS, end, CHUNK_BLOCKS)]
 
@@ -250,7 +286,7 @@ class WriteBack:
         """The blocks' new bytes: buffered ones, over those of the store where a block is only partly buffered."""
         dirty = inode.dirty
         assert dirty is not None
-        first, physical, count = extent
+        first, physical, count, _ = extent
         whole = dirty.view(first * BLOCK_BYTES, count * BLOCK_BYTES)
         if whole is not None:
             return whole
@@ -263,57 +299,3 @@ class WriteBack:
                     buffer[at : at + BLOCK_BYTES] = await self._volume.device.read(place, BLOCK_BYTES)
         dirty.overlay(first * BLOCK_BYTES, buffer)
         return buffer
-
-    async def _write_new(self, inode: Inode, logical: int, left: int, near: int) -> int:
-        """Allocate, write, then name ``left`` blocks; return where the next ones would best lie."""
-        volume = self._volume
-        while left:
-            near = near or await self._after(inode, logical)
-            needed = await self._tree_blocks(inode, logical)
-            group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
-            try:
-                # No checkpoint from the hold to the reservation: others take from the group during our I/O.
-                start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near)
-                try:
-                    with Reservation(volume.journal, group, needed) as spare:
-                        await self._write_taken(inode, group, Extent(logical, start, length), spare)
-                except BaseException:
-                    group.untake(start, length)
-                    raise
-            finally:
-                volume.allocator.drop(group)
-            near = start + length
-            logical += length
-            left -= length
-        return near
-
-    async def _after(self, inode: Inode, logical: int) -> int:
-        """Where the block before ``logical`` ends on the store; 0 if there is none."""
-        if inode.inline or logical == 0:
-            return 0
-        before = await extents.pieces(self._volume, inode, logical - 1, 1)
-        return before[0].physical + 1 if before[0].physical else 0
-
-    async def _tree_blocks(self, inode: Inode, logical: int) -> int:
-        """Blocks that the tree may need to name new ones at ``logical``."""
-        if inode.inline:
-            return 0
-        return tree.blocks_needed(await tree.descend(self._volume, inode, logical), Extent(logical, 0, 1))
-
-    async def _write_taken(self, inode: Inode, group: Group, extent: Extent, spare: Reservation) -> None:
-        volume = self._volume
-        await self._write(inode, extent, mapped=False)
-        volume.journal.data_written()
-        await volume.journal.admit()
-        if inode.inline:
-            inode.root = ExtentList([], TAIL_BYTES)
-        path = await tree.descend(volume, inode, extent.logical)
-        # No checkpoint from here (J1): the blocks are used and named together.
-        group.use(extent.physical, extent.length)
-        volume.journal.add(group)
-        tree.insert(volume, inode, path, extent, spare)
-        inode.blocks += extent.length
-        # All before is on the store, so the size may follow: no commit leaves blocks behind the end of a file.
-        end = (extent.logical + extent.length) * BLOCK_BYTES
-        inode.size_on_disk = max(inode.size_on_disk, min(inode.size, end))
-        volume.journal.add(inode)

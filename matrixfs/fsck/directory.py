@@ -18,6 +18,7 @@ from matrixfs.fsck.problems import (
     Problem,
 )
 from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.fsck.xattrs import check_attributes
 from matrixfs.ondisk.directory import DISAMBIGUATION_BITS, Entry, first_key, unpack_entries_untrusted
 from matrixfs.ondisk.inode import InodeRecord
 
@@ -81,6 +82,7 @@ class DirectoryCheck:
     async def run(self) -> None:
         """Check everything.  Raises DeviceError."""
         await self.walk.run()
+        await check_attributes(self._context, self._inode, self.walk)
         if self.walk.is_whole:
             self._check_totals()
 

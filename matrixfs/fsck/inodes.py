@@ -17,6 +17,7 @@ from matrixfs.fsck.problems import (
     Findings,
 )
 from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.fsck.xattrs import check_attributes
 from matrixfs.ondisk.directory import KINDS
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import (
@@ -93,6 +94,7 @@ async def check_content(context: Context, inode: InodeRecord) -> TreeWalk:
     content = _Extents(context, inode)
     if inode.layout == TREE:
         await content.walk.run()
+    await check_attributes(context, inode, content.walk)
     if content.walk.is_whole:
         check_blocks(context.findings, inode, content.walk.blocks + content.blocks)
     if content.is_past_end and not inode.flags & FLAG_TRUNCATING:
@@ -122,13 +124,15 @@ class _Extents:
 
     async def _leaf(self, leaf: Leaf) -> None:
         """See ``TreeWalk``."""
-        total = self._context.area.superblock.blocks_total
-        for logical, physical, length in unpack_extents_untrusted(leaf.body, leaf.entries, "extents", total):
-            if not leaf.low <= logical < leaf.high or logical < self._end:
-                self.walk.out_of_order(leaf.block, logical)
+        superblock = self._context.area.superblock
+        known = superblock.extent_flags
+        for extent in unpack_extents_untrusted(leaf.body, leaf.entries, "extents", superblock.blocks_total, known):
+            if not leaf.low <= extent.logical < leaf.high or extent.logical < self._end:
+                self.walk.out_of_order(leaf.block, extent.logical)
                 return
-            self._end = logical + length
-            self.is_past_end |= self._end > self._size_blocks
-            if not self._context.claim(self._inode.address, physical, length):
+            self._end = extent.end
+            # Space that was reserved behind the end (fallocate) is unwritten.
+            self.is_past_end |= self._end > self._size_blocks and extent.written
+            if not self._context.claim(self._inode.address, extent.physical, extent.length):
                 self.walk.is_whole = False
-            self.blocks += length
+            self.blocks += extent.length

@@ -79,6 +79,11 @@ TREE_ORDER = _problem(
     "tree-order", "block {block} of inode {inode} holds key {key}, which belongs elsewhere in the tree", taints=True
 )
 
+# --- extended attributes ------------------------------------------------------------------------------------
+XATTR_BLOCK = _problem("xattr-block", "attribute block {block} of inode {inode} is damaged ({reason})", taints=True)
+XATTR_LOOP = _problem("xattr-loop", "the attribute blocks of inode {inode} lead back to block {block}", taints=True)
+XATTR_CONTENT = _problem("xattr-content", "the extended attributes of inode {inode} can't be read ({reason})")
+
 # --- directories and names ----------------------------------------------------------------------------------
 SYSTEM_DIRECTORY = _problem("system-directory", "inode {inode} must be a directory and is none", taints=True)
 ENTRY_DANGLING = _problem(

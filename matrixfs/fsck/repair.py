@@ -37,9 +37,10 @@ from matrixfs.fsck.groups import enlarge, is_short, padding
 from matrixfs.fsck.inodes import check_content
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.trees import Leaf, TreeWalk
+from matrixfs.fsck.xattrs import check_attributes
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, pack_entries, unpack_entries_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
-from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
+from matrixfs.ondisk.inode import INLINE, InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, pack_frame_body
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, Label
@@ -163,6 +164,7 @@ class Repair:
             inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0
             inode.size = inode.blocks = inode.depth = inode.entries = inode.children = 0
             inode.layout, inode.tail = INLINE, b""
+            inode.attributes, inode.inline_length, inode.inline_attributes = 0, 0, b""
         await self._commit()
         for index in range(superblock.groups):
             bits = freed.map.bits(superblock.group_block(index), superblock.group_size(index))
@@ -171,12 +173,11 @@ class Repair:
 
     @staticmethod
     async def _claim_tree(freed: Context, inode: InodeRecord) -> int:
-        """Claim an inode's blocks; return the greatest generation of its tree."""
-        if inode.layout != TREE:
-            return 0
+        """Claim an inode's blocks; return the greatest generation among them."""
         if stat.S_ISDIR(inode.mode):
             walk = TreeWalk(freed, inode, _ignore)
             await walk.run()
+            await check_attributes(freed, inode, walk)
         else:
             walk = await check_content(freed, inode)
         return walk.generation

@@ -1,9 +1,9 @@
 /*
  * What pyfuse3 lacks, added beside it (coherence.md 5).
  *
- * This module defines fuse_session_new and fuse_session_destroy.  Loaded with RTLD_GLOBAL before pyfuse3, these
- * definitions are found first when pyfuse3's own references are bound; they adjust the operation table and call
- * libfuse's real functions.
+ * This module defines fuse_session_new, fuse_session_receive_buf, fuse_session_process_buf and fuse_session_destroy.
+ * Loaded with RTLD_GLOBAL before pyfuse3, these definitions are found first when pyfuse3's own references are bound; they
+ * adjust the operation table, and one request, answer what needs no Python, and call libfuse's real functions.
  *
  * Invariants:
  *  - One session per process, as in pyfuse3.  `session` is set only while libfuse's object lives: it is cleared
@@ -12,8 +12,8 @@
  *    (through process_buf) init with the GIL.  Only the write(2) of notifications runs without it, on values
  *    copied before.
  *  - The table handed on is a private copy of pyfuse3's; libfuse copies it again.
- *  - File locks: a request that Python has to answer is parked in a slot.  Python knows it by slot and generation,
- *    never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
+ *  - A request that Python has to answer (file locks, ranges of files) is parked in a slot.  Python knows it by slot
+ *    and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
  *    park() to unpark(), and unpark() comes before every reply, as replying frees the request.  What is still parked
  *    when the session ends is answered (ENOTCONN) before libfuse frees what those requests point to.
  *
@@ -29,11 +29,15 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <linux/limits.h>
+#include <poll.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define REQUEST_BYTES 1048576u
@@ -42,10 +46,20 @@
 #define CONGESTION 192u
 
 /* From the kernel's fuse.h; older headers lack the newer ones. */
+#define OPCODE_GETXATTR 22
 #define NOTIFY_INVAL_ENTRY 3
 #define NOTIFY_INC_EPOCH 8
 #define NOTIFY_PRUNE 9
 #define EXPIRE_ONLY 1u
+
+struct getxattr_request { /* struct fuse_in_header and fuse_getxattr_in; the name follows */
+	uint32_t len;
+	uint32_t opcode;
+	uint64_t unique;
+	uint64_t node;
+	uint32_t uid, gid, pid, extensions;
+	uint32_t size, padding;
+};
 
 struct notify_header {
 	uint32_t len;
@@ -65,12 +79,14 @@ struct notify_prune {
 	uint64_t spare;
 };
 
+_Static_assert(sizeof(struct getxattr_request) == 48, "wire format of struct fuse_in_header and fuse_getxattr_in");
 _Static_assert(sizeof(struct notify_prune) == 16, "wire format of struct fuse_notify_prune_out");
 _Static_assert(sizeof(void *) >= sizeof(uint64_t), "slot numbers travel as the data pointer of an interrupt");
 _Static_assert(sizeof(struct notify_header) == 16, "wire format of struct fuse_out_header");
 _Static_assert(sizeof(struct notify_entry) == 16, "wire format of struct fuse_notify_inval_entry_out");
 
 typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 typedef void (*session_destroy_fn)(struct fuse_session *);
 
 /* What a file handle's number tells; matrixfs/fuse/handles.py has the same. */
@@ -83,6 +99,7 @@ static struct fuse_lowlevel_ops inner;
 static int max_read_requested;
 static int no_open;
 static PyObject *on_request, *on_interrupted; /* both or none; see set_lock_handlers */
+static PyObject *on_range;		      /* see set_range_handler */
 static struct {
 	unsigned minor, capable, want, max_write, max_readahead;
 } negotiated;
@@ -101,6 +118,11 @@ static void *real(const char *name)
 		dlclose(library); /* this module is linked against it: it stays */
 	}
 	return found;
+}
+
+static int current_fd(void)
+{
+	return session == NULL ? -1 : fuse_session_fd(session);
 }
 
 static void want(struct fuse_conn_info *conn, unsigned flags, int wanted)
@@ -131,6 +153,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	want(conn, FUSE_CAP_ATOMIC_O_TRUNC, !no_open);
 	/* Without them the kernel keeps locks to this node. */
 	want(conn, FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS, on_request != NULL);
+	/* Where the kernel checks access control lists, it sends the umask: a directory's default list goes before it. */
+	want(conn, FUSE_CAP_DONT_MASK, (conn->want & FUSE_CAP_POSIX_ACL) != 0);
 	want(conn, FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_CACHE_SYMLINKS, 1);
 	/* Dirty pages without a lock (coherence.md 3); set-id bits are the kernel's to clear, by SETATTR; a pipe
 	 * costs small requests a second system call and saves large ones nothing, as pyfuse3 copies anyway. */
@@ -219,10 +243,6 @@ static void answer_all(int error)
 	}
 }
 
-/* ---- file locks ---- */
-
-enum { GETLK, SETLK, FLOCK, FLUSH };
-
 /*
  * A request with a waiting task was interrupted.  libfuse holds the request's mutex here, so it must not be answered
  * here: Python's callable only cancels the task.
@@ -244,13 +264,27 @@ static void on_interrupt(fuse_req_t Py_UNUSED(request), void *data)
 	PyGILState_Release(state);
 }
 
-/* Hands a request to Python.  It is answered later, or here when Python can't take it. */
-static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const struct fuse_file_info *info, int type,
-		      long long start, long long end, int pid, int wait)
+/* Calls callable(operation, number, ...); the rest as Py_BuildValue makes a tuple of it. */
+static PyObject *call_with(PyObject *callable, int operation, uint64_t number, const char *format, va_list rest)
+{
+	PyObject *first = Py_BuildValue("(iK)", operation, (unsigned long long)number);
+	PyObject *others = Py_VaBuildValue(format, rest);
+	PyObject *arguments = first == NULL || others == NULL ? NULL : PySequence_Concat(first, others);
+	PyObject *result = arguments == NULL ? NULL : PyObject_CallObject(callable, arguments);
+
+	Py_XDECREF(first);
+	Py_XDECREF(others);
+	Py_XDECREF(arguments);
+	return result;
+}
+
+/* Hands a request to Python, whose callable is in `handler`.  It is answered later, or here when Python can't take it. */
+static void hand_over(fuse_req_t request, PyObject **handler, int operation, const char *format, ...)
 {
 	PyGILState_STATE state = PyGILState_Ensure();
-	PyObject *callable = on_request, *result;
+	PyObject *callable = *handler, *result;
 	uint64_t number;
+	va_list rest;
 
 	if (callable == NULL || (number = park(request)) == 0) {
 		fuse_reply_err(request, callable == NULL ? ENOSYS : ENOMEM);
@@ -258,9 +292,9 @@ static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const s
 		return;
 	}
 	Py_INCREF(callable);
-	result = PyObject_CallFunction(callable, "iKKKKiLLii", operation, (unsigned long long)number,
-				       (unsigned long long)ino, (unsigned long long)info->fh,
-				       (unsigned long long)info->lock_owner, type, start, end, pid, wait);
+	va_start(rest, format);
+	result = call_with(callable, operation, number, format, rest);
+	va_end(rest);
 	if (result == NULL) {
 		PyErr_WriteUnraisable(callable);
 		request = unpark(number); /* unless it was answered before the exception */
@@ -275,6 +309,17 @@ static void hand_over(fuse_req_t request, int operation, fuse_ino_t ino, const s
 	PyGILState_Release(state);
 }
 
+/* ---- file locks ---- */
+
+enum { GETLK, SETLK, FLOCK, FLUSH };
+
+static void hand_over_lock(fuse_req_t request, int operation, fuse_ino_t ino, const struct fuse_file_info *info,
+			   int type, long long start, long long end, int pid, int wait)
+{
+	hand_over(request, &on_request, operation, "(KKKiLLii)", (unsigned long long)ino, (unsigned long long)info->fh,
+		  (unsigned long long)info->lock_owner, type, start, end, pid, wait);
+}
+
 /* The last byte of a range, as the kernel has it: the end of all files for length 0. */
 static long long last_byte(const struct flock *lock)
 {
@@ -283,12 +328,12 @@ static long long last_byte(const struct flock *lock)
 
 static void on_getlk(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, struct flock *lock)
 {
-	hand_over(request, GETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, 0);
+	hand_over_lock(request, GETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, 0);
 }
 
 static void on_setlk(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, struct flock *lock, int sleep)
 {
-	hand_over(request, SETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, sleep);
+	hand_over_lock(request, SETLK, ino, info, lock->l_type, lock->l_start, last_byte(lock), lock->l_pid, sleep);
 }
 
 static void on_flock(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info, int operation)
@@ -296,8 +341,8 @@ static void on_flock(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *
 	int kind = operation & ~LOCK_NB;
 	int type = kind == LOCK_SH ? F_RDLCK : kind == LOCK_EX ? F_WRLCK : F_UNLCK;
 
-	hand_over(request, FLOCK, ino, info, type, 0, LLONG_MAX, fuse_req_ctx(request)->pid,
-		  (operation & LOCK_NB) == 0);
+	hand_over_lock(request, FLOCK, ino, info, type, 0, LLONG_MAX, fuse_req_ctx(request)->pid,
+		       (operation & LOCK_NB) == 0);
 }
 
 /*
@@ -323,13 +368,120 @@ _Static_assert(FILTER_SIZE == 1u << (64 - 52), "the filter's index has 12 bits")
 static void on_flush(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info)
 {
 	if (*filter_at(ino) != 0) {
-		hand_over(request, FLUSH, ino, info, F_UNLCK, 0, LLONG_MAX, fuse_req_ctx(request)->pid, 0);
+		hand_over_lock(request, FLUSH, ino, info, F_UNLCK, 0, LLONG_MAX, fuse_req_ctx(request)->pid, 0);
 	} else if (info->fh & READ_ONLY_HANDLE || inner.flush == NULL) {
 		quick_flushes++;
 		fuse_reply_err(request, 0);
 	} else {
 		inner.flush(request, ino, info);
 	}
+}
+
+/* ---- extended attributes ---- */
+
+/*
+ * Nodes without any, as long as this mount holds their locks: Python says so, and takes it back (kernel_caches.py).  The
+ * kernel asks for security.capability before every write(2); that is answered here.  One node per place: what is pushed
+ * out costs a call to Python, no more.
+ */
+#define BARE_BITS 16
+
+static uint64_t bare[1u << BARE_BITS];
+static unsigned long long quick_attributes;
+
+static uint64_t *bare_at(uint64_t node)
+{
+	return &bare[(node * 0x9E3779B97F4A7C15u) >> (64 - BARE_BITS)];
+}
+
+/* Whether an attribute can have this name; for others Python knows the error. */
+static int is_attribute(const char *name)
+{
+	static const char *const spaces[] = {"user.", "trusted.", "security."};
+	size_t length;
+
+	for (size_t i = 0; i < sizeof(spaces) / sizeof(*spaces); i++) {
+		length = strlen(spaces[i]);
+		if (strncmp(name, spaces[i], length) == 0)
+			return name[length] != '\0';
+	}
+	return strcmp(name, "system.posix_acl_access") == 0 || strcmp(name, "system.posix_acl_default") == 0;
+}
+
+/* Answers a question for an attribute of a bare node; whether it was one. */
+static int answer_bare(const struct fuse_buf *buffer, size_t length, int fd)
+{
+	const struct getxattr_request *request = buffer->mem;
+	const char *name = (const char *)(request + 1);
+	struct notify_header reply = {.len = sizeof(reply), .code = -ENODATA};
+
+	if (length <= sizeof(*request) || buffer->flags & FUSE_BUF_IS_FD || request->opcode != OPCODE_GETXATTR ||
+	    *bare_at(request->node) != request->node || memchr(name, '\0', length - sizeof(*request)) == NULL ||
+	    !is_attribute(name))
+		return 0;
+	reply.unique = request->unique;
+	if (write(fd, &reply, sizeof(reply)) < 0 && errno != ENOENT) /* ENOENT: the caller is gone */
+		return 0;
+	quick_attributes++;
+	return 1;
+}
+
+/*
+ * In libfuse's place for pyfuse3, which waits for the next request in Python's event loop: some 30 us.  Behind a question
+ * that was answered here comes the write(2) it was for, so we look for that a moment.  The event loop has its turn after
+ * a few of them: locks that are given up and the lease live there.
+ */
+#define NEXT_REQUEST_NS 50000
+#define ANSWERS_AT_ONCE 16
+
+__attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buffer)
+{
+	static receive_fn real_receive;
+	struct pollfd ready = {.fd = current_fd(), .events = POLLIN};
+	const struct timespec moment = {.tv_nsec = NEXT_REQUEST_NS};
+	int length, answers;
+
+	if (real_receive == NULL)
+		real_receive = (receive_fn)real("fuse_session_receive_buf");
+	for (answers = 0; answers < ANSWERS_AT_ONCE; answers++) {
+		length = real_receive(se, buffer);
+		if (length <= 0 || se != session || !answer_bare(buffer, (size_t)length, ready.fd))
+			return length;
+		if (ppoll(&ready, 1, &moment, NULL) <= 0)
+			break;
+	}
+	return -EINTR; /* pyfuse3 waits again */
+}
+
+static void on_listxattr(fuse_req_t request, fuse_ino_t node, size_t size)
+{
+	if (*bare_at(node) != node) {
+		inner.listxattr(request, node, size);
+		return;
+	}
+	quick_attributes++;
+	if (size == 0)
+		fuse_reply_xattr(request, 0);
+	else
+		fuse_reply_buf(request, NULL, 0);
+}
+
+/*
+ * pyfuse3 acts on the flags itself, with a getxattr before the setxattr: another node may come between.  So it sees
+ * none, and Python finds them in front of the name, plus one (attribute_requests.py).
+ */
+static void on_setxattr(fuse_req_t request, fuse_ino_t node, const char *name, const char *value, size_t size, int flags)
+{
+	char marked[XATTR_NAME_MAX + 2];
+	size_t length = strlen(name);
+
+	if (length > XATTR_NAME_MAX || (flags & ~(XATTR_CREATE | XATTR_REPLACE)) != 0) {
+		fuse_reply_err(request, length > XATTR_NAME_MAX ? ERANGE : EINVAL);
+		return;
+	}
+	marked[0] = (char)(flags + 1);
+	memcpy(marked + 1, name, length + 1);
+	inner.setxattr(request, node, marked, value, size, 0);
 }
 
 /* ---- without OPEN ("localflocks", coherence.md 6) ---- */
@@ -378,9 +530,69 @@ static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct
 	inner.fsync(request, ino, datasync, info);
 }
 
+/* ---- ranges of a file ---- */
+
+enum { FALLOCATE, LSEEK, COPY_FILE_RANGE };
+
+static void on_fallocate(fuse_req_t request, fuse_ino_t ino, int mode, off_t offset, off_t length,
+			 struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	hand_over(request, &on_range, FALLOCATE, "(KiLL)", (unsigned long long)info->fh, mode, (long long)offset,
+		  (long long)length);
+}
+
+static void on_lseek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *info)
+{
+	name_inode(ino, info, 0);
+	hand_over(request, &on_range, LSEEK, "(KLi)", (unsigned long long)info->fh, (long long)offset, whence);
+}
+
+static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, struct fuse_file_info *reading,
+			       fuse_ino_t target, off_t to, struct fuse_file_info *writing, size_t length,
+			       int Py_UNUSED(flags))
+{
+	name_inode(source, reading, 0);
+	name_inode(target, writing, 0);
+	hand_over(request, &on_range, COPY_FILE_RANGE, "(KKLLL)", (unsigned long long)reading->fh,
+		  (unsigned long long)writing->fh, (long long)at, (long long)to,
+		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
+}
+
+/* ---- O_TMPFILE ---- */
+
+#define OPCODE_CREATE 35u
+#define OPCODE_TMPFILE 51u
+
+typedef void (*process_buf_fn)(struct fuse_session *, const struct fuse_buf *);
+
+/*
+ * In libfuse's place for pyfuse3.  libfuse (3.14) doesn't know TMPFILE.  It and its reply look like CREATE's, with the
+ * name "/", which no file can have: so that is what it becomes.
+ */
+__attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse_session *se,
+								      const struct fuse_buf *buffer)
+{
+	static process_buf_fn real_process;
+	uint32_t *header = buffer->flags & FUSE_BUF_IS_FD || buffer->size < 8 ? NULL : buffer->mem; /* length, opcode */
+
+	if (real_process == NULL)
+		real_process = (process_buf_fn)real("fuse_session_process_buf");
+	if (header != NULL && header[1] == OPCODE_TMPFILE)
+		header[1] = OPCODE_CREATE;
+	real_process(se, buffer); /* it is there: usable() said so */
+}
+
 static void wrap_operations(struct fuse_lowlevel_ops *table)
 {
 	table->init = on_init;
+	if (on_range != NULL) {
+		table->fallocate = on_fallocate;
+		table->lseek = on_lseek;
+		table->copy_file_range = on_copy_file_range;
+	}
+	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
+	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
 	if (on_request != NULL) {
 		table->getlk = on_getlk;
 		table->setlk = on_setlk;
@@ -411,6 +623,7 @@ fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, si
 	memset(&table, 0, sizeof(table));
 	memcpy(&table, ops, op_size < sizeof(table) ? op_size : sizeof(table));
 	memset(&negotiated, 0, sizeof(negotiated));
+	memset(bare, 0, sizeof(bare));
 	max_read_requested = fuse_opt_add_arg(args, "-omax_read=" REQUEST_BYTES_TEXT) == 0;
 	inner = table;
 	wrap_operations(&table);
@@ -435,16 +648,12 @@ __attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_ses
 
 /* ---- for Python ---- */
 
-static int current_fd(void)
-{
-	return session == NULL ? -1 : fuse_session_fd(session);
-}
-
 PyDoc_STRVAR(usable_doc, "usable() -> bool\n\nWhether libfuse's real functions were found: ask before importing pyfuse3.");
 
 static PyObject *usable(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_destroy") != NULL);
+	return PyBool_FromLong(real("fuse_session_new") != NULL && real("fuse_session_receive_buf") != NULL &&
+			       real("fuse_session_process_buf") != NULL && real("fuse_session_destroy") != NULL);
 }
 
 PyDoc_STRVAR(session_fd_doc, "session_fd() -> int\n\nThe session's file descriptor; -1 without a mounted session, or when pyfuse3 "
@@ -536,6 +745,24 @@ static PyObject *set_lock_handlers(PyObject *Py_UNUSED(module), PyObject *args)
 	Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_range_handler_doc,
+	     "set_range_handler(request) -> None\n\nHave fallocate, SEEK_DATA, SEEK_HOLE and copy_file_range answered by Python, "
+	     "from the next session on; None: by nobody.\nrequest(operation, number, ...) answers at once or later by reply_err, "
+	     "reply_seek or reply_written.");
+
+static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	PyObject *old = on_range;
+
+	if (request != Py_None && !PyCallable_Check(request)) {
+		PyErr_SetString(PyExc_TypeError, "a callable, or None");
+		return NULL;
+	}
+	on_range = request == Py_None ? NULL : Py_NewRef(request);
+	Py_XDECREF(old); /* last: what it frees may call anything */
+	Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reply_err_doc, "reply_err(number: int, error: int) -> int\n\nAnswer a parked request with an errno, 0 for success.\nReturns 0, "
 			    "ESRCH when no such request is parked (any more), or the errno of the kernel.");
 
@@ -579,6 +806,35 @@ static PyObject *reply_lock(PyObject *Py_UNUSED(module), PyObject *args)
 	return PyLong_FromLong(-fuse_reply_lock(request, &lock));
 }
 
+PyDoc_STRVAR(reply_seek_doc, "reply_seek(number: int, offset: int) -> int\n\nAnswer lseek.  Returns as reply_err.");
+
+static PyObject *reply_seek(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	long long offset;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "KL:reply_seek", &number, &offset))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_lseek(request, (off_t)offset));
+}
+
+PyDoc_STRVAR(reply_written_doc, "reply_written(number: int, count: int) -> int\n\nAnswer copy_file_range with the bytes copied.  Returns as "
+				"reply_err.");
+
+static PyObject *reply_written(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	unsigned int count;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "KI:reply_written", &number, &count))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_write(request, count));
+}
+
 PyDoc_STRVAR(count_locks_doc, "count_locks(ino: int, change: int) -> None\n\nOne more (1) or one less (-1) reason to have closes of the inode told to "
 			      "Python.");
 
@@ -597,6 +853,32 @@ static PyObject *count_locks(PyObject *Py_UNUSED(module), PyObject *args)
 	}
 	*count += (uint32_t)change;
 	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_bare_doc, "set_bare(node: int, is_bare: bool) -> None\n\nWhether the node is known to have no extended attributes, until the "
+			   "next call: then who asks for one\nis answered without Python.");
+
+static PyObject *set_bare(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long node;
+	int is_bare;
+	uint64_t *place;
+
+	if (!PyArg_ParseTuple(args, "Kp:set_bare", &node, &is_bare))
+		return NULL;
+	place = bare_at(node);
+	if (is_bare)
+		*place = node;
+	else if (*place == node)
+		*place = 0;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(bare_answers_doc, "bare_answers() -> int\n\nHow many questions for extended attributes were answered without Python.");
+
+static PyObject *bare_answers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyLong_FromUnsignedLongLong(quick_attributes);
 }
 
 PyDoc_STRVAR(lock_counters_doc, "lock_counters() -> dict[str, int]\n\nparked: requests that Python has to answer; quick_flushes: closes answered "
@@ -647,10 +929,15 @@ static PyObject *notify_prune(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef methods[] = {
 	{"set_lock_handlers", set_lock_handlers, METH_VARARGS, set_lock_handlers_doc},
+	{"set_range_handler", set_range_handler, METH_O, set_range_handler_doc},
 	{"reply_err", reply_err, METH_VARARGS, reply_err_doc},
+	{"reply_seek", reply_seek, METH_VARARGS, reply_seek_doc},
+	{"reply_written", reply_written, METH_VARARGS, reply_written_doc},
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},
+	{"set_bare", set_bare, METH_VARARGS, set_bare_doc},
+	{"bare_answers", bare_answers, METH_NOARGS, bare_answers_doc},
 	{"set_no_open", set_no_open, METH_O, set_no_open_doc},
 	{"notify_prune", notify_prune, METH_VARARGS, notify_prune_doc},
 	{"usable", usable, METH_NOARGS, usable_doc},

@@ -1,4 +1,4 @@
-"""The filesystem as the FUSE layer sees it: four modules of functions over one volume, declared as protocols.
+"""The filesystem as the FUSE layer sees it: five modules of functions over one volume, declared as protocols.
 
 ``matrixfs.fs`` provides them; tests provide a small one in memory.  Contract for every function here: when it returns,
 what it returned is covered by locks this node holds, and the handler replies before the next checkpoint, so a
@@ -7,7 +7,7 @@ demotion that comes later finds the answer already in the kernel and invalidates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +31,11 @@ class Inode(Protocol):
     ctime_ns: int
     parent: int  # of a directory: the one that holds it
     data_version: int  # changes whenever the file's data does
+
+    @property
+    def bare(self) -> bool:
+        """Whether it has no extended attributes."""
+        ...
 
 
 class StatFs(Protocol):
@@ -73,11 +78,16 @@ class Namespace(Protocol):
     async def lookup(self, volume: Any, parent: int, name: bytes, /) -> Any:  # noqa: D102
         ...
 
-    async def create(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Any:  # noqa: D102
+    async def create(  # noqa: D102
+        self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, *, umask: int
+    ) -> Any: ...
+
+    async def tmpfile(self, volume: Any, parent: int, mode: int, uid: int, gid: int, /, *, umask: int) -> Any:  # noqa: D102
         ...
 
-    async def mkdir(self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, /) -> Any:  # noqa: D102
-        ...
+    async def mkdir(  # noqa: D102
+        self, volume: Any, parent: int, name: bytes, mode: int, uid: int, gid: int, /, *, umask: int
+    ) -> Any: ...
 
     async def symlink(self, volume: Any, parent: int, name: bytes, target: bytes, uid: int, gid: int, /) -> Any:  # noqa: D102
         ...
@@ -109,7 +119,32 @@ class Attributes(Protocol):
     async def readlink(self, volume: Any, ino: int, /) -> bytes:  # noqa: D102
         ...
 
+    async def permits(self, volume: Any, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool], /) -> bool:
+        """Whether a caller may do all that is ``wanted`` (4 read, 2 write)."""
+        ...
+
     async def statfs(self, volume: Any, /) -> Any:  # noqa: D102
+        ...
+
+
+class Xattrs(Protocol):
+    """Extended attributes, access control lists among them; names with their namespace."""
+
+    async def get(self, volume: Any, ino: int, name: bytes, /) -> tuple[Any, bytes | None]:
+        """The inode and the value."""
+        ...
+
+    async def names(self, volume: Any, ino: int, /) -> tuple[Any, list[bytes]]:
+        """The inode and the names."""
+        ...
+
+    async def put(
+        self, volume: Any, ino: int, name: bytes, value: bytes, flags: int, is_member: Callable[[int], bool], /
+    ) -> Any:
+        """Set one, by flags as of setxattr(2)."""
+        ...
+
+    async def remove(self, volume: Any, ino: int, name: bytes, /) -> Any:  # noqa: D102
         ...
 
 
@@ -133,6 +168,19 @@ class Readdir(Protocol):
     """Directory listings: (cookie, name, inode) after ``cookie`` (0, or 3 and more), without "." and ".."."""
 
     async def entries(self, volume: Any, ino: int, cookie: int, limit: int, /) -> Sequence[tuple[int, bytes, Any]]:  # noqa: D102
+        ...
+
+
+class Ranges(Protocol):
+    """Ranges of files; offsets and lengths in bytes."""
+
+    async def fallocate(self, volume: Any, ino: int, mode: int, offset: int, length: int, /) -> None:  # noqa: D102
+        ...
+
+    async def seek(self, volume: Any, ino: int, offset: int, whence: int, /) -> int:  # noqa: D102
+        ...
+
+    async def copy(self, volume: Any, source: int, at: int, target: int, to: int, length: int, /) -> int:  # noqa: D102
         ...
 
 
@@ -206,9 +254,11 @@ class ClusterLocks:
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """The four modules together."""
+    """The modules together.  Without ``ranges`` the kernel tells applications that there is no such thing."""
 
     namespace: Namespace
     attributes: Attributes
     data: Data
     readdir: Readdir
+    xattrs: Xattrs
+    ranges: Ranges | None = None

@@ -63,13 +63,13 @@ class Edge:
         return fuse_error
 
 
-def upcall(*nodes: int, handle: bool = False) -> Callable[[_Handler], _Handler]:
+def upcall(*nodes: int, handle: int = 0) -> Callable[[_Handler], _Handler]:
     """Put a handler behind the edge.
 
     Args:
         nodes: positions of the arguments that are node ids (0 is the first after ``self``); the handler gets inode
             numbers instead.
-        handle: the first argument is a file handle; the handler gets its ``Handle`` instead.
+        handle: so many of the first arguments are file handles; the handler gets their ``Handle`` instead.
     """
 
     def decorate(method: _Handler) -> _Handler:
@@ -82,8 +82,8 @@ def upcall(*nodes: int, handle: bool = False) -> Callable[[_Handler], _Handler]:
             marked: list[int] = []
             try:
                 given = list(arguments)
-                if handle:
-                    given[0] = opened = edge.handles[arguments[0]]
+                for position in range(handle):
+                    given[position] = opened = edge.handles[arguments[position]]
                     marked.append(opened.ino)
                 for position in nodes:
                     given[position] = edge.nodes.ino(arguments[position])

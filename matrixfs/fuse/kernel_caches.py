@@ -20,6 +20,9 @@ Called by the filesystem's demote callouts.  Invariants:
         alone is no safeguard, for the kernel ignores attributes asked for before an invalidation or a local write.
     K6  Where the kernel opens files without asking (coherence.md 6), ``shed`` returns when it has forgotten the inode,
         or when somebody may have the file open: in use, not yet taken in, or a kernel that can't be told to forget.
+    K7  The extension answers for an inode without extended attributes (``bare``) while the lock is held under which
+        that was seen: from the reply that tells of it to the purge, or to a change of them here.  The access control
+        lists that the kernel keeps go with the attributes (K2).
 """
 
 from __future__ import annotations
@@ -138,6 +141,11 @@ class KernelCaches:
             if len(record.names) > NAMES_MAX:
                 record.names = None
 
+    def bare(self, ino: int, is_bare: bool) -> None:
+        """The reply about to be written tells of an inode that has no extended attributes, or some (K7)."""
+        if self._notifier is not None:
+            self._notifier.bare(self.nodes.node_id(ino), is_bare)
+
     def forgotten(self, ino: int) -> None:
         """The kernel dropped the inode, so nothing of it is cached."""
         self._directories.pop(ino, None)
@@ -192,6 +200,7 @@ class KernelCaches:
     async def purge_inode(self, ino: int) -> None:
         """Make the inode's attributes and pages unreachable (K1, K2, K5).  Never raises for the kernel's sake."""
         self.stamp += 1
+        self.bare(ino, False)
         if self._notifier is None or not self.nodes.known(ino):
             return
         self._counters["inodes"] += 1

@@ -4,7 +4,8 @@ The extension defines ``fuse_session_new`` in front of libfuse's (coherence.md 5
 process's global symbol scope before pyfuse3 is bound, hence the import with ``RTLD_GLOBAL`` here and nowhere else.
 Without it a mount works with the request sizes and capabilities of libfuse's defaults, and with names that the kernel
 trusts for a tenth of a second instead of for ever: slower, never wrong.  Such a mount is ``nosuid``, because libfuse's
-defaults leave the clearing of set-id bits to the filesystem.
+defaults leave the clearing of set-id bits to the filesystem; and the umask narrows new files also where the directory's
+default access control list should go before it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ pyfuse3: Any = _pyfuse3  # Any: its stubs type handlers by NewTypes that would h
 __all__ = [
     "KernelFeatures",
     "available",
+    "bare_answers",
     "count_locks",
     "expire_entry",
     "inc_epoch",
@@ -54,14 +56,19 @@ __all__ = [
     "pyfuse3",
     "reply_err",
     "reply_lock",
+    "reply_seek",
+    "reply_written",
     "serve_locks",
+    "serve_ranges",
     "session_fd",
+    "set_bare",
 ]
 
 _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "async_read": 0,
     "posix_locks": 1,
     "atomic_o_trunc": 3,
+    "dont_mask": 6,
     "splice_read": 9,
     "flock_locks": 10,
     "auto_inval_data": 12,
@@ -70,6 +77,7 @@ _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "writeback_cache": 16,
     "no_open_support": 17,
     "parallel_dirops": 18,
+    "posix_acl": 19,
     "handle_killpriv": 20,
     "cache_symlinks": 23,
 }
@@ -125,7 +133,21 @@ def open_by_kernel(wanted: bool) -> None:
         _extension.set_no_open(wanted)
 
 
-# ---- file locks ----
+# ---- extended attributes ----
+
+
+def set_bare(node: int, is_bare: bool) -> None:
+    """Whether an inode is known to have no extended attributes, until the next call."""
+    if _extension is not None:
+        _extension.set_bare(node, is_bare)
+
+
+def bare_answers() -> int:
+    """How many questions for extended attributes ``set_bare`` has saved us."""
+    return 0 if _extension is None else int(_extension.bare_answers())
+
+
+# ---- parked requests ----
 
 
 def serve_locks(request: Callable[..., None] | None, interrupted: Callable[[int], None] | None) -> None:
@@ -140,14 +162,34 @@ def serve_locks(request: Callable[..., None] | None, interrupted: Callable[[int]
         _extension.set_lock_handlers(request, interrupted)
 
 
+def serve_ranges(request: Callable[..., None] | None) -> None:
+    """Before the session is made: who answers FALLOCATE, LSEEK and COPY_FILE_RANGE; None: nobody.
+
+    ``request`` is told (operation, number, ...); it answers at once or later, by ``reply_err``, ``reply_seek`` or
+    ``reply_written``.
+    """
+    if _extension is not None:
+        _extension.set_range_handler(request)
+
+
 def reply_err(number: int, code: int) -> int:
-    """Answer a lock request: an errno, 0 for success.  Returns 0, ESRCH when it was answered, or the kernel's errno."""
+    """Answer a parked request: an errno, 0 for success.  Returns 0, ESRCH if it was answered, or the kernel's errno."""
     return int(_extension.reply_err(number, code))
 
 
 def reply_lock(number: int, kind: int, start: int, end: int, pid: int) -> int:
     """Answer F_GETLK: F_UNLCK, or the type and range of what stands in the way.  Returns as ``reply_err``."""
     return int(_extension.reply_lock(number, kind, start, end, pid))
+
+
+def reply_seek(number: int, offset: int) -> int:
+    """Answer LSEEK.  Returns as ``reply_err``."""
+    return int(_extension.reply_seek(number, offset))
+
+
+def reply_written(number: int, count: int) -> int:
+    """Answer COPY_FILE_RANGE.  Returns as ``reply_err``."""
+    return int(_extension.reply_written(number, count))
 
 
 def count_locks(node: int, change: int) -> None:

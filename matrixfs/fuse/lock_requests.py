@@ -1,12 +1,11 @@
 """File locks: the kernel's GETLK, SETLK, FLOCK and FLUSH requests to the cluster's lock manager, and back.
 
-The C extension parks each request under a number; here one task a request waits for the answer and gives it.  pyfuse3
-plays no part in that, and no worker of its is occupied by a lock that waits (coherence.md 11).
+How they come and how they are answered: ``parked``.
 
 Invariants:
-    L1  Every number gets one reply: by its task, also when that is interrupted or the mount ends (ENOTCONN).
+    L1  Every request gets one reply (PK1).
     L2  An interrupt ends the wait with EINTR, unless the grant was quicker: then the lock is held and the reply says so
-        (coherence.md 8).
+        (PK2).  Only what asks for a lock may wait long; the end of a lock is not given up half way.
     L3  A lock that may exist was recorded here before it was asked for, with the open file it was set through, and the
         extension's filter says so: so the close of a descriptor finds every lock that it has to drop.
     L4  A close drops POSIX locks in FLUSH, which close(2) waits for.  ``flock`` and open-file-description locks go with
@@ -19,9 +18,7 @@ must be theirs, since a process's own locks went with the FLUSH before.
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,13 +26,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from matrixfs.fuse import libfuse
-from matrixfs.fuse.errnos import judge
 
 if TYPE_CHECKING:
     from matrixfs.fuse.api import ClusterLocks
     from matrixfs.fuse.edge import Edge
-
-log = logging.getLogger(__name__)
+    from matrixfs.fuse.parked import ParkedRequests
 
 # The operations of the extension, in its order.
 GETLK, SETLK, FLOCK, FLUSH = range(4)
@@ -60,41 +55,30 @@ class LockRequests:
         cluster: the lock manager.
         edge: translates errors and node ids, counts calls.
         flush: what else a FLUSH has to do, by handle; raises FUSEError.
+        parked: has the requests answered.
     """
 
-    def __init__(self, cluster: ClusterLocks, edge: Edge, flush: Callable[..., Awaitable[None]]) -> None:
+    def __init__(
+        self, cluster: ClusterLocks, edge: Edge, flush: Callable[..., Awaitable[None]], parked: ParkedRequests
+    ) -> None:
         self._cluster = cluster
         self._edge = edge
         self._flush = flush
+        self._parked = parked
         self._files: dict[int, _File] = {}
-        self._scopes: dict[int, trio.CancelScope] = {}
-        self._nursery: trio.Nursery | None = None
 
     # ---- from the extension ----
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer requests until cancelled; then each that waits gets ENOTCONN."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                task_status.started()
-                await trio.sleep_forever()
-        finally:
-            self._nursery = None
 
     def request(
         self, operation: int, number: int, node: int, fh: int, owner: int, type_: int, start: int, end: int, pid: int,
         wait: int,
     ) -> None:  # fmt: skip
         """A request was parked; called within pyfuse3's loop."""
-        if self._nursery is None:
-            libfuse.reply_err(number, errno.ENOTCONN)
-            return
         name = _NAMES[operation]
         if operation != FLUSH:  # whose handler counts it
             self._edge.calls[name] = self._edge.calls.get(name, 0) + 1
         ino = self._edge.nodes.ino(node)
-        scope = trio.CancelScope()
+        asks = False
         if operation == GETLK:
             work = partial(self._test, number, ino, owner, type_, start, end)
         elif operation == FLUSH:
@@ -107,45 +91,8 @@ class LockRequests:
                 work = partial(
                     self._set, kind, ino, fh, owner, pid, start, end, type_ == fcntl.F_WRLCK, wait=bool(wait)
                 )
-                self._scopes[number] = scope
-        self._nursery.start_soon(self._answer, number, name, scope, work)
-
-    def interrupted(self, number: int) -> None:
-        """The application got a signal: end the wait.  Never answers itself.
-
-        Only what asks for a lock may wait long.  The end of a lock is not given up half way.
-        """
-        scope = self._scopes.get(number)
-        if scope is not None:
-            scope.cancel()
-
-    async def _answer(
-        self, number: int, name: str, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Do the work and reply (L1, L2)."""
-        code = errno.ENOTCONN  # should the mount end
-        try:
-            code = await self._outcome(name, scope, work)
-        finally:
-            self._scopes.pop(number, None)
-            refused = libfuse.reply_err(number, code)
-            if refused not in (0, errno.ESRCH, errno.ENOENT):  # answered already: GETLK; the caller is gone
-                log.debug("%s: reply %d not taken (errno %d)", name, code, refused)
-
-    async def _outcome(self, name: str, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> int:
-        done = False
-        try:
-            with scope:
-                await work()
-                done = True
-        except libfuse.pyfuse3.FUSEError as error:
-            return int(error.errno)
-        except Exception as error:
-            if not judge(error).log:
-                return judge(error).code
-            translated: Any = self._edge.translate(name, (), error)
-            return int(translated.errno)
-        return 0 if done else errno.EINTR
+                asks = True
+        self._parked.answer(number, name, work, interruptible=asks)
 
     # ---- what they ask ----
 

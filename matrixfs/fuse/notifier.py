@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from matrixfs.fuse.libfuse import expire_entry, inc_epoch, prune, pyfuse3
+from matrixfs.fuse.libfuse import expire_entry, inc_epoch, prune, pyfuse3, set_bare
 
 
 class Notifier(Protocol):
@@ -36,6 +36,10 @@ class Notifier(Protocol):
 
     def prune(self, node: int) -> int:
         """Drop all names of an inode that nobody uses: then the kernel forgets it.  May block."""
+        ...
+
+    def bare(self, node: int, is_bare: bool, /) -> None:
+        """Whether questions for its extended attributes may be answered with "none".  Never blocks."""
         ...
 
 
@@ -69,6 +73,10 @@ class KernelNotifier:
     def prune(self, node: int) -> int:
         """See ``Notifier``."""
         return prune(node)
+
+    def bare(self, node: int, is_bare: bool, /) -> None:
+        """See ``Notifier``."""
+        set_bare(node, is_bare)
 
     def _inode(self, node: int, *, attributes_only: bool) -> int:
         try:

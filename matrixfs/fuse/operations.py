@@ -7,11 +7,11 @@ Rules that every handler holds:
         name is then given with no validity.
     O2  What the kernel is told is valid until invalidated: names are recorded with ``handed_out``, inodes with their
         lookup count.
-    O3  The kernel checks permissions (``default_permissions``) and applies the umask; the one exception is in
-        ``create``, where the name turns out to exist.
+    O3  The kernel checks permissions (``default_permissions``), by access control lists too; the one exception is in
+        ``create``, where the name turns out to exist.  The umask it leaves to us, as a directory's default list goes
+        before it.
 
 ``FUSE_CAP_ATOMIC_O_TRUNC`` is on, so ``open`` truncates; ``create`` never needs to, but for the same exception.
-Extended attributes answer ENOSYS: the kernel then says "not supported" itself and saves us a call for every write.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from matrixfs.fuse.attribute_requests import AttributeRequests, membership
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
+from matrixfs.fuse.parked import ParkedRequests
+from matrixfs.fuse.range_requests import RangeRequests
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 NAME_BYTES_MAX = 255
+NAMELESS = b"/"  # CREATE of this is O_TMPFILE (_libfuse.c)
 BLOCK_BYTES = 4096
 ENTRIES_LIMIT_MAX = 256
 DOT_COOKIE, DOT_DOT_COOKIE = 1, 2  # the filesystem's cookies begin above (ondisk/directory.py: COOKIE_BASE)
@@ -46,29 +50,13 @@ def _checked(name: bytes) -> bytes:
     return name
 
 
-def may_open(inode: Inode, flags: int, uid: int, gid: int, groups: Callable[[], set[int]]) -> bool:
-    """Whether the mode bits let a caller open the file with ``flags``; ``groups`` gives its further groups."""
-    if uid == 0:
-        return True
+def _access(flags: int) -> int:
+    """The permission bits that a caller needs to open a file with these flags."""
     access = flags & os.O_ACCMODE
-    wanted = (4 if access != os.O_WRONLY else 0) | (2 if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
-    if uid == inode.uid:
-        granted = inode.mode >> 6
-    elif gid == inode.gid or inode.gid in groups():
-        granted = inode.mode >> 3
-    else:
-        granted = inode.mode
-    return granted & wanted == wanted
+    return (4 if access != os.O_WRONLY else 0) | (2 if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
 
 
-def _further_groups(pid: int) -> set[int]:
-    try:
-        return set(pyfuse3.get_sup_groups(pid))
-    except (OSError, RuntimeError):  # it has ended, or lives in another process namespace: grant nothing by them
-        return set()
-
-
-class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, see libfuse
+class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, see libfuse
     """The handlers; each is called by pyfuse3 with the kernel's node ids, see ``edge.upcall``.
 
     Args:
@@ -84,7 +72,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
 
     supports_dot_lookup = False
     enable_writeback_cache = False  # coherence.md 3
-    enable_acl = False
+    enable_acl = True  # the extension has the kernel leave us the umask; without it, it is taken out in any case
 
     def __init__(
         self,
@@ -104,15 +92,20 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         self._attributes = filesystem.attributes
         self._data = filesystem.data
         self._readdir = filesystem.readdir
+        self._xattrs = filesystem.xattrs
         self._caches = caches
         self._nodes = caches.nodes
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
-        self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush)
+        self.parked = ParkedRequests(self.edge)
+        self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
+        ranges = filesystem.ranges
+        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, self.edge, self.parked)
 
     # ---- replies ----
 
     def _fill(self, inode: Inode) -> Any:
+        self._caches.bare(inode.ino, inode.bare)
         reply = pyfuse3.EntryAttributes()
         reply.st_ino = self._nodes.node_id(inode.ino)
         reply.generation = inode.incarnation
@@ -189,7 +182,9 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         quicker, ESTALE has it walk the path again, and it then finds the name, or tells EEXIST by itself.
         """
         try:
-            inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, rdev)
+            inode = await self._names.create(
+                self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, rdev, umask=ctx.umask
+            )
         except (OSError, MatrixError) as error:
             if error.errno == errno.EEXIST and self._opened_by_kernel and stat.S_ISREG(mode):
                 raise OSError(errno.ESTALE, "the name has just come up") from error
@@ -199,7 +194,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     @upcall(0)
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
         """Create a directory."""
-        inode = await self._names.mkdir(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid)
+        inode = await self._names.mkdir(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, umask=ctx.umask)
         return self._entry(parent, name, inode)
 
     @upcall(0)
@@ -333,8 +328,15 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
+        if name == NAMELESS:
+            inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
+            inode = await self._open(inode.ino, flags, named=True)
+            entry = self._entry(parent, name, inode, -1)
+            return self._file(inode, flags), entry
         try:
-            inode = await self._names.create(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid)
+            inode = await self._names.create(
+                self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, umask=ctx.umask
+            )
             flags &= ~os.O_TRUNC  # it is empty
         except (OSError, MatrixError) as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
@@ -353,7 +355,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         inode = await self._names.lookup(self._volume, parent, name)
         if inode is None or not stat.S_ISREG(inode.mode):
             raise OSError(errno.ESTALE, "the name has just changed")
-        if not may_open(inode, flags, ctx.uid, ctx.gid, lambda: _further_groups(ctx.pid)):
+        if not await self._attributes.permits(self._volume, inode.ino, _access(flags), ctx.uid, membership(ctx)):
             raise OSError(errno.EACCES, "permission denied")
         found: Inode = inode
         return found
@@ -372,6 +374,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, s
         if self._opened_by_kernel:
             return await self._write_cached(handle, offset, buf)
         if handle.append:
+            await self._drop_capability(handle.ino)
             await self._drop_set_id(handle.ino)
         return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
 

@@ -124,10 +124,12 @@ class Session:
     def start(self) -> None:
         """Mount.  Raises OperatorError when libfuse refuses (it prints why on stderr)."""
         check_extension(local_locks=self._config.local_locks)
-        requests = self._operations.lock_requests
         libfuse.open_by_kernel(self._config.local_locks)
-        if requests is not None:
-            libfuse.serve_locks(requests.request, requests.interrupted)
+        locks, ranges = self._operations.lock_requests, self._operations.range_requests
+        if locks is not None:
+            libfuse.serve_locks(locks.request, self._operations.parked.interrupted)
+        if ranges is not None:
+            libfuse.serve_ranges(ranges.request)
         try:
             pyfuse3.init(self._operations, self._config.mountpoint, self._mount_options())
         except RuntimeError as error:
@@ -177,8 +179,7 @@ class Session:
         """Serve until the tree is unmounted or withdrawn."""
         with self._serving:
             async with trio.open_nursery() as nursery:
-                if self._operations.lock_requests is not None:
-                    await nursery.start(self._operations.lock_requests.run)
+                await nursery.start(self._operations.parked.run)
                 await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
                 nursery.cancel_scope.cancel()
         self._caches.detach()
@@ -257,9 +258,12 @@ class Session:
     def counters(self) -> dict[str, object]:
         """Calls by operation, failures, open handles, what the kernel negotiated, and the caches' counters."""
         features = libfuse.kernel_features()
-        quick = libfuse.lock_counters().get("quick_flushes", 0)
+        quick = {
+            "flush_of_readers": libfuse.lock_counters().get("quick_flushes", 0),
+            "xattr_of_bare": libfuse.bare_answers(),
+        }
         return {
-            "calls": {**self._operations.edge.calls, "flush_of_readers": quick},
+            "calls": {**self._operations.edge.calls, **quick},
             "failures": self._operations.edge.failures,
             "open_handles": len(self._handles),
             "protocol_minor": features.protocol_minor,

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from matrixfs.ondisk.xattr import INLINE_BYTES
 from membership.label import BLOCK_BYTES
 from membership.records import Record, i64, raw, record, u8, u16, u32, u64
 
@@ -32,7 +33,7 @@ class InodeRecord(Record):
     uid: int = u32(56, "owner")
     gid: int = u32(60, "group")
     size: int = u64(64, "bytes; of a directory: bytes of its entries")
-    blocks: int = u64(72, "blocks of data and of the tree, this block not counted")
+    blocks: int = u64(72, "blocks of data, of the tree and of extended attributes, this block not counted")
     atime_ns: int = i64(80, "last access, ns since the epoch")
     mtime_ns: int = i64(88, "last change of data; grows with every change under the lock (coherence.md 2)")
     ctime_ns: int = i64(96, "last change of the inode")
@@ -47,4 +48,7 @@ class InodeRecord(Record):
     orphaned_by: int = u32(144, "journal whose orphan directory lists this inode, plus 1; 0 = not an orphan")
     parent: int = u64(152, "of a directory: the directory that holds it")
     children: int = u64(160, "of a directory: names in it")
+    attributes: int = u64(168, "first block of the extended attributes; 0 = none, or they lie here")
+    inline_length: int = u16(176, "bytes of extended attributes that lie here")
+    inline_attributes: bytes = raw(178, INLINE_BYTES, "extended attributes that fit here")
     tail: bytes = raw(TAIL_AT, TAIL_BYTES, "see above")

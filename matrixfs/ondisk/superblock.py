@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from matrixfs.ondisk.extent import UNWRITTEN
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, NAME_BYTES_MAX
 from membership.records import Record, i64, record, text, u32, u64, u64_array
@@ -20,8 +21,10 @@ RUNS_MAX = 8  # further runs of journals
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
 READ_ONLY_COMPATIBLE_KNOWN = 0
+EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
+UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
-INCOMPATIBLE_KNOWN = JOURNAL_RUNS
+INCOMPATIBLE_KNOWN = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
 
@@ -59,6 +62,11 @@ class Superblock(Record):
     run_start: tuple[int, ...] = u64_array(192, RUNS_MAX, "first block of each further run", default=_NO_RUNS)
     run_journals: tuple[int, ...] = u64_array(256, RUNS_MAX, "its journals; 0: there is none", default=_NO_RUNS)
     run_blocks: tuple[int, ...] = u64_array(320, RUNS_MAX, "blocks of each of its journals", default=_NO_RUNS)
+
+    @property
+    def extent_flags(self) -> int:
+        """Flags that extents may have here."""
+        return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  ValueError when it lies in none."""

@@ -22,6 +22,8 @@ from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import BODY_BYTES, IndexRecord, pack_pairs
 from matrixfs.ondisk.inode import INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE, Superblock
+from matrixfs.ondisk.xattr import BODY_BYTES as CHAIN_BODY_BYTES
+from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
 from membership.records import Record
 from tests.damage.volume import Volume
@@ -203,6 +205,21 @@ class Builder:
             children.append((leaf[0].logical, record.address))
         self._index(inode, children)
 
+    def attributes(self, inode: InodeRecord, attributes: dict[bytes, bytes]) -> None:
+        """Give an inode extended attributes: in its block where they fit, else in a chain."""
+        packed = pack_attributes(attributes)
+        if len(packed) <= INLINE_BYTES:
+            inode.inline_attributes, inode.inline_length = packed, len(packed)
+            return
+        bodies = [packed[at : at + CHAIN_BODY_BYTES] for at in range(0, len(packed), CHAIN_BODY_BYTES)]
+        blocks = [self.take() for _ in bodies]
+        for block, body, following in zip(blocks, bodies, [*blocks[1:], 0], strict=True):
+            self.records.append(
+                AttributeRecord(inode=inode.address, next=following, used=len(body), body=body, **self._head(block))
+            )
+        inode.attributes = blocks[0]
+        inode.blocks += len(blocks)
+
     def orphan(self, journal: int, inode: InodeRecord) -> None:
         """Make an inode that ``add`` made nameless, and list it."""
         for entries in self.entries.values():
@@ -298,6 +315,9 @@ def sample(volume: Volume) -> Builder:
     long = builder.add("long symlink", stat.S_IFLNK | 0o777)
     builder.extents(long, [1])
     long.size = 4090
+    builder.attributes(builder.file("tagged", b"x"), {b"user.x": b"1"})
+    builder.attributes(builder.file("much tagged"), {b"user.x": b"1", b"user.y": b"y" * 10_000})
+    builder.attributes(builder.directory("tagged dir"), {b"trusted.x": b"x" * 100})
     builder.add("fifo", stat.S_IFIFO | 0o600)
     builder.add("device", stat.S_IFCHR | 0o600, rdev=0x501)
     return builder

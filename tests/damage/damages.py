@@ -10,11 +10,12 @@ from typing import Any
 
 from matrixfs.fs.grow import prepare_journals
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key
-from matrixfs.ondisk.extent import ExtentLeafRecord, pack_extents, unpack_extents_untrusted
+from matrixfs.ondisk.extent import UNWRITTEN, ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
+from matrixfs.ondisk.xattr import ACL_ACCESS, BODY_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
 from tests.damage.build import Builder, Built, sample
 from tests.damage.volume import LogWriter, small_store
@@ -321,6 +322,20 @@ async def _(built: Built) -> None:
     await built.put(leaf)
 
 
+@damage("tree-root", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    inode = await built.inode("extents")
+    flags = (UNWRITTEN << 1).to_bytes(4, "little")
+    await built.change("extents", tail=inode.tail[:20] + flags + inode.tail[24:])
+
+
+@damage("tree-leaf", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    leaf = await _first_leaf(built, "many", ExtentLeafRecord)
+    leaf.body = leaf.body[:23] + b"\x80" + leaf.body[24:]
+    await built.put(leaf)
+
+
 @damage("tree-order", repaired=False, also=("block-leaked",))
 async def _(built: Built) -> None:
     leaf = await _first_leaf(built, "many", ExtentLeafRecord)
@@ -567,6 +582,80 @@ async def _(built: Built) -> None:
     await built.change("dir", nlink=2)
 
 
+# --- extended attributes ------------------------------------------------------------------------------------
+
+
+async def _attribute_block(built: Built, name: str, number: int = 0) -> AttributeRecord:
+    block = (await built.inode(name)).attributes
+    for _ in range(number):
+        block = (await built.record(block, AttributeRecord)).next
+    found: AttributeRecord = await built.record(block, AttributeRecord)
+    return found
+
+
+@damage("xattr-block", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    await flip(built, (await _attribute_block(built, "much tagged", 1)).address)
+
+
+@damage("xattr-block", repaired=False)
+async def _(built: Built) -> None:
+    block = await _attribute_block(built, "tagged dir")
+    block.inode += 1
+    await built.put(block)
+
+
+@damage("xattr-block", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    block = await _attribute_block(built, "much tagged", 1)
+    block.used -= 1
+    await built.put(block)
+
+
+def _endless(builder: Builder) -> None:
+    builder.attributes(builder.file("endless"), {b"user.%d" % n: b"x" * 60_000 for n in range(3)})
+
+
+@damage("xattr-block", repaired=False, also=("block-leaked",), prepare=_endless)
+async def _(built: Built) -> None:
+    assert (await _attribute_block(built, "endless", 34)).next
+
+
+@damage("xattr-loop", repaired=False)
+async def _(built: Built) -> None:
+    last = await _attribute_block(built, "much tagged", 2)
+    last.next, last.used = (await built.inode("much tagged")).attributes, BODY_BYTES
+    await built.put(last)
+
+
+@damage("xattr-content", repaired=False)
+async def _(built: Built) -> None:
+    await built.change("tagged", inline_length=79)
+
+
+@damage("xattr-content", repaired=False)
+async def _(built: Built) -> None:
+    await built.change("tagged", inline_length=11)
+
+
+@damage("xattr-content", repaired=False)
+async def _(built: Built) -> None:
+    await built.change("much tagged", inline_length=12)
+
+
+@damage("xattr-content", repaired=False)
+async def _(built: Built) -> None:
+    packed = pack_attributes({ACL_ACCESS: b"no list"})
+    await built.change("tagged", inline_attributes=packed, inline_length=len(packed))
+
+
+@damage("xattr-content", repaired=False)
+async def _(built: Built) -> None:
+    block = await _attribute_block(built, "tagged dir")
+    block.body = b"\x08" + block.body[1:]
+    await built.put(block)
+
+
 # --- blocks ---------------------------------------------------------------------------------------------------------
 
 
@@ -603,6 +692,22 @@ async def _(built: Built) -> None:
     many = await _first_leaf(built, "many", ExtentLeafRecord)
     extents = unpack_extents_untrusted(many.body, many.entries, "", 1 << 40)
     await _move_first_extent(built, extents[0].physical)
+
+
+@damage("block-forbidden", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    await built.change("tagged dir", attributes=built.superblock.blocks_total + 5)
+
+
+@damage("block-shared", repaired=False, also=("block-leaked",))
+async def _(built: Built) -> None:
+    """Cross-linked: the chain of a directory is another file's."""
+    await built.change("tagged dir", attributes=(await built.inode("much tagged")).attributes)
+
+
+@damage("inode-blocks")
+async def _(built: Built) -> None:
+    await built.change("tagged dir", blocks=0)
 
 
 @damage("block-leaked")

@@ -30,6 +30,10 @@ def fill(top: Path) -> None:
             file.write(b"%04d" % i * 1024)
         file.seek(SPARSE_AT)
         file.write(b"the end")
+    with (top / "reserved").open("wb") as file:  # from version 2 on
+        os.posix_fallocate(file.fileno(), 0, SPARSE_AT)
+        file.seek(8192)
+        file.write(b"in the middle")
     (top / "many").mkdir()
     for i in range(NAMES):
         (top / "many" / f"a rather long name so that few fit a block {i:06}").touch()
@@ -40,6 +44,8 @@ def fill(top: Path) -> None:
     os.mknod(top / "device", 0o020600, os.makedev(1, 3))
     os.chown(top / "small", 12, 34)
     os.chmod(top / "small", 0o4751)  # after chown, which takes the set-user-ID bit away
+    os.setxattr(top / "small", "user.small", b"in the inode")  # from version 2 on, as what follows
+    os.setxattr(top / "sparse", "user.large", b"in a chain" * 2000)
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 

@@ -11,7 +11,7 @@ import trio
 
 from matrixfs.blockstore import data_window, open_store
 from matrixfs.cli.fsck_cmd import run
-from matrixfs.fs import attributes, data, namespace, readdir
+from matrixfs.fs import attributes, data, namespace, readdir, xattrs
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
@@ -79,9 +79,16 @@ async def look(volume: Volume, *, crashed: bool) -> None:
     assert (small.mode, small.uid, small.gid, small.nlink) == (stat.S_IFREG | 0o4751, 12, 34, 2)
     assert (small.atime_ns, small.mtime_ns) == (1_000_000_001, 2_000_000_002)
     assert await read(b"small") == await read(b"second name") == b"lies in its inode\n"
+    if not small.bare:  # not in version 1
+        tagged = await namespace.lookup(volume, ROOT_INODE, b"sparse")
+        assert tagged is not None
+        assert (await xattrs.get(volume, small.ino, b"user.small"))[1] == b"in the inode"
+        assert (await xattrs.get(volume, tagged.ino, b"user.large"))[1] == b"in a chain" * 2000
     sparse = await read(b"sparse")
     assert sparse[:SPARSE_AT] == b"".join(b"%04d" % i * 1024 + bytes(4096) for i in range(200)).ljust(SPARSE_AT, b"\0")
     assert sparse[SPARSE_AT:] == b"the end"
+    if await namespace.lookup(volume, ROOT_INODE, b"reserved") is not None:  # not in version 1
+        assert await read(b"reserved") == (bytes(8192) + b"in the middle").ljust(SPARSE_AT, b"\0")
     many = await namespace.lookup(volume, ROOT_INODE, b"many")
     assert many is not None
     listed = [name for _, name, _ in await readdir.entries(volume, many.ino, 0, 2 * NAMES)]

@@ -46,6 +46,7 @@ class PlayedKernel:
         self.unknown = 0  # how many attribute calls still answer ENOENT
         self.epoch_code = 0 if has_epoch else errno.EINVAL
         self.prune_code = 0
+        self.bare_nodes: set[int] = set()
 
     def attributes(self, node: int) -> int:
         self.told.append(("attributes", node))
@@ -72,6 +73,9 @@ class PlayedKernel:
     def epoch(self) -> int:
         self.told.append(("epoch",))
         return self.epoch_code
+
+    def bare(self, node: int, is_bare: bool, /) -> None:
+        (self.bare_nodes.add if is_bare else self.bare_nodes.discard)(node)
 
     def prune(self, node: int) -> int:
         self.free.wait(30)
@@ -101,6 +105,17 @@ async def test_before_the_mount_nothing_is_known() -> None:
     await caches.purge_inode(100)
     await caches.purge_names(100)
     assert caches.counters()["inodes"] == 0
+
+
+async def test_a_purge_ends_answers_for_inodes_without_extended_attributes(world: World) -> None:
+    """K7: also where the kernel is not known to hold the inode."""
+    for ino in (ROOT, 100):
+        world.caches.bare(ino, True)
+    assert world.kernel.bare_nodes == {1, 100}
+    await world.caches.purge_inode(100)
+    assert world.kernel.bare_nodes == {1}
+    world.caches.bare(ROOT, False)
+    assert world.kernel.bare_nodes == set()
 
 
 async def test_unknown_objects_cost_no_call(world: World) -> None:

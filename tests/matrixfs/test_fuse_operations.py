@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from matrixfs.fuse.api import Filesystem
+from matrixfs.fuse.attribute_requests import AttributeRequests
 from matrixfs.fuse.handles import HandleTable
 from matrixfs.fuse.kernel_caches import FOREVER, KernelCaches
 from matrixfs.fuse.libfuse import pyfuse3
-from matrixfs.fuse.operations import Operations, may_open
+from matrixfs.fuse.operations import Operations
 
 ROOT = 64
 CALLER = SimpleNamespace(uid=1000, gid=1000, pid=os.getpid(), umask=0o22)
@@ -24,6 +25,7 @@ def inode(ino: int, mode: int = stat.S_IFREG | 0o644, uid: int = 1000, gid: int 
     values = dict.fromkeys(
         ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "parent", "data_version"), 0
     )
+    values.update(bare=True)
     return SimpleNamespace(ino=ino, incarnation=1, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
 
 
@@ -45,7 +47,7 @@ class Kernelless:
         self.caches._epoch = True
         self.handles = HandleTable()
         self.operations = Operations(
-            volume, Filesystem(modules, modules, modules, modules), self.caches, self.handles, self.withdrawn.append
+            volume, Filesystem(*[modules] * 5), self.caches, self.handles, self.withdrawn.append
         )
 
     def _forgotten(self, ino: int) -> None:
@@ -62,7 +64,7 @@ async def missing(*_arguments: Any) -> None:
     return None
 
 
-async def exists(*_arguments: Any) -> None:
+async def exists(*_arguments: Any, **_more: Any) -> None:
     raise FileExistsError(errno.EEXIST, "exists")
 
 
@@ -102,13 +104,12 @@ async def test_a_failed_open_is_not_counted() -> None:
 
 
 async def test_create_of_an_existing_name_opens_it_if_permitted() -> None:
-    world = Kernelless(create=exists, lookup=found, getattr=found)
+    async def permits(*_arguments: Any) -> bool:
+        return True
+
+    world = Kernelless(create=exists, lookup=found, getattr=found, permits=permits)
     info, _reply = await world.operations.create(1, b"f", 0o644, os.O_RDWR, CALLER)
     assert world.handles[info.fh].ino == 100
-    other = SimpleNamespace(uid=2000, gid=2000, pid=os.getpid(), umask=0)
-    with pytest.raises(pyfuse3.FUSEError) as caught:
-        await world.operations.create(1, b"f", 0o644, os.O_RDWR, other)
-    assert caught.value.errno == errno.EACCES
 
 
 @pytest.mark.parametrize("looked_up", [missing, "directory"])
@@ -130,25 +131,21 @@ async def test_exclusive_create_of_an_existing_name_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "uid", "gid", "flags", "allowed"),
-    [
-        (0o000, 0, 0, os.O_RDWR, True),
-        (0o600, 1000, 5, os.O_RDWR, True),
-        (0o400, 1000, 5, os.O_RDWR, False),
-        (0o400, 1000, 5, os.O_RDONLY, True),
-        (0o400, 1000, 5, os.O_RDONLY | os.O_TRUNC, False),
-        (0o077, 1000, 5, os.O_RDONLY, False),  # the owner's bits decide for the owner
-        (0o060, 2000, 1000, os.O_RDWR, True),
-        (0o060, 2000, 7, os.O_RDWR, True),  # by a further group
-        (0o006, 2000, 7, os.O_RDWR, False),  # the group's bits decide for its members
-        (0o006, 2000, 8, os.O_WRONLY, True),
-        (0o004, 2000, 8, os.O_WRONLY, False),
-    ],
+    ("flags", "wanted"),
+    [(os.O_RDONLY, 4), (os.O_WRONLY, 2), (os.O_RDWR, 6), (os.O_RDONLY | os.O_TRUNC, 6), (os.O_WRONLY | os.O_APPEND, 2)],
 )
-def test_may_open(mode: int, uid: int, gid: int, flags: int, allowed: bool) -> None:
-    file = inode(100, stat.S_IFREG | mode, uid=1000, gid=1000)
-    groups = {1000} if gid == 7 else set()
-    assert may_open(file, flags, uid, gid, lambda: groups) == allowed
+async def test_create_of_an_existing_name_asks_for_what_the_flags_need(flags: int, wanted: int) -> None:
+    asked: list[Any] = []
+
+    async def permits(_volume: Any, ino: int, wanted: int, uid: int, is_member: Any) -> bool:
+        asked.append((ino, wanted, uid, is_member(CALLER.gid)))
+        return False
+
+    world = Kernelless(create=exists, lookup=found, permits=permits)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await world.operations.create(1, b"f", 0o644, flags, CALLER)
+    assert caught.value.errno == errno.EACCES
+    assert asked == [(100, wanted, 1000, True)]
 
 
 async def test_setattr_passes_what_was_asked_for_only() -> None:
@@ -242,10 +239,10 @@ async def test_every_handler_is_behind_the_edge() -> None:
     """coherence.md 10; forget has its own, as it answers nothing."""
     handlers = [
         name
-        for name, member in vars(Operations).items()
+        for name, member in [*vars(Operations).items(), *vars(AttributeRequests).items()]
         if callable(member) and not name.startswith("_") and name != "forget"
     ]
-    assert len(handlers) == 23
+    assert len(handlers) == 27
     assert all(hasattr(getattr(Operations, name), "__wrapped__") for name in handlers)
 
 
@@ -256,3 +253,88 @@ async def test_a_new_file_with_the_number_of_one_that_the_kernel_still_knows() -
     info, reply = await world.operations.create(1, b"f", 0o644, os.O_RDWR | os.O_EXCL, CALLER)
     assert (reply.st_ino, reply.generation) == (100, 1)
     assert world.handles[info.fh].ino == 100
+
+
+class PlayedAttributes:
+    """Of inode 100; remembers what was set."""
+
+    def __init__(self, **held: bytes) -> None:
+        self.held = {f"{space}.x".encode(): value for space, value in held.items()}
+        self.put_with: list[tuple[bytes, bytes, int]] = []
+
+    def inode(self) -> Any:
+        return inode(100, bare=not self.held)
+
+    async def get(self, _volume: Any, _ino: int, name: bytes) -> Any:
+        return self.inode(), self.held.get(name)
+
+    async def names(self, _volume: Any, _ino: int) -> Any:
+        return self.inode(), list(self.held)
+
+    async def put(self, _volume: Any, _ino: int, name: bytes, value: bytes, flags: int, _is_member: Any) -> Any:
+        self.put_with.append((name, value, flags))
+        self.held[name] = value
+        return self.inode()
+
+    async def remove(self, _volume: Any, _ino: int, name: bytes) -> Any:
+        if name not in self.held:
+            raise OSError(errno.ENODATA, "not there")
+        del self.held[name]
+        return self.inode()
+
+
+class PlayedNotifier:
+    """Keeps what the extension is told to answer for."""
+
+    def __init__(self) -> None:
+        self.bare_nodes: set[int] = set()
+
+    def bare(self, node: int, is_bare: bool, /) -> None:
+        (self.bare_nodes.add if is_bare else self.bare_nodes.discard)(node)
+
+
+def attribute_world(**held: bytes) -> tuple[Kernelless, PlayedAttributes, PlayedNotifier]:
+    played, notifier = PlayedAttributes(**held), PlayedNotifier()
+    world = Kernelless(get=played.get, names=played.names, put=played.put, remove=played.remove)
+    world.caches._notifier = notifier  # type: ignore[assignment]
+    return world, played, notifier
+
+
+@pytest.mark.parametrize("flags", [0, os.XATTR_CREATE, os.XATTR_REPLACE])
+async def test_setxattr_takes_its_flags_from_the_name(flags: int) -> None:
+    """Where the extension put them; it is here, as this process loaded it."""
+    world, played, _ = attribute_world()
+    await world.operations.setxattr(100, bytes([flags + 1]) + b"user.x", b"v", CALLER)
+    assert played.put_with == [(b"user.x", b"v", flags)]
+
+
+async def test_the_extension_answers_for_an_inode_from_the_look_that_found_no_attributes_to_the_next_one() -> None:
+    world, _, notifier = attribute_world()
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await world.operations.getxattr(100, b"user.x", CALLER)
+    assert caught.value.errno == errno.ENODATA
+    assert notifier.bare_nodes == {100}
+    await world.operations.setxattr(100, b"\1user.x", b"v", CALLER)
+    assert notifier.bare_nodes == set()
+    assert await world.operations.getxattr(100, b"user.x", CALLER) == b"v"
+    await world.operations.removexattr(100, b"user.x", CALLER)
+    assert notifier.bare_nodes == {100}
+    await world.caches.purge_inode(100)
+    assert notifier.bare_nodes == set()
+
+
+async def test_attributes_of_another_file_of_that_number_are_stale() -> None:
+    world, _, notifier = attribute_world(user=b"v")
+    notifier.bare_nodes.add(100)
+    world.caches.nodes.looked_up(100, 7)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await world.operations.getxattr(100, b"user.x", CALLER)
+    assert caught.value.errno == errno.ESTALE
+    assert notifier.bare_nodes == set()
+
+
+async def test_trusted_names_are_told_to_root_only() -> None:
+    world, _, _ = attribute_world(trusted=b"1", user=b"1")
+    assert await world.operations.listxattr(100, CALLER) == [b"user.x"]
+    root = SimpleNamespace(uid=0, gid=0, pid=os.getpid(), umask=0)
+    assert await world.operations.listxattr(100, root) == [b"trusted.x", b"user.x"]

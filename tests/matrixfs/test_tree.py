@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matrixfs.fs import blocks, directories, extents, inode, tree
 from matrixfs.fs.allocation import Reservation
@@ -12,7 +16,14 @@ from matrixfs.fs.blocks import EntryTable, ExtentList, Index, TreeBlock
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.ondisk.directory import DISAMBIGUATION_BITS, Entry
-from matrixfs.ondisk.extent import EXTENT_BYTES, LOGICAL_MAX, Extent
+from matrixfs.ondisk.extent import (
+    EXTENT_BYTES,
+    LOGICAL_MAX,
+    UNWRITTEN,
+    Extent,
+    pack_extents,
+    unpack_extents_untrusted,
+)
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import CorruptRecord
 from tests.matrixfs.local import MIB, Local, mounted
@@ -147,8 +158,9 @@ async def test_extents_against_a_dict(small_blocks: None, seed: int) -> None:
         while True:
             check_tree(made)
             found: dict[int, int] = {}
-            for logical, physical, length in await extents.pieces(mount.volume, made, 0, 2100):
-                found |= {logical + n: physical + n for n in range(length)} if physical else {}
+            for piece in await extents.pieces(mount.volume, made, 0, 2100):
+                assert await extents.piece(mount.volume, made, piece.logical, 2100) == piece
+                found |= {piece.logical + n: piece.physical + n for n in range(piece.length)} if piece.physical else {}
             assert found == model
             first, count = rng.randrange(2000), rng.randint(1, 50)
             covered = await extents.pieces(mount.volume, made, first, count)
@@ -171,6 +183,27 @@ async def test_neighbours_are_merged() -> None:
     leaf.add(Extent(10, 200, 5))
     leaf.add(Extent(20, 205, 1))
     assert leaf.extents == [Extent(0, 100, 10), Extent(10, 200, 5), Extent(20, 205, 1)]
+    leaf.add(Extent(18, 203, 2))
+    leaf.add(Extent(15, 205, 2, UNWRITTEN))
+    assert leaf.extents[1:] == [Extent(10, 200, 5), Extent(15, 205, 2, UNWRITTEN), Extent(18, 203, 3)]
+    leaf.add(Extent(17, 207, 1, UNWRITTEN))
+    assert leaf.extents[2] == Extent(15, 205, 3, UNWRITTEN)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 1 << 53)] * 2, st.integers(0, 1 << 32), st.integers(0, 3))), st.binary())
+def test_whatever_bytes_a_leaf_has(items: list[tuple[int, int, int, int]], junk: bytes) -> None:
+    """Extents in order, apart, in range, with known flags; or one error (R11)."""
+    body = b"".join(struct.pack("<QQII", *item[:2], item[2] & 0xFFFFFFFF, item[3]) for item in sorted(items)) + junk
+    for known in (0, UNWRITTEN):
+        try:
+            found = unpack_extents_untrusted(body, len(items), "leaf", 1 << 50, known)
+        except CorruptRecord:
+            continue
+        assert pack_extents(found) == body[: len(items) * EXTENT_BYTES]
+        assert all(before.end <= after.logical for before, after in itertools.pairwise(found))
+        assert not any(extent.flags & ~known for extent in found)
+    with pytest.raises(CorruptRecord):
+        unpack_extents_untrusted(junk, len(junk) // EXTENT_BYTES + 1, "leaf", 1 << 50)
 
 
 def test_an_index_splits_in_the_middle() -> None:

@@ -59,9 +59,9 @@ def base() -> Iterator[tuple[Path, TextIO]]:
 
 
 @pytest.fixture
-def watched(base: tuple[Path, TextIO]) -> Iterator[None]:
-    """Whoever hangs longer than TEST_SECONDS loses his cluster."""
-    with watched_for(TEST_SECONDS, base[1]):
+def watched(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whoever hangs longer than TEST_SECONDS, of the module or else of here, loses his cluster."""
+    with watched_for(getattr(request.module, "TEST_SECONDS", TEST_SECONDS), base[1]):
         yield
 
 
@@ -74,8 +74,12 @@ def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3, size: str = ST
 
 @pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """Three nodes, all mounted, for the tests of one module; at its end the store must be clean."""
-    lab = new_lab(base, request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+    """Three nodes, all mounted, for the tests of one module; at its end the store must be clean.
+
+    A module may say ``STORE_SIZE``.
+    """
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    lab = new_lab(base, name, size=getattr(request.module, "STORE_SIZE", STORE_SIZE))
     try:
         lab.up()
         yield lab

@@ -29,8 +29,9 @@ class Crowd:
     A process that hangs in a FUSE mount can be killed: the kernel lets a fatal signal through.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = DONE_SECONDS) -> None:
         self._children: dict[int, str] = {}
+        self._seconds = seconds
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> int:
         """Run ``function(*arguments)`` in a child; an exception there fails ``wait``."""
@@ -54,7 +55,7 @@ class Crowd:
     def wait(self, *, may_fail: bool = False) -> None:
         """Join all.  Raises AssertionError for those that failed or hung."""
         failed = []
-        deadline = time.monotonic() + DONE_SECONDS
+        deadline = time.monotonic() + self._seconds
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in self._children:
@@ -87,9 +88,9 @@ class Crowd:
         self.kill()
 
 
-def together(*jobs: tuple[Any, ...]) -> None:
+def together(*jobs: tuple[Any, ...], seconds: float = DONE_SECONDS) -> None:
     """Run each (function, argument...) in a process of its own and wait for all."""
-    with Crowd() as crowd:
+    with Crowd(seconds) as crowd:
         for function, *arguments in jobs:
             crowd.start(function, *arguments)
         crowd.wait()

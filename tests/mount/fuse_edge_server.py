@@ -56,6 +56,11 @@ class FakeInode:
     data_version: int = 1
     data: bytearray = field(default_factory=bytearray)
     names: dict[bytes, FakeInode] = field(default_factory=dict)
+    extended: dict[bytes, bytes] = field(default_factory=dict)
+
+    @property
+    def bare(self) -> bool:
+        return not self.extended
 
     @property
     def size(self) -> int:
@@ -149,13 +154,15 @@ async def lookup(volume: FakeVolume, parent: int, name: bytes) -> FakeInode | No
     return volume.at(parent).names.get(name)
 
 
-async def create(volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Any:
+async def create(
+    volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, *, umask: int
+) -> Any:
     await volume.pass_gate("create")
-    return volume.make(parent, name, mode, uid, gid, rdev)
+    return volume.make(parent, name, mode & ~umask, uid, gid, rdev)
 
 
-async def mkdir(volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Any:
-    return volume.make(parent, name, mode, uid, gid)
+async def mkdir(volume: FakeVolume, parent: int, name: bytes, mode: int, uid: int, gid: int, *, umask: int) -> Any:
+    return volume.make(parent, name, mode & ~umask, uid, gid)
 
 
 async def symlink(volume: FakeVolume, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Any:
@@ -203,6 +210,33 @@ async def setattr_(volume: FakeVolume, ino: int, changes: Changes) -> FakeInode:
     return inode
 
 
+async def permits(volume: FakeVolume, ino: int, wanted: int, uid: int, is_member: Any) -> bool:
+    return uid == 0 or volume.at(ino).mode & wanted == wanted
+
+
+async def get_xattr(volume: FakeVolume, ino: int, name: bytes) -> Any:
+    return volume.at(ino), volume.at(ino).extended.get(name)
+
+
+async def xattr_names(volume: FakeVolume, ino: int) -> Any:
+    return volume.at(ino), list(volume.at(ino).extended)
+
+
+async def put_xattr(volume: FakeVolume, ino: int, name: bytes, value: bytes, flags: int, is_member: Any) -> Any:
+    held = volume.at(ino).extended
+    if flags & os.XATTR_CREATE and name in held:
+        raise OSError(errno.EEXIST, "exists")
+    if flags & os.XATTR_REPLACE and name not in held:
+        raise OSError(errno.ENODATA, "not there")
+    held[name] = value
+    return volume.at(ino)
+
+
+async def remove_xattr(volume: FakeVolume, ino: int, name: bytes) -> Any:
+    del volume.at(ino).extended[name]
+    return volume.at(ino)
+
+
 async def readlink(volume: FakeVolume, ino: int) -> bytes:
     return bytes(volume.at(ino).data)
 
@@ -247,9 +281,12 @@ FILESYSTEM = Filesystem(
         lookup=lookup, create=create, mkdir=mkdir, symlink=symlink,
         link=link, unlink=unlink, rmdir=unlink, rename=rename,
     ),
-    SimpleNamespace(Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, statfs=statfs),
+    SimpleNamespace(
+        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs
+    ),
     SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),
+    SimpleNamespace(get=get_xattr, names=xattr_names, put=put_xattr, remove=remove_xattr),
 )
 
 

@@ -359,12 +359,64 @@ def test_truncating_open_is_one_call(tree: Tree) -> None:
     assert tree.ask("counters")["calls"].get("setattr", 0) == before
 
 
-def test_extended_attributes_are_refused_without_asking_us_again(tree: Tree) -> None:
+def asked(tree: Tree, operation: str = "getxattr") -> int:
+    calls: dict[str, int] = tree.ask("counters")["calls"]
+    return calls.get(operation, 0)
+
+
+def test_writes_to_a_file_without_attributes_never_ask_for_them(tree: Tree) -> None:
+    """K7: the kernel wants to know security.capability before every one."""
+    with (tree.path / "f").open("wb", buffering=0) as file:
+        quick = asked(tree, "xattr_of_bare")
+        for _ in range(1000):
+            file.write(b"x")
+    assert asked(tree) == 0
+    assert asked(tree, "xattr_of_bare") >= quick + 1000
+
+
+def test_a_storm_of_questions_leaves_room_for_the_event_loop(tree: Tree) -> None:
+    """They are answered before it, a few at once: the lock manager and the lease live there."""
     (tree.path / "f").touch()
-    for _ in range(3):
+    asking = "import os, sys\nwhile True:\n    try: os.getxattr(sys.argv[1], 'user.x')\n    except OSError: pass"
+    command = [sys.executable, "-I", "-S", "-c", asking, str(tree.path / "f")]
+    with contextlib.ExitStack() as storm:
+        for _ in range(4):  # so that the next question is there when one is answered
+            storm.callback(storm.enter_context(subprocess.Popen(command)).kill)
+        start = asked(tree, "xattr_of_bare")
+        while asked(tree, "xattr_of_bare") < start + 1000:
+            pass
+
+
+def test_attributes_set_here_and_elsewhere_are_told(tree: Tree) -> None:
+    path = tree.path / "f"
+    path.touch()
+    assert os.listxattr(path) == []
+    with pytest.raises(OSError) as caught:
+        os.getxattr(path, "user.x")
+    assert caught.value.errno == errno.ENODATA
+    assert asked(tree) == asked(tree, "listxattr") == 0
+    os.setxattr(path, "user.x", b"1", os.XATTR_CREATE)
+    assert (os.getxattr(path, "user.x"), os.listxattr(path)) == (b"1", ["user.x"])
+    for flags, name, code in ((os.XATTR_CREATE, "user.x", errno.EEXIST), (os.XATTR_REPLACE, "user.y", errno.ENODATA)):
         with pytest.raises(OSError) as caught:
-            os.getxattr(tree.path / "f", "user.x")
-        assert caught.value.errno == errno.EOPNOTSUPP
+            os.setxattr(path, name, b"2", flags)
+        assert caught.value.errno == code
+    os.setxattr(path, "user.x", b"3" * 65_536, os.XATTR_REPLACE)
+    assert os.getxattr(path, "user.x") == b"3" * 65_536
+    os.removexattr(path, "user.x")
+    assert os.listxattr(path) == []
+
+
+def test_errors_of_extended_attributes(tree: Tree) -> None:
+    path = tree.path / "f"
+    path.touch()
+    for name, code in (("user." + "n" * 251, errno.ERANGE), ("", errno.ERANGE)):
+        with pytest.raises(OSError) as caught:
+            os.setxattr(path, name, b"")
+        assert caught.value.errno == code
+    with pytest.raises(OSError) as caught:
+        os.setxattr(path, "user.x", b"v" * 65_537)
+    assert caught.value.errno == errno.E2BIG
 
 
 def test_references_and_opens_balance(tree: Tree) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import TextIO
 
 import pytest
 
+from matrixfs.ondisk.acl import pack_acl
+from tests.matrixfs.acl_rules import rules
 from tests.mount.conftest import Tree, new_lab
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.lockers import lockers
@@ -224,3 +227,41 @@ def test_beside_a_mount_in_default_mode(base: tuple[Path, TextIO], watched: None
         assert lab.fsck("-n").returncode == 0
     finally:
         lab.remove()
+
+
+def test_ranges_of_files_that_the_kernel_opened_itself(lab: Lab, tree: Tree) -> None:
+    """Requests come with inode numbers for handles; only a file without a name needs an open that we are told of."""
+    with (tree.a / "f").open("w+b") as file:
+        fd = file.fileno()
+        os.posix_fallocate(fd, 0, 1 << 20)
+        os.pwrite(fd, b"x" * 8192, 8192)
+        assert (os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 8192, os.SEEK_HOLE)) == (8192, 16384)
+        assert os.copy_file_range(fd, fd, 8192, 8192, 65536) == 8192
+        assert os.pread(fd, 8192, 65536) == b"x" * 8192
+    found = os.stat(tree.b / "f")
+    assert (found.st_size, found.st_blocks) == (1 << 20, 2048)
+    assert (tree.b / "f").read_bytes() == (tree.a / "f").read_bytes()
+    with pytest.raises(OSError) as caught:
+        os.open(tree.a, os.O_TMPFILE | os.O_RDWR, 0o600)
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_attributes_and_access_control_lists(lab: Lab, tree: Tree) -> None:
+    """Files are made by MKNOD here, and writing goes through the kernel's pages always: nothing else differs."""
+    default = rules("u:rwx u4001:rw- g:r-x m:rwx o:---")
+    os.setxattr(tree.a, "system.posix_acl_default", pack_acl(default))
+    (tree.b / "f").touch()
+    assert stat.S_IMODE(os.stat(tree.a / "f").st_mode) == 0o660
+    assert os.listxattr(tree.a / "f") == ["system.posix_acl_access"]
+    os.setxattr(tree.a / "f", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    with (tree.b / "f").open("ab") as file:
+        file.write(b"x")
+    assert os.listxattr(tree.a / "f") == ["system.posix_acl_access"]
+    os.removexattr(tree.a, "system.posix_acl_default")
+    (tree.b / "bare").touch()
+    before = lab.counters(lab.nodes[1])["fuse"]["calls"]
+    with (tree.b / "bare").open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(b"x")
+    after = lab.counters(lab.nodes[1])["fuse"]["calls"]
+    assert after.get("getxattr", 0) == before.get("getxattr", 0)

@@ -21,7 +21,7 @@ from tests.net.work import Load, bring_back, quiet_digest, wait_recovered
 pytestmark = pytest.mark.seed("002-27", "002-31", "002-38", "003-26")
 
 LOST_MIN = 300  # packets
-ROUNDS_LOSSY = 2  # of work on each node: four of them fight for one directory, and every second message is 0.2 s late
+ROUNDS_LOSSY = 1  # of work on each node: four of them fight for one directory, and every second message is 0.2 s late
 
 
 def evicted(tree: Tree, victims: Sequence[LabNode], cut: Callable[[], None], outside: Path) -> list[LabNode]:
