@@ -114,7 +114,10 @@ class Superblock(Record):
         return bool(self.run_journals[0]) and any(run.start <= block < run.end for run in self.runs()[1:])
 
     def _run_of(self, index: int) -> JournalRun:
-        return next(run for run in self.runs() if index < run.first + run.journals)
+        for run in self.runs():
+            if run.first <= index < run.first + run.journals:
+                return run
+        raise ValueError(f"there is no journal {index}")
 
     def is_inode_number(self, number: int) -> bool:
         """Whether an inode could have this number at all."""
@@ -149,13 +152,15 @@ class Superblock(Record):
 
     def check_untrusted(self, where: str, blocks_available: int) -> None:
         """Check what the other decoders rely on.  Raises CorruptRecord."""
+        if self.features_incompatible & ~INCOMPATIBLE_KNOWN:
+            raise CorruptRecord(where, "incompatible features")
+        if not GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX:  # before anything is shifted by it
+            raise CorruptRecord(where, "group shift")
         runs, has_runs = self.runs()[1:], bool(self.features_incompatible & JOURNAL_RUNS)
         checks = (
-            ("incompatible features", self.features_incompatible & ~INCOMPATIBLE_KNOWN == 0),
             ("journals", 1 <= self.journals <= JOURNALS_MAX),
             ("journal blocks", JOURNAL_BLOCKS_MIN <= self.journal_blocks <= 1 << 24),
             ("journal start", self.journal_start >= SYSTEM_BLOCKS),
-            ("group shift", GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX),
             ("journal runs", sum(self.run_journals) < self.journals and (not runs or has_runs)),
             ("group start", self.group_start >= self.runs()[0].end),
             ("group alignment", self.group_start & ((1 << self.group_shift) - 1) == 0),
