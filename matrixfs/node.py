@@ -34,6 +34,7 @@ from matrixfs.member import Member, journal_states
 from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
+from matrixfs.scrubbing import Scrubber
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query, is_listed
@@ -107,6 +108,7 @@ class _Mount:
         self._member: Member
         self._grower: Grower
         self._freezer: Freezer
+        self._scrubber: Scrubber
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -127,15 +129,7 @@ class _Mount:
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
                     f"serves {superblock.name!r}"
                 )
-            self._mesh = LinkMesh(
-                PeerAddress(cluster.node_id, self._incarnation, cluster.node_address, 0),
-                f"lockspace:{superblock.owner.hex()}",
-                cluster.cluster_uuid,
-                cluster.cluster_key,
-                self._clock,
-                self._rng,
-                encrypt=cluster.encrypt,
-            )
+            self._mesh = self._make_mesh(superblock)
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
             admission = await self._session.join(request)
@@ -160,6 +154,7 @@ class _Mount:
             )
             self._grower = Grower(self._member, self._store, disk, area)
             self._freezer = Freezer(self._member)
+            self._scrubber = Scrubber(self._member)
             self._session.pulse = self._pulse
             self._answer_more()
             await self._live()
@@ -174,8 +169,20 @@ class _Mount:
         """What can only be answered once there is a member."""
         named = NamedLocks(self._member.file_locks)
         watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
-        for part in (watch, named, self._grower, self._freezer):
+        for part in (watch, named, self._grower, self._freezer, self._scrubber):
             self._answers.add(part.handlers())
+
+    def _make_mesh(self, superblock: Superblock) -> LinkMesh:
+        cluster = self._session.cluster
+        return LinkMesh(
+            PeerAddress(cluster.node_id, self._incarnation, cluster.node_address, 0),
+            f"lockspace:{superblock.owner.hex()}",
+            cluster.cluster_uuid,
+            cluster.cluster_key,
+            self._clock,
+            self._rng,
+            encrypt=cluster.encrypt,
+        )
 
     def _make_access(self, traits: LunTraits) -> StorageAccess:
         return mount_access(
@@ -211,6 +218,7 @@ class _Mount:
                     nursery.start_soon(self._take_signals)
                     nursery.start_soon(self._grower.run)
                     nursery.start_soon(self._freezer.run)
+                    nursery.start_soon(self._scrubber.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -221,6 +229,7 @@ class _Mount:
     async def _serve(self) -> None:
         volume = await self._member.wait_ready()
         volume.kernel = self._caches
+        volume.atimes.enabled = not self._options.read_only and "noatime" not in self._options.kernel_options
         try:
             await volume.opens.adopt(volume.journal.index)
         except CorruptionError as error:
@@ -241,6 +250,7 @@ class _Mount:
         log.info("%s mounted on %s", self._options.source, self._options.mountpoint)
         await self._fuse.run()
         log.info("unmounted; flushing")
+        self._scrubber.close()
         await self._freezer.close()
         await self._grower.close()
         await self._member.leave()

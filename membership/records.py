@@ -34,6 +34,7 @@ from membership.seams import Buffer
 
 HEADER = struct.Struct("<8sHHI16sQQ")
 HEADER_BYTES = HEADER.size
+GENERATION_MAX = (1 << 63) - 1  # never reached by counting: a greater one is damage
 _CHECKSUM_AT = 12
 _CHECKSUM = struct.Struct("<I")
 
@@ -183,6 +184,11 @@ class Record:
         return cls(**fields)
 
 
+def next_generation(generation: int) -> int:
+    """The generation of a changed record.  At the end, where no counting comes, it stays, and is not written again."""
+    return min(generation + 1, GENERATION_MAX)
+
+
 def check_header_untrusted(
     data: Buffer,
     where: str,
@@ -206,6 +212,8 @@ def check_header_untrusted(
         raise CorruptRecord(where, "checksum", f"{computed:#010x}", f"{checksum:#010x}")
     if found_version > version:
         raise CorruptRecord(where, "version", f"at most {version} (upgrade this node)", found_version)
+    if generation > GENERATION_MAX:
+        raise CorruptRecord(where, "generation", f"at most {GENERATION_MAX}", generation)
     if owner is not None and found_owner != owner:
         raise CorruptRecord(where, "owner", owner.hex(), found_owner.hex())
     if address is not None and found_address != address:

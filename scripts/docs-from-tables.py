@@ -80,11 +80,13 @@ def problem_table() -> str:
     """All problems of fsck, from ``matrixfs/fsck/problems.py``."""
     from matrixfs.fsck.problems import PROBLEMS
 
-    lines = ["| code | what it says | repair |", "|-|-|-|"]
+    lines = ["| code | what it says | repair | `-p` |", "|-|-|-|-|"]
     for problem in PROBLEMS.values():
         sentence = re.sub(r"\{(\w+)[^}]*\}", lambda match: match[1].upper(), problem.sentence)
         note = " (a note, no error)" if problem.is_note else ""
-        lines.append(f"| `{problem.code}` | {escape(sentence)}{note} | {problem.cure or 'none in this version'} |")
+        alone = "yes" if problem.cure and not problem.decides else "leaves it" if problem.is_note else "stops"
+        cure = problem.cure or "none in this version"
+        lines.append(f"| `{problem.code}` | {escape(sentence)}{note} | {cure} | {alone} |")
     return "\n".join(lines) + "\n"
 
 

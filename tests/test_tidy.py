@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "matrixfs.fs": {"membership", "matrixfs.ondisk", "matrixfs.locks"},
     "matrixfs.fuse": {"membership"},
     "matrixfs.fsck": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.blockstore"},
+    "matrixfs.debug": {"membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.fsck", "matrixfs.blockstore"},
     "matrixfs.member": {"membership", "matrixfs.ondisk", "matrixfs.locks", "matrixfs.fs"},
     "matrixfs.options": set(),
     "matrixfs.answers": {"membership"},
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "matrixfs.blockstore",
     },
     "matrixfs.freezing": {"membership", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
+    "matrixfs.scrubbing": {"membership", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
     "matrixfs.lock_names": set(),
     "matrixfs.named_locks": {"membership", "matrixfs.locks", "matrixfs.answers", "matrixfs.lock_names"},
 }

@@ -38,10 +38,7 @@ class MatrixCommand(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx is not None else str(info_name)
-            text = error.format_message().rstrip(".")
-            click.echo(f"{path.split()[0]}: {printable(text)}: see {path} --help", err=True)
-            raise click.exceptions.Exit(error.exit_code) from None
+            _usage(error, str(info_name))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; a MatrixError, also one that a trio nursery wrapped, ends it with one line and its exit code."""
@@ -53,6 +50,17 @@ class MatrixCommand(click.Command):
             _exit(ctx, worst_of(group))
 
 
+class MatrixGroup(MatrixCommand, click.Group):
+    """A command with verbs that fails in one line, also for a verb that there is not."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            _usage(error, ctx.command_path)
+
+
 class Seconds(click.FloatRange):
     """Seconds within bounds; NaN is no number of seconds, though click finds nothing wrong with it."""
 
@@ -62,6 +70,14 @@ class Seconds(click.FloatRange):
         if math.isnan(found):
             self.fail(f"{value!r} is no number", param, ctx)
         return found
+
+
+def _usage(error: click.UsageError, default: str) -> NoReturn:
+    """Say in one line what is wrong with the command line."""
+    path = error.ctx.command_path if error.ctx is not None else default
+    text = error.format_message().rstrip(".")
+    click.echo(f"{path.split()[0]}: {printable(text)}: see {path} --help", err=True)
+    raise click.exceptions.Exit(error.exit_code) from None
 
 
 def _exit(ctx: click.Context, error: MatrixError) -> NoReturn:

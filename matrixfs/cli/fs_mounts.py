@@ -49,6 +49,13 @@ class Mounts:
             next(iter(reasons), f"{worker.name} does not have {self.filesystem} mounted any more")
         )
 
+    def ask_each(self, what: str) -> list[Any]:
+        """Ask all mounts of the filesystem.  Raises PeerError: one does not answer."""
+        answers = ask_mounts(self.state, what, {"fs": self.filesystem})
+        if answers.silent:
+            raise PeerError(answers.silent[0])
+        return [each.value for each in answers.mounts if each.filesystem == self.filesystem]
+
     def await_done(self, serial: int, told: Callable[[str], None]) -> Message:
         """Wait for what the worker began as number ``serial``; its progress (growing.Progress).
 

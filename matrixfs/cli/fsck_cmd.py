@@ -6,6 +6,7 @@ error, 16 usage, 32 cancelled.  Source: issue 2 (commands and bad input); ecosys
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
@@ -31,14 +32,27 @@ EXIT_CANCELLED: Final = 32
 @click.argument("store")
 @click.option("-n", "look", is_flag=True, help="Write nothing: open STORE read-only, replay journals in memory.")
 @click.option("-y", "yes", is_flag=True, help="Repair what can be repaired without asking.")
-@click.option("-p", "-a", "preen", is_flag=True, help="The same, as fsck(8) asks at boot.")
+@click.option(
+    "-p", "-a", "preen", is_flag=True, help="Repair if all of it is safe; if something must be decided, change nothing."
+)
 @click.option("-f", is_flag=True, expose_value=False, help="Ignored: STORE is always checked.")
+@click.option(
+    "--upgrade", is_flag=True, help="If it is clean, let it use all of this version; older ones can't mount it then."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every problem and what the replay did.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def command(
-    context: click.Context, *, store: str, look: bool, yes: bool, preen: bool, verbose: bool, as_json: bool
+    context: click.Context,
+    *,
+    store: str,
+    look: bool,
+    yes: bool,
+    preen: bool,
+    upgrade: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Check the filesystem on STORE: the block device, file or LUN (iscsi://...) that mkfs.matrixfs made.
 
@@ -46,15 +60,20 @@ def command(
     """
     from matrixfs.fsck.run import Mode
 
-    if look and (yes or preen):
+    if look + yes + preen > 1:
         raise click.UsageError("choose one of -n, -y and -p")
-    if yes or preen:
+    if look and upgrade:
+        raise click.UsageError("-n writes nothing: leave it out to upgrade")
+    if yes:
         mode = Mode.REPAIR
-    elif look or as_json or not sys.stdin.isatty():
+    elif preen:
+        mode = Mode.PREEN
+    elif look or ((as_json or not sys.stdin.isatty()) and not upgrade):
         mode = Mode.LOOK
     else:
         mode = Mode.ASK
-    context.exit(_check_as_json(store, mode) if as_json else _check(store, mode, verbose=verbose))
+    run_one = _check_as_json if as_json else functools.partial(_check, verbose=verbose)
+    context.exit(run_one(store, mode, upgrade=upgrade))
 
 
 def main() -> None:
@@ -91,32 +110,40 @@ def _cancelled() -> int:
     return EXIT_CANCELLED
 
 
-def _check(store: str, mode: Mode, *, verbose: bool) -> int:
+def _check(store: str, mode: Mode, *, upgrade: bool, verbose: bool) -> int:
     """Check and print for people."""
-    from matrixfs.fsck.report import TextReporter, summary
+    from matrixfs.fsck.report import TextReporter, summary, upgrade_line
     from membership.clock import SystemClock
 
     terminal = sys.stderr if sys.stderr.isatty() else None
-    reporter = TextReporter(sys.stdout, terminal, SystemClock(), click.confirm, verbose=verbose)
+    confirm = click.confirm if sys.stdin.isatty() else _nobody
+    reporter = TextReporter(sys.stdout, terminal, SystemClock(), confirm, verbose=verbose)
     try:
-        outcome = _run(store, mode, reporter)
+        outcome = _run(store, mode, reporter, upgrade=upgrade)
     finally:
         reporter.close()
     reporter.say(summary(outcome))
+    if upgrade:
+        reporter.say(f"{printable(outcome.name)}: {upgrade_line(outcome)}")
     return outcome.exit_code
 
 
-def _check_as_json(store: str, mode: Mode) -> int:
+def _nobody(question: str) -> bool:  # noqa: ARG001 - as click.confirm
+    """The answer where nobody can be asked."""
+    return False
+
+
+def _check_as_json(store: str, mode: Mode, *, upgrade: bool) -> int:
     """Check and print one document."""
     from matrixfs.fsck.report import SilentReporter, document
 
     reporter = SilentReporter()
-    outcome = _run(store, mode, reporter)
+    outcome = _run(store, mode, reporter, upgrade=upgrade)
     click.echo(json.dumps(document(public_name(store), outcome, reporter), indent=2))
     return outcome.exit_code
 
 
-def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
+def _run(store: str, mode: Mode, reporter: Reporter, *, upgrade: bool) -> Outcome:
     """Open the store and check it.  Raises MatrixError."""
     import trio
 
@@ -131,8 +158,9 @@ def _run(store: str, mode: Mode, reporter: Reporter) -> Outcome:
         await device.open()
         incarnation = int.from_bytes(SystemRng().randbytes(5), "little")
         try:
+            clock, rng = SystemClock(), SystemRng()
             return await run_fsck(
-                device, mode, SystemClock(), SystemRng(), reporter, lambda label: seize(device, label, incarnation)
+                device, mode, clock, rng, reporter, lambda label: seize(device, label, incarnation), upgrade=upgrade
             )
         finally:
             with trio.CancelScope(shield=True):

@@ -19,6 +19,7 @@ from matrixfs.cli.common import (
     size_text,
     table,
 )
+from matrixfs.cli.matrixctl_fs_scrub import scrub
 from matrixfs.cli.mkfs_cmd import parse_size
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ FROZEN_SECONDS_MAX: Final = 86_400.0
 @click.group()
 def fs() -> None:
     """Filesystems as a whole, while they are mounted."""
+
+
+fs.add_command(scrub)
 
 
 @fs.command("list", cls=MatrixCommand)

@@ -14,25 +14,23 @@ from typing import Self
 
 import trio
 
+from matrixfs.fs.free_counts import FreeCounts
 from matrixfs.fs.groups import Group, decode_group_untrusted
 from matrixfs.fs.journal import Journal
-from matrixfs.fs.parallel import for_each
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, NL
 from matrixfs.locks.resources import GROUP, Resource
-from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.inode import DEPTH_MAX
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
-from membership.seams import SectorDevice
+from membership.seams import Clock, SectorDevice
 
 log = logging.getLogger(__name__)
 
 TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
-STATFS_PARALLEL = 32
 WISH_VISITS_MAX = 8  # groups looked at for more blocks than are needed
 
 
@@ -83,6 +81,7 @@ class Allocator:
     """The groups of one mount.
 
     Args:
+        clock: for how old an answer to statfs(2) may be.
         is_local: whether this node arbitrates a resource.
         start: group to begin with where no group is better: differs between nodes.
     """
@@ -96,6 +95,7 @@ class Allocator:
         superblock: Superblock,
         locks: LockCache,
         journal: Journal,
+        clock: Clock,
         is_local: Callable[[Resource], bool],
         start: int,
     ) -> None:
@@ -107,6 +107,7 @@ class Allocator:
         self._home = start % superblock.groups
         self._retired: dict[int, tuple[Group, Lock]] = {}
         self._settling = trio.Lock()
+        self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
         self.promised = 0  # blocks that buffered writes will need
 
@@ -115,6 +116,10 @@ class Allocator:
     def lock(self, index: int) -> Lock:
         """The lock of group ``index``."""
         return self._locks.lock(Resource(GROUP, self._superblock.group_block(index)), self)
+
+    def _cached(self, index: int) -> Group | None:
+        lock = self._locks.find(Resource(GROUP, self._superblock.group_block(index)))
+        return lock.subject if lock is not None else None
 
     async def load(self, lock: Lock) -> Group:
         """The group of a lock that is held in EX.  Raises CorruptRecord, DeviceError."""
@@ -134,6 +139,7 @@ class Allocator:
             changed = True
         if changed:
             self._journal.add(group)
+        self._free_counts.used(index)
         return group
 
     async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:
@@ -302,30 +308,14 @@ class Allocator:
             await self._journal.commit()
         await self._journal.release([group.address])
         if mode == NL:
+            self._free_counts.given_up(group.index, group.free)
             lock.subject = None
 
     # --- counting ------------------------------------------------------------------------------------------
 
     async def count_free(self) -> int:
-        """Free blocks of all groups: exact for groups held here, as last written by their holders for others."""
-        counts: list[int] = []
-
-        async def count(index: int) -> None:
-            group: Group | None = self.lock(index).subject
-            if group is not None:
-                counts.append(group.free)
-                return
-            address = self._superblock.group_block(index)
-            data = await self._device.read(address * BLOCK_BYTES, BLOCK_BYTES)
-            try:
-                owner = self._superblock.owner
-                found = GroupRecord.decode_untrusted(data, f"group {index}", owner=owner, address=address)
-                counts.append(found.free + max(0, self._superblock.group_size(index) - found.blocks))
-            except CorruptionError:
-                return  # it has no blocks that anybody could use
-
-        await for_each(range(self._superblock.groups), count, workers=STATFS_PARALLEL)
-        return max(0, sum(counts) - self.promised)
+        """Free blocks of all groups (``free_counts``), less what buffered writes will need."""
+        return max(0, await self._free_counts.total() - self.promised)
 
 
 def _for_data(group: Group) -> int:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from matrixfs.fs import access_lists, acl, data, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.namespace import SYMLINK_MAX
 from matrixfs.locks.modes import PR
+from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
+from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -27,6 +30,7 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
             await data.resize(volume, inode, changes.size)
+        if changes.drop_set_id:
+            inode.mode = without_set_id(inode.mode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if lists is not None:
@@ -100,11 +106,21 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.gid is not None:
             inode.gid = changes.gid
         if changes.atime_ns is not None:
-            inode.atime_ns = changes.atime_ns
+            inode.atime_ns = _storable(changes.atime_ns)
         volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = changes.mtime_ns
+            inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
+
+
+def without_set_id(mode: int) -> int:
+    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
+
+
+def _storable(time_ns: int) -> int:
+    """A time that anybody may have asked for, cut to what an inode holds, as Linux has filesystems do."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 async def readlink(volume: Volume, ino: int) -> bytes:
@@ -113,6 +129,8 @@ async def readlink(volume: Volume, ino: int) -> bytes:
         inode = await held.shared(ino)
         if not stat.S_ISLNK(inode.mode):
             raise OSError(errno.EINVAL, "no symbolic link")
+        if inode.size > SYMLINK_MAX:
+            raise CorruptionError(f"inode {ino}", "length of the target", f"at most {SYMLINK_MAX}", inode.size)
         return await data.content(volume, inode, 0, inode.size)
 
 

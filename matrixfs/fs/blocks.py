@@ -285,10 +285,7 @@ def decode_tree_block_untrusted(
     elif isinstance(found, DirectoryLeafRecord):
         content = EntryTable(unpack_entries_untrusted(found.body, found.entries, where), BODY_BYTES)
     else:
-        extents = unpack_extents_untrusted(
-            found.body, found.entries, where, superblock.blocks_total, superblock.extent_flags
-        )
-        content = ExtentList(extents, BODY_BYTES)
+        content = decode_extents_untrusted(found.body, found.entries, where, superblock)
     return TreeBlock(address, found.generation, inode, level, content)
 
 
@@ -296,6 +293,15 @@ def decode_index_untrusted(body: bytes, entries: int, where: str, superblock: Su
     """The pairs of an index block or root, children checked for range.  Raises CorruptRecord."""
     keys, children = unpack_pairs_untrusted(body, entries, where)
     for child in children:
-        if not superblock.group_start < child < superblock.blocks_total - 1:
-            raise CorruptRecord(where, "child block", f"below {superblock.blocks_total}", child)
+        if not superblock.is_data_range(child, 1):
+            raise CorruptRecord(where, "child block", "a block of a group", child)
     return Index(keys, children, len(body) // PAIR_BYTES)
+
+
+def decode_extents_untrusted(body: bytes, entries: int, where: str, superblock: Superblock) -> ExtentList:
+    """The extents of a leaf or root, each inside one group.  Raises CorruptRecord."""
+    extents = unpack_extents_untrusted(body, entries, where, superblock.blocks_total, superblock.extent_flags)
+    for extent in extents:
+        if not superblock.is_data_range(extent.physical, extent.length):
+            raise CorruptRecord(where, "extent", "blocks of one group", extent.physical)
+    return ExtentList(extents, len(body))

@@ -243,7 +243,7 @@ def check_regular(inode: Inode) -> None:
 
 
 async def fsync(volume: Volume, ino: int, datasync: bool) -> None:  # noqa: ARG001 - a commit costs the same for both
-    """Return when the file's data and metadata are durable (R10).
+    """Return when the file's data and metadata are durable (R10): what other nodes did to it, too.
 
     Raises:
         OSError: ENOSPC or EIO that an earlier write-back met; ESTALE.
@@ -255,6 +255,9 @@ async def fsync(volume: Volume, ino: int, datasync: bool) -> None:  # noqa: ARG0
         with Held(volume) as held:
             inode = await held.exclusive(ino)
             await volume.write_back.flush(inode)
+    elif lock.mode < PR:  # it may be dirty elsewhere: before we get the lock it is durable (R8, decision 0020)
+        await lock.hold(PR)
+        lock.drop(PR)
     await volume.journal.sync()
     _report(volume, ino)
 

@@ -96,8 +96,8 @@ def remove(volume: Volume, directory: Inode, place: Place) -> None:
     assert place.entry is not None
     leaf.remove(place.entry)
     volume.journal.add(place.path.owner)
-    directory.children -= 1
-    directory.size -= place.entry.size
+    directory.children = max(0, directory.children - 1)  # a count that is wrong on the store stays within bounds
+    directory.size = max(0, directory.size - place.entry.size)
     _changed(volume, directory)
 
 

@@ -9,6 +9,7 @@ from matrixfs.fs import tree
 from matrixfs.fs.blocks import ExtentList, TreeBlock
 from matrixfs.fs.held import Held, free_metadata
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_used
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING
 
@@ -65,7 +66,7 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
     The inode is held exclusively.  Between steps FLAG_TRUNCATING is set, so that a crash leaves a file
     whose truncation is finished before it grows again.
     """
-    while True:
+    while not inode.inline:  # a flag on a file without extents is damage, and no harm
         path = await tree.descend(volume, inode, LOGICAL_MAX)
         leaf = path.leaf
         assert isinstance(leaf, ExtentList)
@@ -80,6 +81,7 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
             groups = await held.groups(indexes)
             await volume.journal.admit()
             # No checkpoint from here (J1).
+            check_used(volume.superblock, groups, _runs(victims, from_block, path if empties else None))
             inode.flags |= FLAG_TRUNCATING
             _cut(volume, inode, leaf, victims, from_block, groups)
             volume.journal.add(path.owner)
@@ -108,6 +110,25 @@ def _victims(volume: Volume, leaf: ExtentList, from_block: int) -> tuple[list[Ex
     return victims, indexes
 
 
+def _runs(victims: list[Extent], from_block: int, path: tree.Path | None) -> list[tuple[int, int]]:
+    """What goes with the victims' blocks from ``from_block`` on, and with the leaf and indexes of ``path``."""
+    runs: list[tuple[int, int]] = []
+    for extent in victims:
+        kept = max(0, from_block - extent.logical)
+        runs.append((extent.physical + kept, extent.length - kept))
+    return runs + (_emptied(path) if path is not None else [])
+
+
+def _emptied(path: tree.Path) -> list[tuple[int, int]]:
+    """The blocks that ``tree.prune`` takes out of the tree."""
+    runs = [(path.owner.address, 1)]
+    for owner, index, _ in reversed(path.steps):
+        if len(index.keys) > 1 or not isinstance(owner, TreeBlock):
+            break
+        runs.append((owner.address, 1))
+    return runs
+
+
 def _whole(victims: list[Extent], from_block: int) -> bool:
     """Whether nothing of the extents is kept."""
     return all(extent.logical >= from_block for extent in victims)
@@ -129,7 +150,7 @@ def _cut(
 
 def free(volume: Volume, inode: Inode, start: int, length: int, groups: dict[int, Group]) -> None:
     """A file's blocks are named no more.  Part of a change."""
-    inode.blocks -= length
+    inode.blocks = max(0, inode.blocks - length)  # a count that is wrong on the store stays within bounds
     while length:  # merged extents may cross from one group into the next
         index = volume.superblock.group_of(start)
         end = volume.superblock.group_block(index) + volume.superblock.group_size(index)
@@ -148,5 +169,7 @@ async def drop_tree(volume: Volume, inode: Inode) -> None:
         with Held(volume) as held:
             groups = await held.groups(indexes)
             await volume.journal.admit()
+            # No checkpoint from here (J1).
+            check_used(volume.superblock, groups, _emptied(path))
             for block in tree.prune(volume, inode, path):
                 free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)

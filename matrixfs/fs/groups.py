@@ -146,6 +146,10 @@ class Group(Block):
         self.free += blocks - before
         self.reuse(self.address + before, blocks - before)
 
+    def are_used(self, mask: int) -> bool:
+        """Whether the blocks of the bits in ``mask`` may be released: all in use, the bitmap's own not among them."""
+        return not mask & 1 and int.from_bytes(self.bitmap, "little") & mask == mask
+
     def _mark(self, at: int, length: int, used: bool) -> None:
         """Set or clear bits that must all be clear or set: anything else is a double use, our own bug."""
         bits = int.from_bytes(self.bitmap, "little")
@@ -177,6 +181,7 @@ def decode_group_untrusted(data: Buffer, superblock: Superblock, index: int) -> 
     address = superblock.group_block(index)
     where = f"block {address} (group {index})"
     found = GroupRecord.decode_untrusted(data, where, owner=superblock.owner, address=address)
+    found.check_untrusted(where)
     size = superblock.group_size(index)
     if found.index != index or not 2 <= found.blocks <= size:
         raise CorruptRecord(where, "group size", size, found.blocks)

@@ -11,6 +11,7 @@ from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
+from membership.errors import CorruptRecord
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -46,7 +47,13 @@ class Held:
             self._changes = True
 
     async def lock(self, lock: Lock, mode: int, exclusive: bool) -> None:
-        """Hold any lock; before the first one in EX, leave to change something."""
+        """Hold any lock, once; before the first one in EX, leave to change something.
+
+        Raises CorruptRecord when it is held already: on a damaged store one inode may stand in two places of the tree,
+        and would be waited for by itself.
+        """
+        if any(held is lock for held, _, _ in self._locks):
+            raise CorruptRecord(f"inode {lock.number}", "place in the tree", "one", "two")
         if mode == EX:
             await self.changing()
         if not lock.try_hold(mode, exclusive):

@@ -5,12 +5,19 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, decode_index_untrusted
+from matrixfs.fs.blocks import (
+    Block,
+    EntryTable,
+    ExtentList,
+    Index,
+    decode_extents_untrusted,
+    decode_index_untrusted,
+)
 from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrusted
-from matrixfs.ondisk.extent import ExtentLeafRecord, unpack_extents_untrusted
+from matrixfs.ondisk.extent import ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import DEPTH_MAX, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.inode import DEPTH_MAX, FLAG_QUARANTINED, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
 from membership.errors import CorruptRecord
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
     from matrixfs.fs.xattrs import Attributes
     from matrixfs.locks.lock import Lock
 
+NLINK_MAX = (1 << 31) - 1  # counts that leave room for one more; fsck corrects greater ones
+COUNT_MAX = 1 << 52
 OTHER_MAGICS = frozenset(
     kind.MAGIC for kind in (IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
 )
@@ -163,10 +172,14 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
         setattr(inode, name, getattr(found, name))
     inode.size = inode.size_on_disk = found.size
     inode.depth = found.depth
+    if found.flags & FLAG_QUARANTINED:
+        raise CorruptRecord(where, "state, as a scrub found it: in quarantine until fsck.matrixfs has run")
     if found.flags & ~FLAGS_KNOWN:
         raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
         raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
+    if found.nlink > NLINK_MAX or max(found.blocks, found.children) > COUNT_MAX:
+        raise CorruptRecord(where, "counts", "what can be", f"{found.nlink}, {found.blocks}, {found.children}")
     if found.inline_length > INLINE_BYTES or (found.inline_length and found.attributes):
         raise CorruptRecord(where, "attributes", f"a chain, or at most {INLINE_BYTES} bytes here", found.inline_length)
     inode.packed = found.inline_attributes[: found.inline_length]
@@ -178,8 +191,8 @@ def _decode_root_untrusted(
     found: InodeRecord, where: str, superblock: Superblock
 ) -> bytes | Index | EntryTable | ExtentList:
     if found.layout == INLINE:
-        if found.size > TAIL_BYTES or found.depth:
-            raise CorruptRecord(where, "inline size", f"at most {TAIL_BYTES}", found.size)
+        if found.size > TAIL_BYTES or found.depth or stat.S_ISDIR(found.mode):
+            raise CorruptRecord(where, "inline size", f"at most {TAIL_BYTES}, no directory", found.size)
         return found.tail[: found.size]
     if found.layout != TREE:
         raise CorruptRecord(where, "layout", "INLINE or TREE", found.layout)
@@ -191,10 +204,7 @@ def _decode_root_untrusted(
         return decode_index_untrusted(found.tail, found.entries, where, superblock)
     if stat.S_ISDIR(found.mode):
         return EntryTable(unpack_entries_untrusted(found.tail, found.entries, where), TAIL_BYTES)
-    extents = unpack_extents_untrusted(
-        found.tail, found.entries, where, superblock.blocks_total, superblock.extent_flags
-    )
-    return ExtentList(extents, TAIL_BYTES)
+    return decode_extents_untrusted(found.tail, found.entries, where, superblock)
 
 
 def is_other_block(data: Buffer, superblock: Superblock, number: int) -> bool:

@@ -44,6 +44,7 @@ from matrixfs.ondisk.journal import (
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import Fenced
 from membership.label import BLOCK_BYTES
+from membership.records import next_generation
 from membership.seams import Clock, SectorDevice
 
 log = logging.getLogger(__name__)
@@ -412,7 +413,7 @@ class Journal:
 
     async def _write_header(self) -> None:
         header = self._header
-        header.generation += 1
+        header.generation = next_generation(header.generation)
         await self._device.write(self._start * BLOCK_BYTES, header.encode(), durable=True)
 
     def _oldest(self) -> LiveFrame | None:

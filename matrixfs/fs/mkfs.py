@@ -23,7 +23,7 @@ from matrixfs.ondisk.journal import CLEAN, JournalHeader
 from matrixfs.ondisk.superblock import (
     GROUP_SHIFT_MAX,
     GROUP_SHIFT_MIN,
-    INCOMPATIBLE_KNOWN,
+    INCOMPATIBLE_NEW,
     JOURNAL_BLOCKS_MIN,
     JOURNALS_MAX,
     ORPHANS_START,
@@ -198,7 +198,7 @@ def _superblock(name: str, geometry: Geometry, clock: Clock, rng: Rng) -> Superb
         address=0,
         generation=1,
         name=name,
-        features_incompatible=INCOMPATIBLE_KNOWN,
+        features_incompatible=INCOMPATIBLE_NEW,
         blocks_total=geometry.blocks_total,
         journal_start=SYSTEM_BLOCKS,
         journal_blocks=geometry.journal_blocks,

@@ -12,6 +12,7 @@ from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.opens import orphan_name
 from matrixfs.ondisk.superblock import ORPHANS_START
+from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
@@ -46,7 +47,8 @@ async def make_orphan(volume: Volume, held: Held, inode: Inode) -> None:
     index = volume.journal.index
     orphans = await held.exclusive(ORPHANS_START + index)
     place = await directories.locate(volume, orphans, orphan_name(inode.ino))
-    assert place.entry is None, f"inode {inode.ino} is an orphan twice"
+    if place.entry is not None:
+        raise CorruptionError(f"inode {inode.ino}", "orphan list", "an inode without names", "one with names")
     await add_name(volume, held, orphans, place, orphan_name(inode.ino), inode.ino, stat.S_IFMT(inode.mode) >> 12)
     inode.orphaned_by = index + 1
 

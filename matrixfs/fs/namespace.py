@@ -20,6 +20,7 @@ from matrixfs.fs.inode import Inode, new_inode
 from matrixfs.fs.names import add_name, check_directory, check_living, leave_orphans, make_orphan
 from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.rename import rename
+from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "link", "lookup", "mkdir", "rename", "rmdir", "symlink", "tmpfile", "unlink"]
 
-LINKS_MAX = 65_000
+LINKS_MAX = 65_000  # names of a file, as ext4 has it
+DIRECTORY_LINKS_MAX = (1 << 31) - 1  # directories in a directory: the field has 32 bits, and nothing is counted slowly
 SYMLINK_MAX = 4095
 
 
@@ -53,6 +55,8 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
         if place.entry is None:
             return None
         lock = volume.inode_lock(place.entry.inode)
+        if lock is directory_lock:
+            raise CorruptionError(f"inode {parent}", "name", "another inode", "the directory itself")
         lock.hint = (parent, name)
         if not lock.try_hold(PR):
             await lock.hold(PR)
@@ -183,7 +187,7 @@ async def _make(
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
         is_directory = stat.S_ISDIR(mode)
-        if is_directory and directory.nlink >= LINKS_MAX:
+        if is_directory and directory.nlink >= DIRECTORY_LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
         inheritance = await access_lists.inheritance(volume, directory, mode, umask)
         count = 1 + bool(content) + directories.blocks_needed(place, name) + inheritance.blocks
@@ -301,7 +305,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
             raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
         if inode.is_directory and inode.children:
             raise OSError(errno.ENOTEMPTY, "directory not empty")
-        last = inode.is_directory or inode.nlink == 1
+        last = inode.is_directory or inode.nlink <= 1
         if last:
             await make_orphan(volume, held, inode)
         else:
@@ -309,7 +313,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         # No checkpoint since then, or since make_orphan's change (J1).
         directories.remove(volume, directory, place)
         if inode.is_directory:
-            directory.nlink -= 1
+            lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
         volume.touch(inode, data=False)
         return inode.ino if last else 0

@@ -24,6 +24,7 @@ import trio
 from matrixfs.fs import directories, extents, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_used
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.locks.resources import OPEN, Resource
@@ -178,7 +179,7 @@ class Opens:
             inode = await held.exclusive(ino)
             if inode.nlink or not inode.orphaned_by or self.is_open(ino):
                 return
-            if not inode.is_directory and not await self._nobody_has_it_open(ino):
+            if not await self._nobody_has_it_open(ino):
                 self.left_to_others += 1
                 return
             await empty(volume, inode)
@@ -187,6 +188,7 @@ class Opens:
             groups = await held.groups({volume.superblock.group_of(ino)})
             await volume.journal.admit()
             # No checkpoint from here (J1).
+            check_used(volume.superblock, groups, [(ino, 1)])
             if place.entry is not None:
                 directories.remove(volume, orphans, place)
             inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0

@@ -15,6 +15,7 @@ from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.names import check_directory, check_living, make_orphan
+from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.superblock import ROOT_INODE
 
@@ -121,7 +122,7 @@ def _adopt(inode: Inode, source: Inode, target: Inode) -> None:
     """A directory's link to its parent follows its name."""
     if inode.is_directory and source is not target:
         inode.parent = target.ino
-        source.nlink -= 1
+        lose_subdirectory(source)
         target.nlink += 1
 
 
@@ -135,7 +136,7 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
             raise OSError(errno.EISDIR if replaced.is_directory else errno.ENOTDIR, "wrong type")
         if replaced.is_directory and replaced.children:
             raise OSError(errno.ENOTEMPTY, "directory not empty")
-        last = replaced.is_directory or replaced.nlink == 1
+        last = replaced.is_directory or replaced.nlink <= 1
         if last:
             await make_orphan(volume, held, replaced)
         else:
@@ -143,7 +144,7 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
         # No checkpoint since then, or since make_orphan's change (J1).
         directories.replace(volume, new.directory, new.place, moved.ino, old.place.entry.kind)
         if replaced.is_directory:
-            new.directory.nlink -= 1
+            lose_subdirectory(new.directory)
         replaced.nlink = 0 if last else replaced.nlink - 1
         volume.touch(replaced, data=False)
     else:

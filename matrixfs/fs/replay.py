@@ -31,7 +31,7 @@ from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import AttributeRecord
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
-from membership.records import Record, check_header_untrusted
+from membership.records import GENERATION_MAX, Record, check_header_untrusted, next_generation
 from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
@@ -97,6 +97,8 @@ async def read_journal_header(device: SectorDevice, superblock: Superblock, inde
     length = superblock.journal_length(index)
     if not 1 <= header.block_first <= length:
         raise CorruptRecord(where, "first frame", f"1..{length}", header.block_first)
+    if header.sequence_first > GENERATION_MAX:
+        raise CorruptRecord(where, "first sequence", f"at most {GENERATION_MAX}", header.sequence_first)
     return header
 
 
@@ -128,7 +130,7 @@ async def replay(
     written = await _write_newer(device, superblock, log)
     await device.flush()
     header.state = CLEAN
-    header.generation += 1
+    header.generation = next_generation(header.generation)
     header.sequence_first = log.sequence_next
     header.block_first = 1
     await device.write(header.address * BLOCK_BYTES, header.encode(), durable=True)

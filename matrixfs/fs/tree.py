@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matrixfs.fs.blocks import Block, EntryTable, ExtentList, Index, TreeBlock, decode_tree_block_untrusted
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_place
 from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.index import BODY_BYTES, PAIR_BYTES
@@ -44,11 +45,12 @@ async def descend(volume: Volume, inode: Inode, key: int) -> Path:
     owner: Block = inode
     node = inode.root
     steps: list[Step] = []
-    upper: int | None = None
+    lower, upper = 0, None
     for level in range(inode.depth - 1, -1, -1):
         if not isinstance(node, Index):
             raise CorruptRecord(f"block {owner.address} (inode {inode.ino})", "tree depth")
         position = bisect_right(node.keys, key) - 1
+        lower = max(lower, node.keys[position])
         if position + 1 < len(node.keys):
             upper = node.keys[position + 1]
         steps.append(Step(owner, node, position))
@@ -56,6 +58,7 @@ async def descend(volume: Volume, inode: Inode, key: int) -> Path:
         owner = inode.lock.blocks.get(child) or await _load(volume, inode, child, level)
         assert isinstance(owner, TreeBlock)
         node = owner.content
+        check_place(owner, level, lower, upper)
     assert isinstance(node, EntryTable | ExtentList)
     return Path(steps, owner, node, upper)
 
@@ -170,6 +173,6 @@ def prune(volume: Volume, inode: Inode, path: Path) -> list[TreeBlock]:
             freed.append(owner)
     for block in freed:
         del inode.lock.blocks[block.address]
-    inode.blocks -= len(freed)
+    inode.blocks = max(0, inode.blocks - len(freed))
     volume.journal.add(inode)
     return freed

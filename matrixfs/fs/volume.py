@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from matrixfs.fs.allocation import Allocator
+from matrixfs.fs.atimes import Atimes
 from matrixfs.fs.changes import Changes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
@@ -23,6 +24,8 @@ from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer, Clock, Rng, SectorDevice
 
+CLOCKS_APART_MAX_NS = 10**10  # between nodes; what is further ahead was not set by a write
+VERSION_MASK = (1 << 64) - 1  # data versions are compared for being the same only
 SETTLE_INTERVAL = 1.0  # seconds between rounds that make freed inode numbers usable again
 
 log = logging.getLogger(__name__)
@@ -97,7 +100,8 @@ class Volume:
         self.rng = rng
         self.kernel: KernelCaches = NoKernelCaches()
         start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
-        self.allocator = Allocator(device, superblock, locks, journal, is_local, start)
+        self.allocator = Allocator(device, superblock, locks, journal, clock, is_local, start)
+        self.atimes = Atimes(self)
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
@@ -153,12 +157,16 @@ class Volume:
     # --- times -----------------------------------------------------------------------------------------------
 
     def touch(self, inode: Inode, *, data: bool) -> None:
-        """The inode changed; with ``data``, so did its contents: mtime grows strictly (coherence.md, point 2)."""
+        """The inode changed; with ``data``, so did its contents: mtime then is another one (coherence.md, point 2).
+
+        It grows strictly as long as nodes' clocks are together; one set far ahead (``touch -d``) comes back to now.
+        """
         now = self.clock.wall_ns()
         inode.ctime_ns = now
         if data:
-            inode.mtime_ns = max(now, inode.mtime_ns + 1)
-            inode.data_version += 1
+            ahead_ns = inode.mtime_ns - now
+            inode.mtime_ns = inode.mtime_ns + 1 if 0 <= ahead_ns < CLOCKS_APART_MAX_NS else now
+            inode.data_version = (inode.data_version + 1) & VERSION_MASK
         self.journal.add(inode)
 
     def forgotten(self, ino: int) -> None:
@@ -173,6 +181,7 @@ class Volume:
             nursery.start_soon(self.journal.run)
             task_status.started()
             async with trio.open_nursery() as background:
+                background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
                 background.start_soon(self.write_back.run)
                 background.start_soon(self._settle)
@@ -210,6 +219,7 @@ class Volume:
     async def close(self) -> None:
         """Flush all, give up all locks, leave a clean journal.  No operation may be running."""
         await self._end_background()
+        await self.atimes.close()
         await self.sync()
         await self.allocator.settle()
         await self.locks.leave()

@@ -10,8 +10,8 @@ Invariants (tests cite the numbers):
   belong to what is damaged (``Problem.taints``).
 - **F5** Repairs go through a journal, as a mount's changes do: a crash in the middle leaves a journal to replay, and a
   metadata block is never half written (``repair.py``).  After a repair everything is checked again.
-- **F6** Memory is bounded by the size of the store (two bits per block), a stack of directory numbers, the files with
-  several names, and ``FINDINGS_MAX``; not by the number of files.
+- **F6** Memory is bounded by the size of the store (two bits per block), a stack of directory numbers (8 bytes each),
+  the files with several names (``links.py``), what is read ahead, and ``FINDINGS_MAX``; not by the number of files.
 
 The passes of one check (``check.py``): names and inodes from the root (``walk.py``), orphan directories
 (``orphans.py``), inodes that nothing refers to (``lost.py``), link counts, allocation groups (``groups.py``).

@@ -61,6 +61,14 @@ class NodeWatch:
             await self._clock.sleep(left)
             await self.recheck()
 
+    async def not_left(self) -> list[str]:
+        """Names of the nodes that did not say that they left: they may be writing.  Waits for nobody.
+
+        Raises DeviceError.
+        """
+        self._seen = await self._read()
+        return [self._name(self._seen, node) for node in self._silent_nodes(self._seen)]
+
     async def recheck(self) -> None:
         """Raise OperatorError when a slot changed since ``refuse_if_alive``; DeviceError when I/O failed."""
         now = await self._read()

@@ -16,6 +16,7 @@ RUN_MAX = 64  # blocks of one read
 GAP_MAX = 4  # blocks read for nothing to save a read
 
 READ_AT_ONCE = 256  # blocks that a pass should ask for at once: 1 MiB of memory
+AHEAD_MAX = 2048  # blocks read ahead: 8 MiB of memory
 
 
 class Area:
@@ -24,18 +25,27 @@ class Area:
     def __init__(self, device: SectorDevice, superblock: Superblock) -> None:
         self.device = device
         self.superblock = superblock
+        self._ahead: dict[int, bytes] = {}
 
     async def read(self, block: int) -> bytes:
         """One block."""
-        return await self.device.read(block * BLOCK_BYTES, BLOCK_BYTES)
+        ahead = self._ahead.pop(block, None)
+        return ahead if ahead is not None else await self.device.read(block * BLOCK_BYTES, BLOCK_BYTES)
+
+    async def read_ahead(self, blocks: Collection[int]) -> None:
+        """Read what will be asked for next, each block once, all of it at the same time; what was ahead is dropped."""
+        self._ahead = {}
+        self._ahead = await self.read_many(blocks)
 
     async def read_many(self, blocks: Collection[int]) -> dict[int, bytes]:
         """Blocks by number."""
         wanted = set(blocks)
+        found = {block: self._ahead.pop(block) for block in wanted if block in self._ahead}
+        wanted -= found.keys()
         if len(wanted) == 1:
             (block,) = wanted
-            return {block: await self.read(block)}
-        found: dict[int, bytes] = {}
+            found[block] = await self.read(block)
+            return found
 
         async def read(run: tuple[int, int]) -> None:
             start, count = run
@@ -47,17 +57,6 @@ class Area:
         reads = list(neighbours(wanted))
         await for_each(reads, read, workers=min(READERS, len(reads)))
         return found
-
-    def is_data_range(self, start: int, length: int) -> bool:
-        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
-        superblock = self.superblock
-        first, last = start - superblock.group_start, start + length - 1 - superblock.group_start
-        return (
-            first > 0
-            and last < superblock.blocks_total - 1 - superblock.group_start
-            and first >> superblock.group_shift == last >> superblock.group_shift < superblock.groups
-            and first & (1 << superblock.group_shift) - 1 != 0
-        )
 
 
 async def read_groups(area: Area) -> AsyncIterator[tuple[int, GroupRecord | CorruptRecord]]:
@@ -74,7 +73,9 @@ async def read_groups(area: Area) -> AsyncIterator[tuple[int, GroupRecord | Corr
 def _decode_group(superblock: Superblock, index: int, data: bytes) -> GroupRecord | CorruptRecord:
     block = superblock.group_block(index)
     try:
-        return GroupRecord.decode_untrusted(data, f"group {index}", owner=superblock.owner, address=block)
+        group = GroupRecord.decode_untrusted(data, f"group {index}", owner=superblock.owner, address=block)
+        group.check_untrusted(f"group {index}")
+        return group
     except CorruptRecord as error:
         return error
 

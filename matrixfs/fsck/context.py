@@ -7,15 +7,18 @@ from typing import Protocol
 
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.blockmap import BlockMap
+from matrixfs.fsck.links import LinkCounts
 from matrixfs.fsck.problems import BLOCK_FORBIDDEN, BLOCK_SHARED, Findings
 from membership.errors import CorruptRecord
+
+STAGES = ("names", "lost", "groups")  # of one check, in order
 
 
 class Progress(Protocol):
     """Where a check tells how far it is."""
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` blocks, in a stage with a name for people; called often."""
+        """``done`` of ``total`` blocks, in one of ``STAGES``; called often."""
         ...
 
 
@@ -30,15 +33,6 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Names:
-    """What was seen of an inode with other than one name."""
-
-    nlink: int  # as the inode says
-    found: int
-    kind: int
-
-
-@dataclass(slots=True)
 class Context:
     """One check."""
 
@@ -47,12 +41,12 @@ class Context:
     progress: Progress
     findings: Findings
     counts: Counts = field(default_factory=Counts)
-    names: dict[int, Names] = field(default_factory=dict)  # inode number: only where nlink is not 1 or names are more
+    names: LinkCounts = field(default_factory=LinkCounts)  # only of inodes whose nlink is not 1 or whose names are more
     expected_blocks: int = 0  # that the groups say are in use: what progress is measured against
 
     def claim(self, inode: int, start: int, length: int = 1) -> bool:
         """Blocks belong to ``inode``; False, with a finding, when they can't or something else has them."""
-        if not self.area.is_data_range(start, length):
+        if not self.area.superblock.is_data_range(start, length):
             self.findings.add(BLOCK_FORBIDDEN, inode=inode, block=start)
             return False
         conflict = self.map.claim(start, length)

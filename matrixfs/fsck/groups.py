@@ -28,7 +28,8 @@ async def check_groups(context: Context) -> None:
             await _check_lost_group(context, index, group)
         else:
             await _check_group(context, index, group)
-        context.progress.report("groups", index + 1, superblock.groups)
+        done = superblock.group_block(index) + superblock.group_size(index)
+        context.progress.report("groups", done, superblock.blocks_total)
 
 
 async def _check_lost_group(context: Context, index: int, error: CorruptRecord) -> None:

@@ -11,6 +11,7 @@ from matrixfs.fsck.problems import (
     INODE_BLOCKS,
     INODE_FLAGS,
     INODE_LAYOUT,
+    INODE_QUARANTINED,
     INODE_SIZE,
     INODE_TYPE,
     SYMLINK_TARGET,
@@ -22,6 +23,7 @@ from matrixfs.ondisk.directory import KINDS
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import (
     DEPTH_MAX,
+    FLAG_QUARANTINED,
     FLAG_TRUNCATING,
     FLAGS_KNOWN,
     INLINE,
@@ -45,6 +47,9 @@ def check_inode_fields(findings: Findings, inode: InodeRecord) -> bool:
     number = inode.address
     if inode.flags & ~FLAGS_KNOWN:
         findings.add(INODE_FLAGS, inode=number, flags=inode.flags & ~FLAGS_KNOWN)
+    if inode.flags & FLAG_QUARANTINED:
+        fix = SetInode(number, (("flags", inode.flags & ~FLAG_QUARANTINED),))
+        findings.add(INODE_QUARANTINED, fix, inode=number)
     if kind_of(inode) not in KINDS:
         findings.add(INODE_TYPE, inode=number, mode=inode.mode)
         return False

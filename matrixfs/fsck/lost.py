@@ -7,7 +7,9 @@ One without names is an orphan that nobody listed.  What remains are leaked bloc
 from __future__ import annotations
 
 import stat
+from array import array
 from collections.abc import AsyncIterator
+from itertools import chain
 
 from matrixfs.fs.replay import check_image_untrusted
 from matrixfs.fsck.area import READ_AT_ONCE, Area, bit_runs, read_groups
@@ -24,7 +26,7 @@ from membership.errors import CorruptRecord
 
 async def find_lost(context: Context) -> None:
     """Look for inodes in blocks that are in use and unclaimed.  Raises DeviceError."""
-    numbers: list[tuple[bool, int]] = []
+    directories, others = array("Q"), array("Q")
     superblock = context.area.superblock
     async for index, group in read_groups(context.area):
         if isinstance(group, CorruptRecord):
@@ -32,8 +34,10 @@ async def find_lost(context: Context) -> None:
         async for block, data in read_bits(context.area, index, leaked_bits(context, group)):
             inode = live_inode(superblock, block, data)
             if inode is not None:
-                numbers.append((not stat.S_ISDIR(inode.mode), block))
-    for _, number in sorted(numbers):  # directories first: what lies below a lost one is not reported by itself
+                (directories if stat.S_ISDIR(inode.mode) else others).append(block)
+        done = superblock.group_block(index) + superblock.group_size(index)
+        context.progress.report("lost", done, superblock.blocks_total)
+    for number in chain(directories, others):  # directories first: what lies below a lost one is not reported by itself
         if not context.map.is_inode(number):
             await _report(context, number)
 

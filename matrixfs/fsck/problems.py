@@ -1,7 +1,7 @@
 """What can be wrong with a filesystem: one code, one check, one planted damage, one sentence each (F3).
 
 The sentence is what an administrator reads; the cure is what a repair does, "" where this version has none.
-``docs/format/filesystem.md`` is generated from this table, and ``tests/damage`` plants one damage per code.
+``docs/operator/fsck.md`` is generated from this table, and ``tests/damage`` plants one damage per code.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ class Problem:
     cure: str  # what a repair does; "" = none in this version
     taints: bool = False  # while it stands, nothing may be freed (F4)
     is_note: bool = False  # worth saying, but no damage: a crash leaves it, and mounts deal with it
+    decides: bool = False  # its repair gives up names or content: an administrator decides, not -p
 
 
 PROBLEMS: dict[str, Problem] = {}
 
 
-def _problem(code: str, sentence: str, cure: str = "", *, taints: bool = False, is_note: bool = False) -> Problem:
+def _problem(
+    code: str, sentence: str, cure: str = "", *, taints: bool = False, is_note: bool = False, decides: bool = False
+) -> Problem:
     assert code not in PROBLEMS
-    problem = PROBLEMS[code] = Problem(code, sentence, cure, taints, is_note)
+    assert cure or not decides
+    problem = PROBLEMS[code] = Problem(code, sentence, cure, taints, is_note, decides)
     return problem
 
 
@@ -57,6 +61,9 @@ INODE_LAYOUT = _problem(
     "inode-layout", "inode {inode} keeps its content in a way that its type can't have ({reason})", taints=True
 )
 INODE_FLAGS = _problem("inode-flags", "inode {inode} has unknown flags {flags:#x}")
+INODE_QUARANTINED = _problem(
+    "inode-quarantined", "inode {inode} was put in quarantine by a scrub", "let out, once the rest is repaired"
+)
 INODE_SIZE = _problem("inode-size", "inode {inode} has {size} bytes, more than can be")
 SYMLINK_TARGET = _problem("symlink-target", "symbolic link {inode} has an impossible target ({reason})")
 INODE_BLOCKS = _problem("inode-blocks", "inode {inode} counts {found} blocks, it has {expected}", "corrected")
@@ -87,7 +94,7 @@ XATTR_CONTENT = _problem("xattr-content", "the extended attributes of inode {ino
 # --- directories and names ----------------------------------------------------------------------------------
 SYSTEM_DIRECTORY = _problem("system-directory", "inode {inode} must be a directory and is none", taints=True)
 ENTRY_DANGLING = _problem(
-    "entry-dangling", "{name} in directory {directory} means inode {inode}, which is none", "name removed"
+    "entry-dangling", "{name} in directory {directory} means inode {inode}, which is none", "name removed", decides=True
 )
 ENTRY_KIND = _problem(
     "entry-kind", "{name} in directory {directory} has kind {found}, inode {inode} has {expected}", "corrected"
@@ -125,7 +132,9 @@ ORPHAN_MARK = _problem(
     "orphan-mark", "inode {inode} is orphan of journal {expected}, but marked as of {found}", "corrected"
 )
 ORPHAN_NOT_EMPTY = _problem("orphan-not-empty", "orphan {inode} is a directory that still holds names", taints=True)
-ORPHAN_UNLISTED = _problem("orphan-unlisted", "inode {inode} has no name and stands in no orphan directory", "freed")
+ORPHAN_UNLISTED = _problem(
+    "orphan-unlisted", "inode {inode} has no name and stands in no orphan directory", "freed", decides=True
+)
 LOST_INODE = _problem("lost-inode", "inode {inode} (mode {mode:#o}, {size} bytes) has content but no name", taints=True)
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
@@ -196,6 +205,14 @@ class Findings:
     def fixable(self) -> list[Finding]:
         """Those that may be repaired now."""
         return [finding for finding in self.kept if self.may_fix(finding)]
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether a repair without anybody to ask ends with a clean filesystem, and gives nothing up (-p)."""
+        if sum(self.counts.values()) > len(self.kept):
+            return False
+        errors = (finding for finding in self.kept if not finding.problem.is_note)
+        return all(self.may_fix(finding) and not finding.problem.decides for finding in errors)
 
     def may_fix(self, finding: Finding) -> bool:
         """Whether a finding may be repaired beside the others: F4; and nothing that a journal may still change."""

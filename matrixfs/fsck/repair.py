@@ -44,7 +44,7 @@ from matrixfs.ondisk.inode import INLINE, InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, pack_frame_body
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, Label
-from membership.records import Record
+from membership.records import Record, next_generation
 from membership.seams import Rng, SectorDevice
 
 TRANSACTION_MAX = 400  # images of one transaction, where the journal has room for them
@@ -194,7 +194,7 @@ class Repair:
 
     def _rebuild_group(self, index: int, bitmap: bytes, floor: int) -> None:
         block = self._area.superblock.group_block(index)
-        group = GroupRecord(owner=self._owner, address=block, generation=floor + 1)
+        group = GroupRecord(owner=self._owner, address=block, generation=next_generation(floor))
         self._settle_group(group, index, int.from_bytes(bitmap, "little"), floor)
         self._changed[block] = group
 
@@ -213,7 +213,7 @@ class Repair:
         if changed is None:
             where = f"block {block}"
             changed = kind.decode_untrusted(await self._area.read(block), where, owner=self._owner, address=block)
-            changed.generation += 1
+            changed.generation = next_generation(changed.generation)
             self._changed[block] = changed
         if not isinstance(changed, kind):
             raise CorruptRecord(f"block {block}", "magic", kind.MAGIC, changed.MAGIC)
@@ -249,7 +249,7 @@ class Repair:
         header.state, header.node = DIRTY, 0
         header.incarnation, header.salt = struct.unpack("<QQ", self._rng.randbytes(16))  # nobody's
         header.sequence_first = header.block_first = position = 1
-        header.generation += 1
+        header.generation = next_generation(header.generation)
         await device.write(header.address * BLOCK_BYTES, header.encode(), durable=True)
         parts = [records[at : at + IMAGES_MAX] for at in range(0, len(records), IMAGES_MAX)]
         for part, images in enumerate(parts):

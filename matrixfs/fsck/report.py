@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from matrixfs.fs.replay import ReplayReport
-from matrixfs.fsck.context import printable
+from matrixfs.fsck.context import STAGES, printable
 from matrixfs.fsck.problems import Finding, Findings
 from matrixfs.fsck.run import Outcome
+from matrixfs.ondisk.features import feature_names
 from membership.seams import Clock
 
 LINES_PER_CODE = 20  # of one kind of problem, unless --verbose
 PROGRESS_SECONDS = 0.2
+BAR_WIDTH = 16
 
 
 class TextReporter:
@@ -44,7 +46,7 @@ class TextReporter:
         now = self._clock.monotonic()
         if now - self._shown_at >= PROGRESS_SECONDS:
             self._shown_at = now
-            self._terminal.write(f"\r\x1b[K{stage}: {min(100, 100 * done // max(1, total))} %")
+            self._terminal.write("\r\x1b[K" + progress_line(stage, done, total))
             self._terminal.flush()
 
     def say(self, line: str) -> None:
@@ -57,7 +59,7 @@ class TextReporter:
         """See ``Reporter``."""
         what = f"{report.transactions} transactions, {report.written} blocks"
         if in_memory:
-            self.say(f"journal {journal}: not replayed on the store (-n); checked as if it were: {what}")
+            self.say(f"journal {journal}: not replayed on the store; checked as if it were: {what}")
         else:
             self.say(f"journal {journal}: replayed {what}")
         if self._verbose:
@@ -97,6 +99,15 @@ class TextReporter:
             self._terminal.flush()
 
 
+def progress_line(stage: str, done: int, total: int) -> str:
+    """Which stage of how many, a bar, and blocks done of all, in less than 80 columns."""
+    done = min(done, total)
+    filled = BAR_WIDTH * done // max(1, total)
+    number = f"{STAGES.index(stage) + 1}/{len(STAGES)} {stage}" if stage in STAGES else stage
+    bar = "#" * filled + "." * (BAR_WIDTH - filled)
+    return f"{number:<10} [{bar}] {100 * done // max(1, total):>3} %  {done:,} of {total:,} blocks"
+
+
 class SilentReporter:
     """A ``Reporter`` for ``--json``: the document at the end says all."""
 
@@ -126,7 +137,7 @@ def _line(findings: Findings, finding: Finding) -> str:
     problem = finding.problem
     kind = "note: " if problem.is_note else ""
     if findings.may_fix(finding):
-        hint = f"; repair: {problem.cure}"
+        hint = f"; repair: {problem.cure}{' (not with -p)' if problem.decides else ''}"
     elif finding.fix is not None:
         hint = "; not repaired while worse damage stands"
     elif problem.is_note:
@@ -155,6 +166,16 @@ def summary(outcome: Outcome) -> str:
     )
 
 
+def upgrade_line(outcome: Outcome) -> str:
+    """What ``--upgrade`` did."""
+    if outcome.left.errors:
+        return "not upgraded: only a clean filesystem is; repair it first (-y)"
+    if not outcome.features_new:
+        return "not upgraded: it has everything that this version can do"
+    names = ", ".join(feature_names(outcome.features_new))
+    return f"upgraded: {names}; versions of MatrixFS that do not know these can't mount, check or change it any more"
+
+
 def _many(count: int, word: str) -> str:
     """``count`` of something."""
     if count == 1:
@@ -174,6 +195,7 @@ def document(store: str, outcome: Outcome, reporter: SilentReporter) -> dict[str
         "problems_found": outcome.found.errors,
         "problems_left": [_item(outcome.left, finding) for finding in outcome.left.kept] if outcome.rounds else None,
         "repaired": outcome.repaired,
+        "features_new": feature_names(outcome.features_new),
         "files": outcome.counts.files,
         "directories": outcome.counts.directories,
         "orphans": outcome.counts.orphans,

@@ -18,6 +18,7 @@ from matrixfs.fsck.overlay import Overlay
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.repair import Repair
 from matrixfs.fsck.store import check_label_copies, read_superblock, replay_journals
+from matrixfs.fsck.upgrade import upgrade as upgrade_superblock
 from matrixfs.ondisk.superblock import Superblock
 from membership.label import Label, read_label
 from membership.seams import Clock, Rng, SectorDevice
@@ -37,7 +38,8 @@ class Mode(enum.Enum):
 
     LOOK = "look"  # -n: nothing is written
     ASK = "ask"  # repair when the administrator says yes
-    REPAIR = "repair"  # -y, -p
+    REPAIR = "repair"  # -y
+    PREEN = "preen"  # -p: repair when all of it is safe, else change nothing
 
 
 class Reporter(Progress, Protocol):
@@ -72,6 +74,7 @@ class Outcome:
     left: Findings = field(default_factory=Findings)  # by the last one
     repaired: int = 0
     rounds: int = 0
+    features_new: int = 0  # that an upgrade set
 
     @property
     def exit_code(self) -> int:
@@ -88,6 +91,8 @@ async def run_fsck(
     rng: Rng,
     reporter: Reporter,
     seize: Seize | None = None,
+    *,
+    upgrade: bool = False,
 ) -> Outcome:
     """Check, and with ``mode`` repair, the filesystem on a cluster disk.
 
@@ -98,6 +103,7 @@ async def run_fsck(
         rng: for repairs.
         reporter: told everything as it happens.
         seize: called before the first write: nobody else can write from now on.
+        upgrade: when it is clean in the end, let it use all that this version can do; not with mode LOOK.
 
     Raises:
         OperatorError: no cluster disk, in use, or of a newer version.
@@ -109,47 +115,87 @@ async def run_fsck(
     await watch.refuse_if_alive(will_write=mode is not Mode.LOOK, say=reporter.say)
     if mode is not Mode.LOOK and seize is not None:
         await seize(label)
-    window = data_window(device, label)
-    session = _Session(device, label, Overlay(window) if mode is Mode.LOOK else window, reporter)
     outcome = Outcome()
-    outcome.found = outcome.left = await session.check(outcome)
-    if mode is Mode.LOOK or not outcome.found.fixable or session.superblock is None:
-        return outcome
-    if mode is Mode.ASK and not reporter.ask(len(outcome.found.fixable)):
-        return outcome
-    while outcome.left.fixable and outcome.rounds < ROUNDS_MAX:
-        await watch.recheck()
-        fixable = outcome.left.fixable
-        area = Area(session.area_device, session.superblock)
-        await Repair(device, label, area, rng, reporter).run(finding.fix for finding in fixable if finding.fix)
-        outcome.repaired += len(fixable)
-        outcome.rounds += 1
-        outcome.left = await session.check(outcome)
+    session = _Session(device, label, watch, rng, reporter)
+    match mode:
+        case Mode.LOOK:
+            await session.look(outcome)
+        case Mode.PREEN:
+            await session.preen(outcome)
+        case _:
+            await session.check(outcome)
+            if outcome.found.fixable and (mode is Mode.REPAIR or reporter.ask(len(outcome.found.fixable))):
+                await session.repair(outcome)
+    if upgrade and not outcome.left.errors:
+        await session.upgrade(outcome)
     return outcome
 
 
 class _Session:
     """What stays the same between two checks."""
 
-    def __init__(self, disk: SectorDevice, label: Label, area_device: SectorDevice, reporter: Reporter) -> None:
+    def __init__(self, disk: SectorDevice, label: Label, watch: NodeWatch, rng: Rng, reporter: Reporter) -> None:
         self._disk = disk
         self._label = label
+        self._watch = watch
+        self._rng = rng
         self._reporter = reporter
-        self.area_device = area_device
-        self.superblock: Superblock | None = None
+        self._device: SectorDevice = data_window(disk, label)
+        self._superblock: Superblock | None = None
+        self._replayed = 0  # journals, by the last check
 
-    async def check(self, outcome: Outcome) -> Findings:
+    async def look(self, outcome: Outcome) -> None:
+        """Check without writing (F2)."""
+        store, self._device = self._device, Overlay(self._device)
+        await self.check(outcome)
+        self._device = store
+
+    async def preen(self, outcome: Outcome) -> None:
+        """Check without writing; then replay and repair when nothing needs a decision."""
+        await self.look(outcome)
+        if not outcome.found.is_safe or self._superblock is None:
+            return
+        if self._replayed:
+            await self._watch.recheck()
+            await self._replay(self._superblock, Findings())
+        await self.repair(outcome)
+
+    async def check(self, outcome: Outcome) -> None:
         """Check everything; fill in what the outcome says of the filesystem."""
         findings = Findings()
         await check_label_copies(self._disk, self._label, findings)
-        superblock = self.superblock = await read_superblock(self.area_device, findings)
+        superblock = self._superblock = await read_superblock(self._device, findings)
         if superblock is not None:
             outcome.name, outcome.blocks_total = superblock.name, superblock.blocks_total
             outcome.uuid = str(uuid.UUID(bytes=superblock.owner))
-            in_memory = isinstance(self.area_device, Overlay)
-            for journal, report in await replay_journals(self.area_device, superblock, findings):
-                self._reporter.replayed(journal, report, in_memory=in_memory)
-            context = await check_filesystem(Area(self.area_device, superblock), findings, self._reporter)
+            await self._replay(superblock, findings)
+            context = await check_filesystem(Area(self._device, superblock), findings, self._reporter)
             outcome.counts = context.counts
         self._reporter.found(findings)
-        return findings
+        outcome.left = findings
+        if not outcome.rounds:
+            outcome.found = findings
+
+    async def repair(self, outcome: Outcome) -> None:
+        """Repair what can be repaired, and check again, until nothing is left of it."""
+        while outcome.left.fixable and self._superblock is not None and outcome.rounds < ROUNDS_MAX:
+            await self._watch.recheck()
+            fixable = outcome.left.fixable
+            area = Area(self._device, self._superblock)
+            repair = Repair(self._disk, self._label, area, self._rng, self._reporter)
+            await repair.run(finding.fix for finding in fixable if finding.fix)
+            outcome.repaired += len(fixable)
+            outcome.rounds += 1
+            await self.check(outcome)
+
+    async def upgrade(self, outcome: Outcome) -> None:
+        """Let a clean filesystem use all that this version can do."""
+        if self._superblock is not None:
+            await self._watch.recheck()
+            outcome.features_new = await upgrade_superblock(self._device, self._superblock)
+
+    async def _replay(self, superblock: Superblock, findings: Findings) -> None:
+        reports = await replay_journals(self._device, superblock, findings)
+        self._replayed = len(reports)
+        for journal, report in reports:
+            self._reporter.replayed(journal, report, in_memory=isinstance(self._device, Overlay))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from array import array
 
-from matrixfs.fsck.context import Context, Names, reason
+from matrixfs.fsck.area import AHEAD_MAX
+from matrixfs.fsck.context import Context, reason
 from matrixfs.fsck.directory import DirectoryCheck, Place, Verdict
 from matrixfs.fsck.fixes import LowerLinks, SetInode, SetKind
 from matrixfs.fsck.inodes import check_content, check_inode_fields, kind_of
+from matrixfs.fsck.links import Names
 from matrixfs.fsck.problems import (
     DIRECTORY_PARENT,
     DIRECTORY_TWICE,
@@ -19,11 +22,13 @@ from matrixfs.fsck.problems import (
     INODE_ORPHAN_MARK,
     SYSTEM_DIRECTORY,
 )
+from matrixfs.ondisk.directory import unpack_entries_untrusted
 from matrixfs.ondisk.inode import InodeRecord
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import CorruptRecord
 
 DIRECTORY_KIND = stat.S_IFDIR >> 12
+DIRECTORIES_AT_ONCE = 128  # whose names are read at the same time
 
 
 def decode_inode(context: Context, number: int, data: bytes, name: str) -> InodeRecord | None:
@@ -78,12 +83,29 @@ class NamespaceWalk:
         return check
 
     async def _drain(self) -> None:
+        """Check the directories on the stack, and those that are found meanwhile; many small ones are read together."""
         context = self._context
+        owner = context.area.superblock.owner
         while self._stack:
-            number = self._stack.pop()
-            data = await context.area.read(number)
-            inode = InodeRecord.decode_untrusted(data, f"inode {number}", owner=context.area.superblock.owner)
-            await DirectoryCheck(context, inode, self.enter).run()
+            numbers = self._stack[-DIRECTORIES_AT_ONCE:]
+            del self._stack[-DIRECTORIES_AT_ONCE:]
+            read = await context.area.read_many(numbers)
+            inodes = [InodeRecord.decode_untrusted(read[at], f"inode {at}", owner=owner) for at in reversed(numbers)]
+            await context.area.read_ahead(self._named_by(inodes))
+            for inode in inodes:
+                await DirectoryCheck(context, inode, self.enter).run()
+
+    def _named_by(self, directories: list[InodeRecord]) -> set[int]:
+        """Inodes that will be met first in small directories; of the others each leaf names enough by itself."""
+        context = self._context
+        numbers: set[int] = set()
+        for inode in directories:
+            if inode.depth or len(numbers) >= AHEAD_MAX:
+                continue
+            with contextlib.suppress(CorruptRecord):  # its check will say so
+                numbers.update(entry.inode for entry in unpack_entries_untrusted(inode.tail, inode.entries, ""))
+        is_inode_number = context.area.superblock.is_inode_number
+        return {number for number in numbers if is_inode_number(number) and not context.map.is_inode(number)}
 
     async def enter(self, place: Place, data: bytes | None) -> Verdict:
         """Judge an entry (see ``directory.EnterEntry``)."""
@@ -125,7 +147,7 @@ class NamespaceWalk:
             return Verdict(is_subdirectory=True)
         context.counts.files += 1
         if inode.nlink != 1:
-            context.names[number] = Names(inode.nlink, 1, kind_of(inode))
+            context.names.put(number, Names(inode.nlink, 1, kind_of(inode)))
         if is_sound:
             await check_content(context, inode)
         return Verdict()
@@ -140,8 +162,8 @@ class NamespaceWalk:
             if stat.S_ISDIR(inode.mode):
                 context.findings.add(DIRECTORY_TWICE, name=place.name, directory=place.directory, inode=number)
                 return Verdict(is_subdirectory=True)
-            names = context.names[number] = Names(inode.nlink, 1, kind_of(inode))
-        names.found += 1
+            names = Names(inode.nlink, 1, kind_of(inode))
+        context.names.put(number, names._replace(found=names.found + 1))
         self._check_kind(place, names.kind)
         return Verdict()
 

@@ -92,7 +92,9 @@ typedef void (*session_destroy_fn)(struct fuse_session *);
 /* What a file handle's number tells; matrixfs/fuse/handles.py has the same. */
 #define READ_ONLY_HANDLE (1ull << 62)
 #define INODE_HANDLE (1ull << 61) /* no handle but an inode's number: the kernel opened it without asking */
-#define APPEND_HANDLE (1ull << 60)
+#define APPEND_HANDLE (1ull << 60) /* a WRITE to the end of the file */
+#define TOLD_HANDLE (1ull << 59)   /* a WRITE, and so this is told of it */
+#define ROOT_HANDLE (1ull << 58)   /* a WRITE of root, who may leave set-id bits */
 
 static struct fuse_session *session;
 static struct fuse_lowlevel_ops inner;
@@ -497,37 +499,49 @@ static void refuse_create(fuse_req_t request, fuse_ino_t Py_UNUSED(parent), cons
 	fuse_reply_err(request, ENOSYS); /* once: the kernel sends LOOKUP and MKNOD */
 }
 
-/* pyfuse3 passes on nothing but fh: let it say which inode, and whether a WRITE is an append. */
-static void name_inode(fuse_ino_t ino, struct fuse_file_info *info, int flags)
+/* pyfuse3 passes on nothing but fh: let it say which inode. */
+static void name_inode(fuse_ino_t ino, struct fuse_file_info *info)
 {
 	if (info->fh == 0)
-		info->fh = ino | INODE_HANDLE | (flags & O_APPEND ? APPEND_HANDLE : 0);
+		info->fh = ino | INODE_HANDLE;
 }
 
 static void read_inode(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *info)
 {
-	name_inode(ino, info, 0);
+	name_inode(ino, info);
 	inner.read(request, ino, size, offset, info);
-}
-
-static void write_inode(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
-			struct fuse_file_info *info)
-{
-	name_inode(ino, info, info->flags);
-	inner.write(request, ino, buffer, size, offset, info);
-}
-
-static void write_buf_inode(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
-			    struct fuse_file_info *info)
-{
-	name_inode(ino, info, info->flags);
-	inner.write_buf(request, ino, buffer, offset, info);
 }
 
 static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct fuse_file_info *info)
 {
-	name_inode(ino, info, 0);
+	name_inode(ino, info);
 	inner.fsync(request, ino, datasync, info);
+}
+
+/* ---- writing ---- */
+
+/* The file's flags are those of now, after F_SETFL, which no OPEN told of; and who writes is known only here. */
+static void tell_write(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info)
+{
+	if (no_open)
+		name_inode(ino, info);
+	info->fh |= TOLD_HANDLE | (info->flags & O_APPEND ? APPEND_HANDLE : 0);
+	if (!info->writepage && fuse_req_ctx(request)->uid == 0)
+		info->fh |= ROOT_HANDLE;
+}
+
+static void on_write(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
+		     struct fuse_file_info *info)
+{
+	tell_write(request, ino, info);
+	inner.write(request, ino, buffer, size, offset, info);
+}
+
+static void on_write_buf(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
+			 struct fuse_file_info *info)
+{
+	tell_write(request, ino, info);
+	inner.write_buf(request, ino, buffer, offset, info);
 }
 
 /* ---- ranges of a file ---- */
@@ -537,14 +551,14 @@ enum { FALLOCATE, LSEEK, COPY_FILE_RANGE };
 static void on_fallocate(fuse_req_t request, fuse_ino_t ino, int mode, off_t offset, off_t length,
 			 struct fuse_file_info *info)
 {
-	name_inode(ino, info, 0);
+	name_inode(ino, info);
 	hand_over(request, &on_range, FALLOCATE, "(KiLL)", (unsigned long long)info->fh, mode, (long long)offset,
 		  (long long)length);
 }
 
 static void on_lseek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *info)
 {
-	name_inode(ino, info, 0);
+	name_inode(ino, info);
 	hand_over(request, &on_range, LSEEK, "(KLi)", (unsigned long long)info->fh, (long long)offset, whence);
 }
 
@@ -552,8 +566,8 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 			       fuse_ino_t target, off_t to, struct fuse_file_info *writing, size_t length,
 			       int Py_UNUSED(flags))
 {
-	name_inode(source, reading, 0);
-	name_inode(target, writing, 0);
+	name_inode(source, reading);
+	name_inode(target, writing);
 	hand_over(request, &on_range, COPY_FILE_RANGE, "(KKLLL)", (unsigned long long)reading->fh,
 		  (unsigned long long)writing->fh, (long long)at, (long long)to,
 		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
@@ -593,6 +607,8 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 	}
 	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
 	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
+	table->write = table->write == NULL ? NULL : on_write;
+	table->write_buf = table->write_buf == NULL ? NULL : on_write_buf;
 	if (on_request != NULL) {
 		table->getlk = on_getlk;
 		table->setlk = on_setlk;
@@ -604,8 +620,6 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 		table->flush = refuse_open;
 		table->create = refuse_create;
 		table->read = table->read == NULL ? NULL : read_inode;
-		table->write = table->write == NULL ? NULL : write_inode;
-		table->write_buf = table->write_buf == NULL ? NULL : write_buf_inode;
 		table->fsync = table->fsync == NULL ? NULL : fsync_inode;
 	}
 }

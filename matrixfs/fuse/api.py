@@ -59,8 +59,25 @@ class Opens(Protocol):
         ...
 
 
+class Atimes(Protocol):
+    """Access times, which are kept lazily."""
+
+    def note(self, ino: int) -> None:
+        """An inode was read."""
+        ...
+
+    def shown(self, inode: Any) -> int:
+        """The access time to tell."""
+        ...
+
+
 class Volume(Protocol):
     """The mounted filesystem."""
+
+    @property
+    def atimes(self) -> Atimes:
+        """Access times."""
+        ...
 
     @property
     def opens(self) -> Opens:

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 ROOT_NODE = 1
 READ_ONLY_HANDLE = 1 << 62  # can't write
 INODE_HANDLE = 1 << 61  # no handle but an inode's number: the kernel opened the file without asking
-APPEND_HANDLE = 1 << 60  # with it: a WRITE to the end of the file
+APPEND_HANDLE = 1 << 60  # a WRITE to the end of the file
+TOLD_HANDLE = 1 << 59  # a WRITE, and so APPEND_HANDLE and ROOT_HANDLE tell of it
+ROOT_HANDLE = 1 << 58  # a WRITE of root, who may leave set-user-ID and set-group-ID
+_NUMBER = ROOT_HANDLE - 1
 
 
 @dataclass(slots=True)
@@ -106,11 +109,28 @@ class Handle:
     ino: int
     flags: int
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
+    append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
+    by_root: bool = False  # of one write: who does it
 
     @property
     def append(self) -> bool:
         """Writes go to the true end of the file, whatever offset the kernel believes in (coherence.md 7)."""
+        return bool(self.flags & os.O_APPEND) if self.append_now is None else self.append_now
+
+    @property
+    def around_pages(self) -> bool:
+        """The kernel reads and writes it around its page cache."""
         return bool(self.flags & os.O_APPEND)
+
+    @property
+    def synchronous(self) -> bool:
+        """A write is durable before it is answered: O_SYNC or O_DSYNC (whose bit O_SYNC has too), with O_APPEND.
+
+        For other descriptors the kernel asks for an FSYNC after each write; where it goes around its page cache it
+        does not (measured on 6.18: 20 writes, no FSYNC).
+        """
+        wanted = os.O_APPEND | os.O_DSYNC
+        return self.flags & wanted == wanted
 
 
 class HandleTable:
@@ -134,11 +154,17 @@ class HandleTable:
 
     def __getitem__(self, number: int) -> Handle:
         if number & INODE_HANDLE:
-            return Handle(number & (APPEND_HANDLE - 1), os.O_APPEND if number & APPEND_HANDLE else 0)
-        try:
-            return self._handles[number]
-        except KeyError:
-            raise OSError(errno.EBADF, f"file handle {number} is not open") from None
+            handle = Handle(number & _NUMBER, 0)
+        else:
+            try:
+                handle = self._handles[number & (_NUMBER | READ_ONLY_HANDLE)]
+            except KeyError:
+                raise OSError(errno.EBADF, f"file handle {number} is not open") from None
+        if not number & TOLD_HANDLE:
+            return handle
+        return Handle(
+            handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE), by_root=bool(number & ROOT_HANDLE)
+        )
 
     def remove(self, number: int) -> Handle:
         """Forget a handle and return it."""

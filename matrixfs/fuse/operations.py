@@ -118,7 +118,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         reply.st_size = inode.size
         reply.st_blocks = inode.blocks512
         reply.st_blksize = BLOCK_BYTES
-        reply.st_atime_ns = inode.atime_ns
+        reply.st_atime_ns = self._volume.atimes.shown(inode)
         reply.st_mtime_ns = inode.mtime_ns
         reply.st_ctime_ns = inode.ctime_ns
         return reply
@@ -266,6 +266,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     async def readlink(self, ino: int, ctx: Any) -> bytes:
         """Target of a symbolic link; the kernel keeps it like a page."""
         target = bytes(await self._attributes.readlink(self._volume, ino))  # pyfuse3 dies of anything else
+        self._volume.atimes.note(ino)
         node = self._nodes.get(ino)
         if node is not None:
             node.pages = True
@@ -289,9 +290,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(0)
     async def open(self, ino: int, flags: int, ctx: Any) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags, named=False), flags)
+        return self._file(await self._open(ino, flags, ctx.uid, named=False), flags)
 
-    async def _open(self, ino: int, flags: int, *, named: bool) -> Inode:
+    async def _open(self, ino: int, flags: int, uid: int, *, named: bool) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1).
 
         ``named``: it was found by its name just now, so the kernel's idea of an earlier file of that number, whose
@@ -300,7 +301,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
-                inode = await self._attributes.setattr(self._volume, ino, self._attributes.Changes(size=0))
+                changes = self._attributes.Changes(size=0, drop_set_id=uid != 0)
+                inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
             return inode if named else self._checked_inode(ino, inode)
@@ -321,6 +323,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             node.data_version = inode.data_version
             node.opens += 1
             node.pages = True
+        if keep and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME:
+            self._volume.atimes.note(inode.ino)  # the kernel may answer read(2) without us
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
@@ -330,7 +334,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         if name == NAMELESS:
             inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
-            inode = await self._open(inode.ino, flags, named=True)
+            inode = await self._open(inode.ino, flags, ctx.uid, named=True)
             entry = self._entry(parent, name, inode, -1)
             return self._file(inode, flags), entry
         try:
@@ -343,7 +347,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
                 raise
             inode = await self._existing(parent, name, flags, ctx)
         stamp = self._caches.stamp
-        inode = await self._open(inode.ino, flags, named=True)
+        inode = await self._open(inode.ino, flags, ctx.uid, named=True)
         entry = self._entry(parent, name, inode, stamp)
         return self._file(inode, flags), entry
 
@@ -364,6 +368,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
         data = await self._data.read(self._volume, handle.ino, offset, length)
+        if not handle.flags & os.O_NOATIME:
+            self._volume.atimes.note(handle.ino)
         if self._opened_by_kernel:
             self._caches.filled(handle.ino)
         return data
@@ -371,12 +377,16 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(handle=True)
     async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
         """Write, at the true end where the file was opened so."""
-        if self._opened_by_kernel:
+        if not handle.around_pages and (handle.append or self._opened_by_kernel):
             return await self._write_cached(handle, offset, buf)
-        if handle.append:
+        if handle.around_pages:
             await self._drop_capability(handle.ino)
+        if handle.around_pages and not handle.by_root:
             await self._drop_set_id(handle.ino)
-        return await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        if handle.synchronous:
+            await self._data.fsync(self._volume, handle.ino, False)
+        return written
 
     async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
         """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
@@ -392,17 +402,15 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         return written
 
     async def _drop_set_id(self, ino: int) -> None:
-        """Writing takes away set-user-ID and set-group-ID.
+        """Writing takes away set-user-ID and set-group-ID, as it does when it truncates.
 
-        The kernel does that itself, but for descriptors that write around its page cache it leaves it to us, with a
-        flag for writers who may keep them that libfuse doesn't pass on: so nobody keeps them.
+        The kernel does that itself, but for descriptors that write around its page cache, and where open truncates,
+        it leaves it to us.  Root may keep them; other holders of CAP_FSETID are not known to us.
         """
         mode = (await self._attributes.getattr(self._volume, ino)).mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:  # without it, set-group-ID means mandatory locking
-            kept &= ~stat.S_ISGID
-        if kept != mode:
-            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(mode=stat.S_IMODE(kept)))
+        runs_as_group = stat.S_ISGID | stat.S_IXGRP  # without execution, set-group-ID means mandatory locking
+        if mode & stat.S_ISUID or mode & runs_as_group == runs_as_group:
+            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(drop_set_id=True))
             await self._caches.purge_inode(ino)  # the kernel doesn't ask for the mode after a write
 
     @upcall(handle=True)
@@ -430,13 +438,14 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
     @upcall(0)
     async def opendir(self, ino: int, ctx: Any) -> int:
-        """Open a directory."""
+        """Open a directory; as a file it outlives its name while it is open."""
+        await self._open(ino, os.O_DIRECTORY, ctx.uid, named=False)
         return self._handles.add(ino, os.O_DIRECTORY)
 
     @upcall()
     async def releasedir(self, fh: int) -> None:
         """The last descriptor of an open directory was closed."""
-        self._handles.remove(fh)
+        self._volume.opens.closed(self._handles.remove(fh).ino)
 
     @upcall(handle=True)
     async def readdir(self, handle: Handle, cookie: int, token: Any) -> None:
@@ -448,6 +457,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
                 return
         after = cookie if cookie > DOT_DOT_COOKIE else 0
         entries = await self._readdir.entries(self._volume, handle.ino, after, handle.entries_limit)
+        if not handle.flags & os.O_NOATIME:
+            self._volume.atimes.note(handle.ino)
         fitted = 0
         for position, name, inode in entries:
             if not self._add(token, handle.ino, name, inode, position):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
-from membership.records import Record, raw, record, u32, u64
+from membership.records import GENERATION_MAX, Record, raw, record, u32, u64
 
 BITMAP_BYTES = 2048
 
@@ -17,3 +18,8 @@ class GroupRecord(Record):
     free: int = u32(56, "clear bits among them")
     generation_floor: int = u64(64, "greatest generation of a metadata block freed here: new ones start above it (R7)")
     bitmap: bytes = raw(128, BITMAP_BYTES, "bit i of byte i // 8: block address + i is in use")
+
+    def check_untrusted(self, where: str) -> None:
+        """Check what no other field contradicts.  Raises CorruptRecord."""
+        if self.generation_floor > GENERATION_MAX:
+            raise CorruptRecord(where, "generation floor", f"at most {GENERATION_MAX}", self.generation_floor)

@@ -21,7 +21,10 @@ TREE = 1
 DEPTH_MAX = 6
 
 FLAG_TRUNCATING = 1  # extents past the end of file are being freed: finish that before the file may grow
-FLAGS_KNOWN = FLAG_TRUNCATING
+FLAG_QUARANTINED = 2  # a scrub found what could harm others if it were changed: nobody may use it before fsck ran
+FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_QUARANTINED
+
+TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1  # 1677 to 2262: what the fields hold
 
 
 @record(magic=b"MXFSINOD", size=BLOCK_BYTES)

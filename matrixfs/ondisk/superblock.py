@@ -24,7 +24,8 @@ READ_ONLY_COMPATIBLE_KNOWN = 0
 EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
 UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
-INCOMPATIBLE_KNOWN = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | JOURNAL_RUNS
+INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS  # of filesystems that this version makes
+INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
 
@@ -69,10 +70,10 @@ class Superblock(Record):
         return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
 
     def group_of(self, block: int) -> int:
-        """Index of the group that holds ``block``.  ValueError when it lies in none."""
+        """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""
         index = (block - self.group_start) >> self.group_shift
         if not 0 <= index < self.groups:
-            raise ValueError(f"block {block} lies in no allocation group")
+            raise CorruptRecord(f"block {block}", "place", "in an allocation group", "outside")
         return index
 
     def group_block(self, index: int) -> int:
@@ -123,8 +124,17 @@ class Superblock(Record):
         """Whether an inode could have this number at all."""
         if number == ROOT_INODE or ORPHANS_START <= number < ORPHANS_START + self.journals:
             return True
-        offset = number - self.group_start
-        return offset >= 0 and number < self.blocks_total - 1 and offset & ((1 << self.group_shift) - 1) != 0
+        return self.is_data_range(number, 1)
+
+    def is_data_range(self, start: int, length: int) -> bool:
+        """Whether the blocks can belong to a file: inside one allocation group, its bitmap excluded."""
+        first, last = start - self.group_start, start + length - 1 - self.group_start
+        return (
+            first > 0
+            and start + length < self.blocks_total
+            and first >> self.group_shift == last >> self.group_shift < self.groups
+            and first & (1 << self.group_shift) - 1 != 0
+        )
 
     def capacity(self) -> int:
         """Blocks that files can have: those of all groups without their bitmaps and journals."""
@@ -155,7 +165,7 @@ class Superblock(Record):
         if self.features_incompatible & ~INCOMPATIBLE_KNOWN:
             raise CorruptRecord(where, "incompatible features")
         if not GROUP_SHIFT_MIN <= self.group_shift <= GROUP_SHIFT_MAX:  # before anything is shifted by it
-            raise CorruptRecord(where, "group shift")
+            raise CorruptRecord(where, "group shift", f"{GROUP_SHIFT_MIN}..{GROUP_SHIFT_MAX}", self.group_shift)
         runs, has_runs = self.runs()[1:], bool(self.features_incompatible & JOURNAL_RUNS)
         checks = (
             ("journals", 1 <= self.journals <= JOURNALS_MAX),

@@ -13,7 +13,7 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key
 from matrixfs.ondisk.extent import UNWRITTEN, ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE
+from matrixfs.ondisk.inode import FLAG_QUARANTINED, FLAG_TRUNCATING, INLINE, TREE
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from matrixfs.ondisk.xattr import ACL_ACCESS, BODY_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
@@ -179,6 +179,11 @@ async def _(built: Built) -> None:
 @damage("inode-flags", repaired=False)
 async def _(built: Built) -> None:
     await built.change("small", flags=1 << 30)
+
+
+@damage("inode-quarantined")
+async def _(built: Built) -> None:
+    await built.change("small", flags=FLAG_QUARANTINED)
 
 
 @damage("inode-size", repaired=False)

@@ -14,7 +14,7 @@ import trio.lowlevel
 from matrixfs.fs import allocation, attributes, data, namespace, writeback
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
-from matrixfs.ondisk.inode import TAIL_BYTES
+from matrixfs.ondisk.inode import TAIL_BYTES, TIME_MAX_NS, TIME_MIN_NS
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import DeviceError
 from membership.label import BLOCK_BYTES
@@ -267,6 +267,42 @@ async def test_the_time_of_change_only_grows(monkeypatch: pytest.MonkeyPatch) ->
         assert made.mtime_ns == 3
         await data.write(mount.volume, made.ino, 0, b"x")
         assert made.mtime_ns > 3
+
+
+async def test_a_time_set_far_ahead_comes_back_with_a_write() -> None:
+    """touch -d tomorrow, then a write: it is of today."""
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        now = mount.volume.clock.wall_ns()
+        await attributes.setattr(mount.volume, made.ino, attributes.Changes(mtime_ns=now + 10**15))
+        await data.write(mount.volume, made.ino, 0, b"x")
+        assert abs(made.mtime_ns - now) < 10**10
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"), [(0o6777, 0o777), (0o4600, 0o600), (0o2767, 0o2767), (0o2777, 0o777), (0o1755, 0o1755)]
+)
+async def test_a_truncating_open_takes_set_id_bits(mode: int, left: int) -> None:
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        await attributes.setattr(mount.volume, made.ino, attributes.Changes(mode=mode))
+        await attributes.setattr(mount.volume, made.ino, attributes.Changes(size=0, drop_set_id=True))
+        assert made.mode & 0o7777 == left
+
+
+@pytest.mark.parametrize("seconds", [1 << 40, -(1 << 40), (1 << 63) - 1, -(1 << 63)])
+async def test_times_beyond_what_an_inode_holds_are_cut(seconds: int) -> None:
+    """utimensat(2) takes any: writing the inode must not fail of it, which would end the mount."""
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        changes = attributes.Changes(atime_ns=seconds * 10**9, mtime_ns=seconds * 10**9)
+        await attributes.setattr(mount.volume, made.ino, changes)
+        await data.write(mount.volume, made.ino, 0, b"x")
+        await mount.volume.sync()
+        disk = mount.disk
+    async with mounted(disk) as again:
+        found = await attributes.getattr(again.volume, made.ino)
+        assert found.atime_ns == (TIME_MAX_NS if seconds > 0 else TIME_MIN_NS)
 
 
 # --- space --------------------------------------------------------------------------------------------------

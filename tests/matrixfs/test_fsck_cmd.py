@@ -18,9 +18,10 @@ import trio
 from matrixfs.blockstore import data_window, initialize_disk, open_store, write_label
 from matrixfs.cli import fsck_cmd
 from matrixfs.fs.mkfs import format_volume
+from matrixfs.fsck.context import STAGES
 from matrixfs.fsck.fixes import SetBits, SetInode
 from matrixfs.fsck.problems import EXTENT_PAST_EOF, GROUP_FREE, INODE_DAMAGED, ORPHAN, Findings
-from matrixfs.fsck.report import LINES_PER_CODE, TextReporter, summary
+from matrixfs.fsck.report import LINES_PER_CODE, TextReporter, progress_line, summary
 from matrixfs.fsck.run import Outcome
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.superblock import Superblock
@@ -161,7 +162,29 @@ def test_a_store_of_the_future_is_left_alone(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("arguments", [[], ["-n", "-y", "x"], ["--what", "x"], ["a", "b"]])
+def test_progress_is_one_line_of_a_terminal() -> None:
+    assert progress_line("lost", 1, 3) == "2/3 lost   [#####...........]  33 %  1 of 3 blocks"
+    assert progress_line("names", 9, 0) == "1/3 names  [................]   0 %  0 of 0 blocks"
+    assert all(len(progress_line(stage, 1 << 38, 1 << 38)) < 80 for stage in STAGES)
+
+
+def test_upgrade(store: tuple[Path, Superblock], capsys: pytest.CaptureFixture[str]) -> None:
+    """mkfs sets all features; tests/matrixfs/test_fsck_modes.py upgrades filesystems of older versions."""
+    path, superblock = store
+    assert run("--upgrade", path) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "web: not upgraded: it has everything that this version can do"
+    assert run("--upgrade", "--json", path) == 0
+    assert json.loads(capsys.readouterr().out)["features_new"] == []
+    spoil_group(path, superblock)
+    assert run("--upgrade", path) == 4, "no terminal: nobody can be asked whether to repair"
+    assert "not upgraded: only a clean filesystem is" in capsys.readouterr().out
+    assert run("--upgrade", "-p", path) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["-n", "-y", "x"], ["-y", "-p", "x"], ["-n", "--upgrade", "x"], ["--what", "x"], ["a", "b"]],
+)
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 16
     assert "Usage: fsck.matrixfs" in capsys.readouterr().err
@@ -176,7 +199,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_cancelled(
     store: tuple[Path, Superblock], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def cancelled(*arguments: object) -> None:
+    async def cancelled(*arguments: object, **options: object) -> None:
         signal.raise_signal(signal.SIGINT)
         await trio.sleep_forever()
 
@@ -226,7 +249,7 @@ def test_progress_is_paced_and_cleared() -> None:
         text.report("names", done, 9)
     shown = terminal.getvalue().split("\r\x1b[K")[1:]
     assert len(shown) == 5
-    assert shown[-1] == "names: 100 %"
+    assert shown[-1] == "1/3 names  [################] 100 %  9 of 9 blocks"
     text.say("line")
     assert terminal.getvalue().endswith("\r\x1b[K")
     assert out.getvalue() == "line\n"

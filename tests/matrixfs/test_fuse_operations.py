@@ -39,6 +39,7 @@ class Kernelless:
         self.fail_forgotten = 0
         self.opened: list[int] = []
         volume = SimpleNamespace(
+            atimes=SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns),
             opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append), forgotten=self._forgotten
         )
         modules: Any = SimpleNamespace(Changes=lambda **changes: changes, **functions)
@@ -203,6 +204,27 @@ async def test_pages_are_not_trusted_for_the_mtime_that_a_setattr_tells(known: i
     )
     reply = await world.operations.setattr(100, pyfuse3.EntryAttributes(), fields, None, CALLER)
     assert (dropped, reply.attr_timeout == 0) == (([], False) if known else ([100], True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "durable"),
+    [(os.O_APPEND, 0), (os.O_APPEND | os.O_SYNC, 1), (os.O_APPEND | os.O_DSYNC, 1), (os.O_SYNC, 0)],
+    ids=["append", "append sync", "append dsync", "sync: the kernel asks itself"],
+)
+async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int, durable: int) -> None:
+    steps: list[str] = []
+
+    async def write(*_arguments: Any, **_more: Any) -> int:
+        steps.append("write")
+        return 3
+
+    async def fsync(*_arguments: Any) -> None:
+        steps.append("fsync")
+
+    world = Kernelless(getattr=found, write=write, fsync=fsync)
+    handle = world.handles.add(100, os.O_WRONLY | flags)
+    assert await world.operations.write(handle, 0, b"abc") == 3
+    assert steps == ["write", *["fsync"] * durable]
 
 
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:

@@ -19,7 +19,7 @@ from matrixfs.fs.replay import read_journal_header
 from matrixfs.fsck import store
 from matrixfs.fsck.problems import Findings
 from matrixfs.ondisk.journal import DIRTY
-from matrixfs.ondisk.superblock import JOURNAL_RUNS, ROOT_INODE, RUNS_MAX, Superblock
+from matrixfs.ondisk.superblock import INCOMPATIBLE_NEW, JOURNAL_RUNS, ROOT_INODE, RUNS_MAX, Superblock
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES
 from tests.matrixfs.local import Local, mounted
@@ -214,7 +214,7 @@ async def test_journals_are_added_and_used() -> None:
         free = await mount.volume.allocator.count_free()
         await add(mount, 5)
         superblock = mount.volume.superblock
-        assert (superblock.journals, superblock.features_incompatible & JOURNAL_RUNS) == (7, JOURNAL_RUNS)
+        assert (superblock.journals, superblock.features_incompatible) == (7, INCOMPATIBLE_NEW | JOURNAL_RUNS)
         assert [run.journals for run in superblock.runs()] == [2, 3, 2]
         assert free - await mount.volume.allocator.count_free() == 5 * 64
         assert (await attributes.statfs(mount.volume)).blocks == superblock.capacity()

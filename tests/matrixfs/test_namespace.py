@@ -144,6 +144,7 @@ async def test_what_is_deleted_is_stale() -> None:
 
 async def test_the_links_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespace, "LINKS_MAX", 4)
+    monkeypatch.setattr(namespace, "DIRECTORY_LINKS_MAX", 4)
     async with mounted() as mount:
         made = await mount.file(b"f")
         for number in range(3):

@@ -26,6 +26,10 @@ async def make(volume: Volume, name: bytes = b"f") -> int:
     return made.ino
 
 
+async def make_in(volume: Volume, directory: int) -> None:
+    await namespace.create(volume, directory, b"new", stat.S_IFREG | 0o644, 0, 0)
+
+
 async def opened(volume: Volume, ino: int) -> None:
     """As the FUSE edge opens a file: count, then read the inode."""
     volume.opens.opened(ino)
@@ -83,6 +87,24 @@ async def test_unlinked_while_open_here(autojump_clock: trio.abc.Clock) -> None:
         await trio.sleep(1)
         assert await is_gone(mount.volume, ino)
         assert await orphans(mount.volume, 0) == []
+
+
+async def test_a_directory_that_is_open_outlives_its_name(autojump_clock: trio.abc.Clock) -> None:
+    """Who is in it sees an empty directory without a name, as everywhere, and can make nothing in it."""
+    async with mounted() as mount:
+        volume = mount.volume
+        ino = (await mount.directory(b"d")).ino
+        await opened(volume, ino)
+        await namespace.rmdir(volume, ROOT_INODE, b"d")
+        await trio.sleep(5)
+        assert (await attributes.getattr(volume, ino)).nlink == 0
+        assert await readdir.entries(volume, ino, 0, 10) == []
+        with pytest.raises(OSError) as caught:
+            await make_in(volume, ino)
+        assert caught.value.errno == errno.ENOENT
+        volume.opens.closed(ino)
+        await trio.sleep(5)
+        assert await is_gone(volume, ino)
 
 
 async def test_replaced_by_rename_while_open(autojump_clock: trio.abc.Clock) -> None:

@@ -83,6 +83,7 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    drop_set_id: bool = False
 
 
 class RealClock:
@@ -104,6 +105,7 @@ class FakeVolume:
         self.next_ino = 100
         self.gates: dict[str, trio.Event] = {}
         self.waiting: set[str] = set()
+        self.atimes = SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns)
         self.opens = SimpleNamespace(opened=self.opened, closed=self.closed)
         self.open_counts: dict[int, int] = {}
         self.forgot: list[int] = []
@@ -201,6 +203,8 @@ async def setattr_(volume: FakeVolume, ino: int, changes: Changes) -> FakeInode:
     inode = volume.at(ino)
     if changes.mode is not None:
         inode.mode = stat.S_IFMT(inode.mode) | changes.mode
+    if changes.drop_set_id:
+        inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)
     if changes.size is not None:
         inode.data = inode.data[: changes.size].ljust(changes.size, b"\0")
         inode.touched()

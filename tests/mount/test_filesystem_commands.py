@@ -5,6 +5,7 @@ A shorter form of it is in test_seeing_contention.py.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import TextIO
 
 import pytest
 
+from membership.label import BLOCK_BYTES, DATA_BLOCK
 from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabError, LabNode, is_settled, wait_until
 
@@ -135,6 +137,39 @@ def test_refusals(lab: Lab) -> None:
     assert "it may get more, 64 in all" in fs(lab, n1, "grow", NAME, "--journals", "65", code=2)
     assert "is not frozen" in fs(lab, n1, "thaw", NAME, code=2)
     assert "no filesystem 'nothing' is mounted" in fs(lab, n1, "freeze", "nothing", code=2)
+
+
+def test_a_scrub_finds_a_flipped_bit(lab: Lab) -> None:
+    n1, n2, _ = lab.nodes
+    rotten = n1.mountpoint / "rotten"
+    rotten.write_bytes(b"r" * MIB)
+    at = (DATA_BLOCK + rotten.stat().st_ino) * BLOCK_BYTES + 300
+    assert len((n2.mountpoint / "rotten").read_bytes()) == MIB  # brings it to the store
+    lab.umount(n2)
+    assert "MiB of files read" in fs(lab, n1, "scrub", NAME, "--data")
+    flip(lab, at)
+    lab.mount(n2)
+    with writers([n1]) as load:
+        found = lab.run("matrixctl", "--state", n2.state, "fs", "scrub", NAME, check=False)
+        assert found.returncode == 5, found.stderr
+        assert f"/rotten (inode {rotten.stat().st_ino}): " in found.stdout
+        assert "bad checksum" in found.stdout
+        assert f"{NAME}: 1 damaged of" in found.stdout
+        load[0].goes_on()
+    flip(lab, at)
+    seen = json.loads(fs(lab, n2, "scrub", NAME, "--json"))
+    assert (seen["by"], seen["damages"], seen["totals"]["damaged"]) == ("n2", [], 0)
+    assert f"{NAME} is not being scrubbed" in fs(lab, n2, "scrub", NAME, "--stop")
+    assert "1 damaged; it saw everything" in lab.run("matrixctl", "--state", n1.state, "events").stdout
+
+
+def flip(lab: Lab, at: int) -> None:
+    """One bit on the store."""
+    with open(lab.store, "r+b") as store:
+        store.seek(at)
+        (byte,) = store.read(1)
+        store.seek(at)
+        store.write(bytes([byte ^ 4]))
 
 
 @contextmanager

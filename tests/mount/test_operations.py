@@ -428,6 +428,21 @@ def test_writing_takes_away_set_user_id(tree: Tree) -> None:
         assert [os.stat(p / name).st_mode & 0o7777 for p in tree.paths] == [0o777] * 3
 
 
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["", "append"])
+@pytest.mark.parametrize("sync", [os.O_SYNC, os.O_DSYNC], ids=["O_SYNC", "O_DSYNC"])
+def test_a_synchronous_write_is_committed_when_it_returns(tree: Tree, flags: int, sync: int) -> None:
+    """Append or not: the kernel asks for no FSYNC of what goes around its page cache."""
+    node, writes = tree.lab.nodes[0], 8
+    file = os.open(tree.a / "synchronous", os.O_CREAT | os.O_WRONLY | flags | sync)
+    try:
+        before = tree.lab.counters(node)["journal"]["commits"]
+        for _ in range(writes):
+            os.write(file, b"x" * 5000)
+        assert tree.lab.counters(node)["journal"]["commits"] - before >= writes
+    finally:
+        os.close(file)
+
+
 def test_a_socket_is_a_name_for_one_node(tree: Tree) -> None:
     """bind(2) makes the inode; who may connect is the local kernel's business."""
     with socket.socket(socket.AF_UNIX) as listener:

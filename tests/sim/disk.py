@@ -16,9 +16,10 @@ What it doesn't: sectors that rot by themselves (``corrupt`` does it), misdirect
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -31,6 +32,7 @@ from membership.seams import Buffer
 Mode: TypeAlias = Literal["drop", "keep-some", "keep-all", "tear"]
 Operation: TypeAlias = Literal["read", "write", "flush"]
 _PAGE = 4096
+_ZEROS = bytes(_PAGE)
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +44,7 @@ class Write:
     durable: bool
     port: str = ""
     safe: bool = False  # survives power loss
+    begun: int = 0  # entries of the log when it was submitted: from there until it is one, it is in flight (M4)
 
     @property
     def length(self) -> int:
@@ -66,6 +69,10 @@ class Pages:
 
     def copy(self) -> Pages:
         return Pages(self._pages)
+
+    def outside(self, first: int, end: int) -> frozenset[tuple[int, bytes]]:
+        """All pages but those of [first, end), to compare with others; a page of zeros counts as none."""
+        return frozenset(item for item in self._pages.items() if not first <= item[0] < end and item[1] != _ZEROS)
 
     def read(self, offset: int, length: int) -> bytes:
         out = bytearray()
@@ -138,11 +145,25 @@ class Media:
         return twin
 
     def power_loss(self, rng: random.Random, mode: Mode) -> None:
-        for write in self._cache:
-            for at in self._surviving(write, rng, mode):
-                self._platter.write(write.offset + at, write.data[at : at + self.sector_bytes])
+        self._platter = self.after_power_loss(lambda write: self._surviving(write, rng, mode)).content
         self._cache.clear()
         self._visible = self._platter.copy()
+
+    @property
+    def content(self) -> Pages:
+        """What is on the platter."""
+        return self._platter
+
+    def after_power_loss(self, surviving: Callable[[Write], Iterable[int]], in_flight: Iterable[Write] = ()) -> Media:
+        """The medium as a power loss now leaves it; ``surviving`` gives the offsets of a write's sectors that are kept.
+
+        It is asked about each write that had returned, safe or not, and then about those ``in_flight`` (M4).
+        """
+        platter = self._platter.copy()
+        for write in (*self._cache, *in_flight):
+            for at in surviving(write):
+                platter.write(write.offset + at, write.data[at : at + self.sector_bytes])
+        return Media(self.sector_bytes, platter)
 
     def tear(self, write: Write, rng: random.Random) -> Write | None:
         """What of a write that was in flight has happened: nothing, all, or its first sectors."""
@@ -227,7 +248,7 @@ class SimPort:
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False, guard: Guard | None = None) -> None:
         check_range(self, "write", offset, buffer_bytes(data))
-        write = Write(offset, bytes(data), durable, self._path.name)
+        write = Write(offset, bytes(data), durable, self._path.name, begun=len(self._disk.log))
         try:
             await self._travel("write", offset, write.length, guard, write)
             self._disk.land(write)
@@ -326,17 +347,28 @@ class SimDisk(SimPort):
         self.log: list[Write | Flush] = []
 
     def crash_image(self, k: int, mode: Mode = "drop", seed: int = 0) -> SimDisk:
-        """A new disk in the state that a power loss after ``log[:k]`` leaves."""
-        twin = SimDisk(self.capacity, self.sector_bytes, seed, self.latency, f"{self.media_name}#{k}")
-        twin.media = self._origin.copy()
-        copies = {id(old): new for old, new in zip(self._origin_cache, twin.media.cache, strict=True)}
-        for entry in self.log[:k]:
+        """A new disk in the state that a power loss after ``log[:k]`` leaves, with nothing in flight."""
+        for media in itertools.islice(self.replayed(), k, k + 1):
+            media.power_loss(random.Random(seed), mode)
+        return self.twin(media, f"{self.media_name}#{k}", seed)
+
+    def replayed(self) -> Iterator[Media]:
+        """The medium after each of the first 0, 1, 2... entries of the log: one object, which goes on changing."""
+        media = self._origin.copy()
+        copies = {id(old): new for old, new in zip(self._origin_cache, media.cache, strict=True)}
+        yield media
+        for entry in self.log:
             if isinstance(entry, Write):
                 copies[id(entry)] = copy = Write(entry.offset, entry.data, entry.durable, entry.port)
-                twin.media.write(copy)
+                media.write(copy)
             else:
-                twin.media.flush(tuple(copies[id(write)] for write in entry.writes if id(write) in copies))
-        twin.media.power_loss(twin.rng, mode)
+                media.flush(tuple(copies[id(write)] for write in entry.writes if id(write) in copies))
+            yield media
+
+    def twin(self, media: Media, name: str, seed: int) -> SimDisk:
+        """Another disk of this kind with ``media`` in it."""
+        twin = SimDisk(self.capacity, self.sector_bytes, seed, self.latency, name)
+        twin.media = media
         twin.mark()
         return twin
 

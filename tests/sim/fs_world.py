@@ -95,11 +95,12 @@ class World:
         journals: int = 4,
         journal_blocks: int | None = None,
         latency: tuple[float, float] = (0.0, 0.0004),
+        sector_bytes: int = 4096,
     ) -> None:
         self.rng = random.Random(seed)
         self.clock = SimClock()
         self.network = SimNetwork(rng=random.Random(self.rng.random()), delay=(0.00005, 0.001))
-        self.disk = SimDisk(size, 4096, seed=seed, latency=latency)
+        self.disk = SimDisk(size, sector_bytes, seed=seed, latency=latency)
         self.journals = journals
         self.journal_blocks = journal_blocks
         self.superblock: Superblock

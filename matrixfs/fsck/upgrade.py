@@ -1,0 +1,36 @@
+"""Telling a filesystem that it may use what this version can do (R12): offline, and only when it is clean.
+
+The copy goes first, durably, then the superblock.  A crash between them leaves a superblock without the features,
+which is what everybody reads, so nothing uses them; fsck then writes the copy again.  The other order could leave a
+filesystem that uses a feature and a copy that does not say so.
+"""
+
+from __future__ import annotations
+
+from matrixfs.fs.mkfs import superblock_copy
+from matrixfs.ondisk.superblock import INCOMPATIBLE_KNOWN, Superblock
+from membership.label import BLOCK_BYTES
+from membership.records import next_generation
+from membership.seams import SectorDevice
+
+
+async def upgrade(area: SectorDevice, superblock: Superblock, known: int = INCOMPATIBLE_KNOWN) -> int:
+    """Set all features that this version knows; return the bits that are new.
+
+    Args:
+        area: the data area of a clean filesystem that nobody uses.
+        superblock: its superblock; changed too.
+        known: bits of ``features_incompatible``.
+
+    Raises:
+        DeviceError: I/O failed; the filesystem is as it was, or has the features.
+    """
+    new = known & ~superblock.features_incompatible
+    if not new:
+        return 0
+    superblock.features_incompatible |= new
+    superblock.generation = next_generation(superblock.generation)
+    copy = superblock_copy(superblock)
+    for record in (copy, superblock):
+        await area.write(record.address * BLOCK_BYTES, record.encode(), durable=True)
+    return new

@@ -1,0 +1,147 @@
+"""The matrix must find a product that breaks a promise: each of these breaks one, and is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from matrixfs.fs import data, namespace, replay
+from matrixfs.fs.journal import Journal, Release
+from matrixfs.fs.volume import Volume
+from tests.crash.matrix import Matrix, Plan
+from tests.sim.disk import SimPort
+
+Patch = pytest.MonkeyPatch
+
+
+def data_is_not_flushed_before_the_commit(patch: Patch) -> None:  # J4, R10
+    patch.setattr(Journal, "_data_unflushed", property(lambda _: False))
+
+
+def freed_blocks_are_given_out_at_once(patch: Patch) -> None:  # J5
+    patch.setattr(Journal, "on_commit", lambda _, action: action())
+
+
+def the_log_is_trimmed_before_the_blocks_are_safe(patch: Patch) -> None:  # J6
+    checkpoint = Journal.checkpoint
+
+    async def careless(journal: Journal) -> None:
+        async def nothing() -> None:
+            pass
+
+        flush, journal._flush = journal._flush, nothing  # type: ignore[method-assign]
+        try:
+            await checkpoint(journal)
+        finally:
+            journal._flush = flush  # type: ignore[method-assign]
+
+    patch.setattr(Journal, "checkpoint", careless)
+
+
+def locks_are_given_up_with_images_in_the_log(patch: Patch) -> None:  # J3, R8
+    async def careless(journal: Journal, release: Release) -> None:
+        release.done = True
+
+    patch.setattr(Journal, "_release_all", careless)
+
+
+def freed_metadata_is_not_revoked(patch: Patch) -> None:  # R7
+    free = Journal.free
+
+    def careless(journal: Journal, block: Any, reuse: Callable[[], None]) -> None:
+        free(journal, block, reuse)
+        journal.running.revokes.discard(block.address)
+
+    patch.setattr(Journal, "free", careless)
+
+
+def frames_are_not_durable(patch: Patch) -> None:  # R10
+    write = SimPort.write
+
+    async def careless(port: SimPort, offset: int, content: bytes, **how: Any) -> None:
+        await write(port, offset, content, **{**how, "durable": len(content) == 4096 and how.get("durable", False)})
+
+    patch.setattr(SimPort, "write", careless)
+
+
+def torn_frames_are_replayed(patch: Patch) -> None:  # P2
+    patch.setattr(replay._LogReader, "_check_image", lambda *_: None)
+
+    class Anything(int):
+        def __ne__(self, other: object) -> bool:
+            return False
+
+    patch.setattr(replay, "crc32", type("Crc", (), {"iscsi": staticmethod(lambda _: Anything())}))
+
+
+def replay_does_not_flush(patch: Patch) -> None:  # P5
+    flush = SimPort.flush
+
+    async def careless(port: SimPort, **how: Any) -> None:
+        if port._path.name:  # a mount's, not replay's, which has the disk itself
+            await flush(port, **how)
+
+    patch.setattr(SimPort, "flush", careless)
+
+
+def fsync_does_nothing(patch: Patch) -> None:  # R10
+    async def careless(*_: object) -> None:
+        pass
+
+    patch.setattr(data, "fsync", careless)
+
+
+def what_was_cut_is_not_zeroed(patch: Patch) -> None:
+    patch.setattr(data, "_zero_tail", lambda *_: None)
+
+
+def a_rename_is_a_link_and_an_unlink(patch: Patch) -> None:  # J1
+    async def careless(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        inode = await namespace.lookup(volume, parent, name)
+        assert inode is not None
+        await namespace.link(volume, inode.ino, new_parent, new_name)
+        await volume.journal.commit()
+        await namespace.unlink(volume, parent, name)
+
+    patch.setattr(namespace, "rename", careless)
+
+
+def a_part_counts_for_the_whole(patch: Patch) -> None:  # P3
+    read = replay._LogReader._read_frame
+
+    async def careless(reader: Any, position: int, sequence: int) -> Any:
+        frame = await read(reader, position, sequence)
+        if frame is not None:
+            frame.part, frame.parts = 0, 1
+        return frame
+
+    patch.setattr(replay._LogReader, "_read_frame", careless)
+
+
+BROKEN = [
+    (data_is_not_flushed_before_the_commit, "maildir"),
+    (freed_blocks_are_given_out_at_once, "full"),
+    (the_log_is_trimmed_before_the_blocks_are_safe, "maildir"),
+    (locks_are_given_up_with_images_in_the_log, "two-nodes"),
+    pytest.param(freed_metadata_is_not_revoked, "full", marks=pytest.mark.long),
+    (frames_are_not_durable, "sqlite"),
+    (torn_frames_are_replayed, "sqlite"),
+    (replay_does_not_flush, "maildir"),
+    (fsync_does_nothing, "maildir"),
+    pytest.param(what_was_cut_is_not_zeroed, "extents", marks=pytest.mark.long),
+    (a_rename_is_a_link_and_an_unlink, "maildir"),
+    (a_part_counts_for_the_whole, "transactions"),
+]
+
+
+@pytest.mark.parametrize(("broken", "workload"), BROKEN, ids=lambda each: getattr(each, "__name__", each))
+def test_it_is_found(broken: Callable[[Patch], None], workload: str, monkeypatch: Patch) -> None:
+    broken(monkeypatch)
+    matrix = Matrix(workload, 1)
+    failures = matrix.run(Plan(points=60, failures=1)).failures
+    assert failures
+    where = failures[-1].where
+    alone = Matrix(workload, 1).repeat(where).failures
+    assert [each.where for each in alone] == [where], "one point alone fails as it did among all"
