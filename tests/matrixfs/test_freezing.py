@@ -65,10 +65,15 @@ async def test_an_operation_under_way_ends_first_and_new_ones_wait(autojump_cloc
 async def test_leave_to_change_comes_before_any_other_lock() -> None:
     """F4: who reads first and then wants to change could wait for a freeze with a lock that the others need."""
     async with mounted() as mount:
+        made = await mount.file(b"f")
         with Held(mount.volume) as held:
             await held.shared(ROOT_INODE)
             with pytest.raises(AssertionError, match="a lock is held to read"):
-                await held.exclusive((await mount.volume.load(mount.volume.inode_lock(ROOT_INODE))).ino)
+                await held.exclusive(made.ino)
+        with Held(mount.volume) as held:
+            await held.changing()
+            await held.shared(ROOT_INODE)
+            await held.exclusive(made.ino)
 
 
 class Member:
