@@ -127,7 +127,7 @@ class Store:
     def journal_blocks(self, index: int) -> range:
         """The blocks of a journal, its header first."""
         start = self.superblock.journal_block(index)
-        return range(start, start + self.superblock.journal_blocks)
+        return range(start, start + self.superblock.journal_length(index))
 
     async def read_many(self, blocks: Collection[int]) -> dict[int, bytes]:
         """Those of the blocks that there are."""

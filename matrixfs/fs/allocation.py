@@ -110,6 +110,7 @@ class Allocator:
         self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
         self.promised = 0  # blocks that buffered writes will need
+        self.may_change: Callable[[], bool] = lambda: True  # whether the filesystem is not frozen
 
     # --- holding groups -------------------------------------------------------------------------------
 
@@ -124,23 +125,29 @@ class Allocator:
     async def load(self, lock: Lock) -> Group:
         """The group of a lock that is held in EX.  Raises CorruptRecord, DeviceError."""
         index = self._superblock.group_of(lock.number)
-        changed = False
         if lock.subject is None:
             data = await self._device.read(lock.number * BLOCK_BYTES, BLOCK_BYTES)
             if lock.subject is None:  # another task may have loaded it meanwhile
-                found = lock.subject = decode_group_untrusted(data, self._superblock, index)
-                # No checkpoint from here (J1): what a crash left undone when the filesystem was grown.
-                for start, length in self._superblock.runs_in(index):
-                    changed |= found.claim(start, length)
+                lock.subject = decode_group_untrusted(data, self._superblock, index)
         group: Group = lock.subject
-        size = self._superblock.group_size(index)
+        self._catch_up(group)
+        self._free_counts.used(index)
+        return group
+
+    def _catch_up(self, group: Group) -> None:
+        """What a growth of the filesystem left to whoever holds the group next (fs/grow.py).  No checkpoint (J1).
+
+        While it is frozen that is only noted here: who gets the group then may look at it, and nobody changes it.
+        """
+        changed = False
+        for start, length in self._superblock.runs_in(group.index):
+            changed |= group.claim(start, length)
+        size = self._superblock.group_size(group.index)
         if group.blocks < size:
             group.enlarge(size)
             changed = True
-        if changed:
+        if changed and self.may_change():
             self._journal.add(group)
-        self._free_counts.used(index)
-        return group
 
     async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:
         """Hold a group with room; end with ``drop``.

@@ -40,6 +40,11 @@ class Changes:
         self._volume = volume
         self.lock = volume.locks.lock(Resource(CHANGE, 0), self)
 
+    @property
+    def permitted(self) -> bool:
+        """Whether this mount may change something, since nobody has frozen the filesystem."""
+        return self.lock.mode >= CW and not self.lock.exclusive
+
     async def enter(self) -> None:
         """Begin an operation that changes something; end it with ``leave``.  Waits as long as it is frozen."""
         if not self.lock.try_hold(CW):

@@ -115,7 +115,10 @@ class Superblock(Record):
         return bool(self.run_journals[0]) and any(run.start <= block < run.end for run in self.runs()[1:])
 
     def _run_of(self, index: int) -> JournalRun:
-        return next(run for run in self.runs() if index < run.first + run.journals)
+        for run in self.runs():
+            if run.first <= index < run.first + run.journals:
+                return run
+        raise ValueError(f"there is no journal {index}")
 
     def is_inode_number(self, number: int) -> bool:
         """Whether an inode could have this number at all."""

@@ -10,13 +10,16 @@ import trio
 
 from matrixfs.freezing import Freezer
 from matrixfs.fs import data, namespace
+from matrixfs.fs.grow import plan, prepare
 from matrixfs.fs.held import Held
+from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import read_journal_header
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.journal import CLEAN
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import BadMessage, OperatorError
-from tests.matrixfs.local import Local, eventually, mounted
+from membership.label import BLOCK_BYTES
+from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import assert_clean
 
 
@@ -65,10 +68,15 @@ async def test_an_operation_under_way_ends_first_and_new_ones_wait(autojump_cloc
 async def test_leave_to_change_comes_before_any_other_lock() -> None:
     """F4: who reads first and then wants to change could wait for a freeze with a lock that the others need."""
     async with mounted() as mount:
+        made = await mount.file(b"f")
         with Held(mount.volume) as held:
             await held.shared(ROOT_INODE)
             with pytest.raises(AssertionError, match="a lock is held to read"):
-                await held.exclusive((await mount.volume.load(mount.volume.inode_lock(ROOT_INODE))).ino)
+                await held.exclusive(made.ino)
+        with Held(mount.volume) as held:
+            await held.changing()
+            await held.shared(ROOT_INODE)
+            await held.exclusive(made.ino)
 
 
 class Member:
@@ -95,3 +103,26 @@ async def test_questions_that_are_refused() -> None:
         assert await freezer.thaw({"fs": "t"}) is False
         with pytest.raises(OperatorError, match="is being frozen already, or unmounted here"):
             freezer.freeze({"fs": "t", "seconds": 1.0})  # nobody carries it out
+
+
+async def test_who_looks_at_a_group_while_it_is_frozen_changes_nothing() -> None:
+    """A growth that a crash cut short left the last group short, and the scrub takes its lock."""
+    disk = await small_disk(size=4000 * BLOCK_BYTES)
+    before = await read_superblock(disk)
+    disk.capacity += 100 * BLOCK_BYTES
+    after = plan(before, before.blocks_total + 100)
+    assert after is not None
+    await (await prepare(disk, before, after)).apply(disk)
+    async with mounted(disk) as mount:
+        volume, last = mount.volume, after.groups - 1
+        await change(mount)
+        assert await volume.changes.lock.hold(EX, exclusive=True)
+        await volume.changes.rest()
+        writes = len(disk.writes)
+        (group,) = await volume.allocator.hold_all([last])
+        assert group.blocks == after.group_size(last)
+        volume.allocator.drop(group)
+        await volume.journal.commit()
+        assert len(disk.writes) == writes
+        volume.changes.lock.drop(EX, exclusive=True)
+    await assert_clean(disk, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -302,3 +303,21 @@ async def test_runs_that_overlap_are_refused() -> None:
     superblock.run_start, superblock.run_journals, superblock.run_blocks = rows
     with pytest.raises(CorruptRecord, match="journal run"):
         superblock.check_untrusted("x", 1 << 40)
+
+
+async def test_a_shift_that_would_take_all_memory_is_refused_first() -> None:
+    superblock = replace(await read_superblock(await disk_of(4096)), group_shift=(1 << 32) - 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptRecord, match="group shift"):
+            Superblock.decode_untrusted(superblock.encode(), "x").check_untrusted("x", 1 << 40)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_journal_that_there_is_not() -> None:
+    superblock = await read_superblock(await disk_of(4096))
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match="there is no journal"):
+            superblock.journal_block(index)

@@ -52,6 +52,11 @@ async def test_what_the_targets_say_of_their_caches(target: Target, opened: Open
     assert device.nexus.unit.maker
 
 
+async def test_it_is_measured_again(target: Target, opened: Open) -> None:
+    device = await opened(target.url())
+    assert await device.measure() == device.size_bytes
+
+
 @pytest.mark.parametrize(
     ("write_cache", "fua", "expected"),
     [
