@@ -50,7 +50,7 @@ class Cat:
                 for portion in _zeros(at, min(start, end)):
                     yield portion
                 at = max(at, start)
-                if not getattr(extent, "written", True):  # where extents know it: reserved, and reads as zeros
+                if not extent.written:  # reserved: reads as zeros
                     for portion in _zeros(at, stop):
                         yield portion
                     at = max(at, stop)

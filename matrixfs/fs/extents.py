@@ -116,10 +116,10 @@ def _runs(victims: list[Extent], from_block: int, path: tree.Path | None) -> lis
     for extent in victims:
         kept = max(0, from_block - extent.logical)
         runs.append((extent.physical + kept, extent.length - kept))
-    return runs + (_emptied(path) if path is not None else [])
+    return runs + (emptied(path) if path is not None else [])
 
 
-def _emptied(path: tree.Path) -> list[tuple[int, int]]:
+def emptied(path: tree.Path) -> list[tuple[int, int]]:
     """The blocks that ``tree.prune`` takes out of the tree."""
     runs = [(path.owner.address, 1)]
     for owner, index, _ in reversed(path.steps):
@@ -170,6 +170,6 @@ async def drop_tree(volume: Volume, inode: Inode) -> None:
             groups = await held.groups(indexes)
             await volume.journal.admit()
             # No checkpoint from here (J1).
-            check_used(volume.superblock, groups, _emptied(path))
+            check_used(volume.superblock, groups, emptied(path))
             for block in tree.prune(volume, inode, path):
                 free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)

@@ -55,7 +55,6 @@ async def make_orphan(volume: Volume, held: Held, inode: Inode) -> None:
 
 def leave_orphans(volume: Volume, inode: Inode, orphans: Inode, place: Place) -> None:
     """An orphan gets a name: it is listed no more.  Part of a change."""
-    assert place.entry is not None, f"inode {inode.ino} is an orphan that is not listed"
     directories.remove(volume, orphans, place)
     inode.orphaned_by = 0
     volume.opens.named(inode.ino)

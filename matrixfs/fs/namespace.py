@@ -26,7 +26,7 @@ from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
 from matrixfs.ondisk.superblock import ORPHANS_START
-from membership.errors import CorruptionError
+from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -268,11 +268,19 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
 
 
 async def _nameless(volume: Volume, held: Held, inode: Inode) -> tuple[Inode, Place]:
-    """Where a file that ``tmpfile`` made stands among the orphans.  OSError ENOENT for one that lost its names."""
+    """Where a file that ``tmpfile`` made stands among the orphans.
+
+    Raises:
+        OSError: ENOENT for one that lost its names.
+        CorruptionError, DeviceError, Fenced: it does not stand there, or that can't be read.
+    """
     if not volume.opens.is_nameless(inode.ino) or not inode.orphaned_by:
         raise OSError(errno.ENOENT, "the file was removed")
     orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
-    return orphans, await directories.locate(volume, orphans, orphan_name(inode.ino))
+    place = await directories.locate(volume, orphans, orphan_name(inode.ino))
+    if place.entry is None:
+        raise CorruptRecord(f"inode {inode.ino}", "place", "in the list of orphans", "nowhere")
+    return orphans, place
 
 
 async def unlink(volume: Volume, parent: int, name: bytes) -> None:

@@ -15,6 +15,7 @@ from matrixfs.fs.blocks import ExtentList, TreeBlock
 from matrixfs.fs.extents import GROUPS_PER_STEP
 from matrixfs.fs.held import Held, free_metadata
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_used
 from matrixfs.fs.tree import Path
 from matrixfs.ondisk.extent import Extent
 
@@ -107,6 +108,8 @@ async def _free(volume: Volume, inode: Inode, path: Path, victims: list[Extent],
         with Reservation(volume.journal, group, needed) as spare:
             await volume.journal.admit()
             # No checkpoint from here (J1).
+            freed = [(victim.physical, victim.length) for victim in victims]
+            check_used(volume.superblock, groups, freed + (extents.emptied(path) if empties else []))
             for victim, (old, parts) in zip(victims, cuts, strict=True):
                 await _replace(volume, inode, path, old, parts, spare)
                 extents.free(volume, inode, victim.physical, victim.length, groups)

@@ -22,6 +22,7 @@ from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.held import Held, free_metadata, reserve
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.sanity import check_used
 from matrixfs.ondisk.superblock import EXTENDED_ATTRIBUTES
 from matrixfs.ondisk.xattr import (
     ACL_ACCESS,
@@ -250,9 +251,10 @@ def write(
         inode.lock.blocks[block.address] = block
         inode.blocks += 1
         chain.append(block)
+    check_used(volume.superblock, groups, [(block.address, 1) for block in chain[wanted:]])
     for block in chain[wanted:]:
         del inode.lock.blocks[block.address]
-        inode.blocks -= 1
+        inode.blocks = max(0, inode.blocks - 1)  # as in extents.free
         free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)
     del chain[wanted:]
     following = [*(block.address for block in chain[1:]), 0]

@@ -90,8 +90,10 @@ async def _check_group(context: Context, index: int, group: GroupRecord) -> None
 
 def is_short(group: GroupRecord, index: int, size: int) -> bool:
     """Whether it is sound, but smaller than there is room for: the last one of a filesystem that was grown then."""
+    if group.index != index or not 2 <= group.blocks < size:
+        return False
     end = padding(group.blocks) & ~padding(size)
-    return group.index == index and 2 <= group.blocks < size and int.from_bytes(group.bitmap, "little") & end == end
+    return int.from_bytes(group.bitmap, "little") & end == end
 
 
 def enlarge(group: GroupRecord, size: int) -> None:

@@ -8,14 +8,14 @@ filesystem that uses a feature and a copy that does not say so.
 from __future__ import annotations
 
 from matrixfs.fs.mkfs import superblock_copy
-from matrixfs.ondisk.superblock import INCOMPATIBLE_KNOWN, Superblock
+from matrixfs.ondisk.superblock import INCOMPATIBLE_NEW, Superblock
 from membership.label import BLOCK_BYTES
 from membership.records import next_generation
 from membership.seams import SectorDevice
 
 
-async def upgrade(area: SectorDevice, superblock: Superblock, known: int = INCOMPATIBLE_KNOWN) -> int:
-    """Set all features that this version knows; return the bits that are new.
+async def upgrade(area: SectorDevice, superblock: Superblock, known: int = INCOMPATIBLE_NEW) -> int:
+    """Set all features that this version gives to new filesystems; return the bits that are new.
 
     Args:
         area: the data area of a clean filesystem that nobody uses.

@@ -134,6 +134,7 @@ class Superblock(Record):
             and start + length < self.blocks_total
             and first >> self.group_shift == last >> self.group_shift < self.groups
             and first & (1 << self.group_shift) - 1 != 0
+            and not self.is_in_a_journal(start)
         )
 
     def capacity(self) -> int:
