@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-SLOW = ("tests/net/", "tests/san/", "tests/mount/", "tests/stress/", "tests/sim/")
+SLOW = ("tests/net/", "tests/san/", "tests/mount/", "tests/posix/", "tests/stress/", "tests/sim/", "tests/crash/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

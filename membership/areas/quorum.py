@@ -295,6 +295,8 @@ class Areas:
                 poll.answered(area.disk, await self._tried(area, work))
             return poll.answers
         assert self._nursery is not None, "areas are used inside `async with`"
+        if self._nursery.cancel_scope.cancel_called:
+            raise DeviceError("the membership areas are closed: this node has ended")
         call = _Call(poll, clear)
         for area in self._areas.values():
             self._nursery.start_soon(self._one, area, kind, work, call)

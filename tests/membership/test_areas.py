@@ -108,6 +108,15 @@ async def test_one_of_three_may_be_lost(autojump_clock):
             assert {area.disk for area in areas.disks if area.failure} == {gone}
 
 
+async def test_areas_of_a_node_that_has_ended_are_an_error(autojump_clock):
+    """A mount asked for at that moment gets a line, and no traceback (seed 40881)."""
+    lab = Lab()
+    async with lab.areas() as areas:
+        await areas.read_slots()
+    with pytest.raises(DeviceError, match="this node has ended"):
+        await areas.read_slots()
+
+
 async def test_two_of_three_lost_is_an_error_that_names_both(autojump_clock):
     lab = Lab()
     async with lab.areas() as areas:

@@ -19,7 +19,7 @@ from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
 
 pytestmark = pytest.mark.seed("002-10", "002-13")
-TIMES = 20
+TIMES = 12
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,20 @@ from typing import TextIO
 
 import pytest
 
-from tests.mount.conftest import base, lab, tree
-from tests.mount.guard import watched_for
+from tests.mount.conftest import lab, tree
+from tests.mount.guard import guarded_run, watched_for
 
 __all__ = ["base", "lab", "reference", "tree", "watched"]
 
 IMAGE_BYTES = 1 << 30  # sparse
 TEST_SECONDS = 110  # for a broken product; of one that is marked long, ten times that
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[tuple[Path, TextIO]]:
+    """This run's directory, and the guard's ear."""
+    with guarded_run("posix") as found:
+        yield found
 
 
 @pytest.fixture

@@ -52,6 +52,18 @@ async def test_what_the_targets_say_of_their_caches(target: Target, opened: Open
     assert device.nexus.unit.maker
 
 
+async def test_a_target_that_mixes_up_answers_gets_one_command_at_a_time(target: Target, opened: Open) -> None:
+    device = await opened(target.url())
+    session, most = await device.nexus.session(), 0
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(device.read, 0, 4096)
+        while nursery.child_tasks:
+            await trio.lowlevel.checkpoint()
+            most = max(most, len(session._operations))
+    assert most == (1 if isinstance(target, Istgt) else 8)
+
+
 async def test_it_is_measured_again(target: Target, opened: Open) -> None:
     device = await opened(target.url())
     assert await device.measure() == device.size_bytes

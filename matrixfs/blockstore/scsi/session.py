@@ -4,8 +4,9 @@ A session that ended stays ended; ``link`` makes the next.  Everything it does i
 socket it watches from two tasks of trio's system nursery: they outlive whoever made the session, but not the run.
 
 Invariants:
-    S1  A command is handed to libiscsi in the moment after its guard was asked, and at most ``DEPTH`` are with it: the
-        others wait here, in order, so that a right that ended meanwhile is noticed.
+    S1  A command is handed to libiscsi in the moment after its guard was asked, and at most ``DEPTH`` are with it, or
+        one where the target can't do more: the others wait here, in order, so that a right that ended meanwhile is
+        noticed.
     S2  Who waits for an answer can't be cancelled out of it: the memory is libiscsi's until then.  It is bounded:
         a command without an answer for ``timeout`` seconds ends the whole session, for there is no other way to know
         that it won't land later, and its memory comes back only with the end.
@@ -219,6 +220,10 @@ class Session:
                     raise
                 await trio.sleep(pause)
                 pause = min(2 * pause, _BUSY_SECONDS_MAX)
+
+    def one_at_a_time(self) -> None:
+        """The target can't do more.  Nothing may be in flight (S1)."""
+        self._slots = trio.Semaphore(1)
 
     async def _execute(
         self, cdb: bytes, direction: Direction, address: int, length: int, guard: Guard | None
