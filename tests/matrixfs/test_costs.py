@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import trio.testing
+
 from tests.matrixfs.costs import measured
 
 
-async def test_what_operations_ask_of_the_store() -> None:
+async def test_what_operations_ask_of_the_store(autojump_clock: trio.testing.MockClock) -> None:
     rows = await measured()
     for name, reads, writes, written_kib in (
         ("create", 0.01, 1.1, 8.5),  # an image in the journal, and the same in place

@@ -14,12 +14,17 @@ REPEATS = 100
 
 
 def traffic(lab: Lab, node: LabNode) -> dict[str, Any]:
-    """What the mount process has said to others, asked of its lock manager, and was called for by the kernel."""
+    """What the mount process has said to others, asked of its lock manager, and was called for by the kernel.
+
+    Without what it said as arbiter: that is for the background work of others.
+    """
     counters = lab.counters(node)
+    sent = {name: count for name, count in counters["dlm"].items() if name.startswith("sent_")}
+    as_arbiter = sum(sent.pop(name, 0) for name in ("sent_Granted", "sent_Revoke"))
     return {
-        "links": counters["links"]["messages_sent"],
+        "links": counters["links"]["messages_sent"] - as_arbiter,
         "requests": counters["locks"]["requests"],
-        "dlm": {name: count for name, count in counters["dlm"].items() if name.startswith("sent_")},
+        "dlm": sent,
         "calls": sum(counters["fuse"]["calls"].values()),
     }
 
