@@ -117,6 +117,31 @@ async def test_no_block_for_the_tree(
     await assert_clean(disk, superblock)
 
 
+async def test_no_block_for_the_tree_at_the_end_of_the_file(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of an extent becomes written then, but nothing behind the end of the file, whenever the power goes."""
+    disk = await dirty_disk()
+    async with mounted(disk, clean=False) as mount:
+        made = await mount.file(b"f")
+        for number in range(160):  # the root is full
+            await ranges.fallocate(mount.volume, made.ino, KEEP_SIZE, number * 4 * BLOCK_BYTES, 3 * BLOCK_BYTES)
+        await data.fsync(mount.volume, made.ino, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(mount.volume.allocator, "hold", no_group)
+            await data.write(mount.volume, made.ino, (159 * 4 + 1) * BLOCK_BYTES, b"y" * 100)
+            await data.fsync(mount.volume, made.ino, False)
+        superblock = mount.volume.superblock
+    for k in range(len(disk.log) + 1):
+        image = disk.crash_image(k, "keep-some", seed=k)
+        async with mounted(image) as mount:
+            found = await namespace.lookup(mount.volume, ROOT_INODE, b"f")
+            whole = (await content(mount, found.ino)).rstrip(b"\0") if found is not None else b""
+            assert whole in (b"", bytes((159 * 4 + 1) * BLOCK_BYTES) + b"y" * 100)
+        await assert_clean(image, superblock, notes=False)
+    assert whole
+
+
 async def test_space_behind_the_end_stays_until_it_is_truncated(autojump_clock: trio.abc.Clock) -> None:
     async with mounted() as mount:
         made = await mount.file(b"f")
