@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass
 
 from matrixfs.fs import attributes, data, namespace, readdir, xattrs
+from matrixfs.fs.allocation import TREE_BLOCKS_MAX
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
@@ -26,7 +27,7 @@ from tests.sim.disk import Media, SimDisk
 from tests.sim.network import SimClock, SimRng
 
 NAMES_AT_ONCE = 1 << 20
-ROOM = 30  # free blocks that a small file may need, with what is kept for trees
+ROOM = 20  # free blocks that a small file may need, and TREE_BLOCKS_MAX of each group that are kept for trees
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ async def work_on(disk: SimDisk, superblock: Superblock, history: History, befor
             raise Broken(f"{found} orphans in the lists, {before.orphans} by fsck")
         await eventually(lambda: volume.opens.deleted == before.orphans)
         await volume.allocator.settle()
-        if (await attributes.statfs(volume)).free > ROOM:
+        if (await attributes.statfs(volume)).free > ROOM + superblock.groups * TREE_BLOCKS_MAX:
             made = await mount.file(b"made after the crash")
             await data.write(volume, made.ino, 0, b"x" * 20_000)
             await data.fsync(volume, made.ino, False)
