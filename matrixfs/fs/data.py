@@ -194,7 +194,7 @@ async def resize(volume: Volume, inode: Inode, size: int) -> None:
 
 
 async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
-    # No checkpoint up to the first step of the truncation.
+    # No checkpoint up to the mark of a truncation under way.
     if inode.dirty is not None:
         before = inode.dirty.length
         inode.dirty.cut(size, SIZE_MAX + 1)
@@ -209,6 +209,7 @@ async def _shrink(volume: Volume, inode: Inode, size: int) -> None:
             inode.size = inode.size_on_disk = len(inode.root)
             extend(volume, inode, size, zero_tail=False)
     else:
+        inode.flags |= FLAG_TRUNCATING  # a commit may come before its first step, which waits for groups
         volume.journal.add(inode)
         await extents.truncate(volume, inode, -(-size // BLOCK_BYTES))
         if size == 0:

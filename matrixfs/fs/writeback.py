@@ -256,17 +256,20 @@ class WriteBack:
         try:
             await remap.set_flags(volume, inode, piece, 0)
         except OSError:  # ENOSPC, no block for the tree: then the whole extent, which needs none
-            extent = await remap.whole(volume, inode, piece.logical)
-            await self._write_zeros(extent.part(extent.logical, piece.logical))
-            await self._write_zeros(extent.part(piece.end, extent.end))
+            piece = await self._whole_within_size(inode, piece)
+            await self._write(inode, piece, mapped=False)
             volume.journal.data_written()
-            await remap.set_flags(volume, inode, extent, 0)
+            await remap.set_flags(volume, inode, piece, 0)
         new_blocks.size_follows(volume, inode, piece.end)
 
-    async def _write_zeros(self, extent: Extent) -> None:
-        for at in range(extent.physical, extent.physical + extent.length, CHUNK_BLOCKS):
-            count = min(CHUNK_BLOCKS, extent.physical + extent.length - at)
-            await self._volume.device.write(at * BLOCK_BYTES, bytes(count * BLOCK_BYTES))
+    async def _whole_within_size(self, inode: Inode, piece: Extent) -> Extent:
+        """The extent that ``piece`` is of, cut at the end of the file: behind it nothing may be written."""
+        extent = await remap.whole(self._volume, inode, piece.logical)
+        end = -(-inode.size // BLOCK_BYTES)
+        if end >= extent.end:
+            return extent
+        await remap.remove(self._volume, inode, end, extent.end)
+        return extent.part(extent.logical, end)
 
     async def _write(self, inode: Inode, extent: Extent, *, mapped: bool, durable: bool = False) -> None:
         """Write these blocks of the file, in parallel pieces; ``mapped``: the store holds their old content."""

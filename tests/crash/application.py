@@ -8,10 +8,11 @@ from __future__ import annotations
 import stat
 import struct
 
-from matrixfs.fs import attributes, data, namespace
+from matrixfs.fs import attributes, data, namespace, ranges, xattrs
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.rename import RENAME_EXCHANGE
 from matrixfs.fs.volume import Volume
+from matrixfs.ondisk.xattr import ACL_ACCESS
 from tests.crash.history import SECTOR, History, Key, Thing, Value
 
 _TAG = struct.Struct("<IIQ")
@@ -57,14 +58,31 @@ class Application:
         directory = history.living[history.inodes[parent]]
         thing = history.made(inode, content)
         links = 0 if inode.is_directory else 1
-        history.changed(
-            self.node, {("name", directory, name): thing, ("attributes", thing): (inode.mode, inode.uid, links)}
-        )
+        self._described(inode, links, {("name", directory, name): thing})
         return thing
+
+    def _described(self, inode: Inode, links: int, names: dict[Key, Value]) -> None:
+        """All of an inode, new or named for the first time, and its names."""
+        thing = self._identity(inode)
+        extended = inode.extended.entries if inode.extended is not None else {}
+        assert extended or inode.bare
+        changes: dict[Key, Value] = {("extended", thing, name): value for name, value in extended.items()}
+        self.history.changed(self.node, {**names, **changes, ("attributes", thing): (inode.mode, inode.uid, links)})
+
+    async def tmpfile(self, parent: Thing) -> Thing:
+        """open(2) with O_TMPFILE; it is open until ``close``."""
+        inode = await namespace.tmpfile(self.volume, self.history.inodes[parent], 0o600, 0, 0)
+        self.volume.opens.opened(inode.ino)
+        return self.history.made(inode, b"")
 
     async def link(self, thing: Thing, parent: Thing, name: bytes) -> None:
         inode = await namespace.link(self.volume, self.history.inodes[thing], self.history.inodes[parent], name)
-        self._named({("name", self._alive(parent), name): self.history.identities[inode.ino, inode.incarnation]})
+        thing = self._identity(inode)
+        names: dict[Key, Value] = {("name", self._alive(parent), name): thing}
+        if self.history.now.get(("attributes", thing)) is None:  # it had no name
+            self._described(inode, inode.nlink, names)
+        else:
+            self._named(names)
 
     async def unlink(self, parent: Thing, name: bytes) -> None:
         await namespace.unlink(self.volume, self.history.inodes[parent], name)
@@ -87,6 +105,9 @@ class Application:
         """What has the inode number of ``thing`` now: that is what the operation met."""
         return self.history.living[self.history.inodes[thing]]
 
+    def _identity(self, inode: Inode) -> Thing:
+        return self.history.identities[inode.ino, inode.incarnation]
+
     def _named(self, names: dict[Key, Value]) -> None:
         """Names changed, and with them the link counts of what they meant and mean."""
         now = self.history.now
@@ -98,18 +119,45 @@ class Application:
                     counts[thing] = counts.get(thing, 0) + step
         for thing, step in counts.items():
             mode, uid, links = now["attributes", thing]  # type: ignore[misc]
-            if step:
-                is_directory = stat.S_ISDIR(mode)
-                changes["attributes", thing] = None if is_directory or links + step == 0 else (mode, uid, links + step)
+            if step and (stat.S_ISDIR(mode) or links + step == 0):
+                changes.update(dict.fromkeys(self.history.known_of(thing)))
+            elif step:
+                changes["attributes", thing] = (mode, uid, links + step)
         self.history.changed(self.node, changes)
 
+    # --- attributes ------------------------------------------------------------------------------------------
+
     async def chmod(self, thing: Thing, mode: int, uid: int) -> None:
-        await attributes.setattr(self.volume, self.history.inodes[thing], attributes.Changes(mode=mode, uid=uid))
-        thing = self._alive(thing)
+        inode = await attributes.setattr(
+            self.volume, self.history.inodes[thing], attributes.Changes(mode=mode, uid=uid)
+        )
+        lists = {} if inode.extended is None else inode.extended.entries
+        self._attribute(inode, ACL_ACCESS, lists.get(ACL_ACCESS))
+
+    async def set_attribute(self, thing: Thing, name: bytes, value: bytes) -> None:
+        """setxattr(2); access control lists too, which set the mode."""
+        self._attribute(await xattrs.put(self.volume, self.history.inodes[thing], name, value, 0), name, value)
+
+    async def remove_attribute(self, thing: Thing, name: bytes) -> None:
+        self._attribute(await xattrs.remove(self.volume, self.history.inodes[thing], name), name, None)
+
+    def _attribute(self, inode: Inode, name: bytes, value: bytes | None) -> None:
+        """An extended attribute changed, and with it mode and owner perhaps."""
+        thing = self._identity(inode)
         now = self.history.now.get(("attributes", thing))
-        if now is not None:  # else it has no name any more
-            old_mode, _, links = now  # type: ignore[misc]
-            self.history.changed(self.node, {("attributes", thing): (stat.S_IFMT(old_mode) | mode, uid, links)})
+        if now is not None:  # else it has no name
+            _, _, links = now  # type: ignore[misc]
+            self.history.changed(
+                self.node, {("extended", thing, name): value, ("attributes", thing): (inode.mode, inode.uid, links)}
+            )
+
+    async def access(self, thing: Thing) -> None:
+        """Have it read, as the mount notes it."""
+        inode = await attributes.getattr(self.volume, self.history.inodes[thing])
+        self.volume.atimes.note(inode.ino)
+        thing = self._identity(inode)
+        self.history.used(self.node, thing)
+        self.history.accessed(thing, self.volume.atimes.shown(inode))
 
     # --- contents ------------------------------------------------------------------------------------------
 
@@ -147,6 +195,27 @@ class Application:
         await attributes.setattr(self.volume, self.history.inodes[thing], attributes.Changes(size=size))
         thing = self._alive(thing)
         self.history.wrote(self.node, thing, begun, self.content(thing)[:size].ljust(size, b"\0"))
+
+    async def fallocate(self, thing: Thing, mode: int, offset: int, length: int) -> None:
+        begun = self.history.time
+        await ranges.fallocate(self.volume, self.history.inodes[thing], mode, offset, length)
+        thing, end = self._alive(thing), offset + length
+        content = self.content(thing)
+        if mode & (ranges.PUNCH_HOLE | ranges.ZERO_RANGE):
+            content = content[:offset] + bytes(len(content[offset:end])) + content[end:]
+        if not mode & ranges.KEEP_SIZE:
+            content = content.ljust(end, b"\0")
+        self.history.wrote(self.node, thing, begun, content)
+
+    async def copy(self, source: Thing, at: int, target: Thing, to: int, length: int) -> None:
+        """copy_file_range(2), in steps; ``to`` lies in its sector as ``at`` does, so each sector is of one step."""
+        begun, inodes = self.history.time, self.history.inodes
+        done = await ranges.copy(self.volume, inodes[source], at, inodes[target], to, length)
+        source, target = self._alive(source), self._alive(target)
+        self.history.used(self.node, source)
+        if done:
+            content = overlaid(self.content(target), to, self.content(source)[at : at + done])
+            self.history.wrote(self.node, target, begun, content, in_steps=True)
 
     async def read(self, thing: Thing) -> None:
         """All of it; it must be what was written."""

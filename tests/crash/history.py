@@ -8,6 +8,7 @@
         covered, nor than a change of another node's that its writer has seen.  J4 leaves no other zeros, fsync or not.
     H4  A sector that a truncation took from the file is not shown again when the file is longer again.
     H5  Nothing else is there: no name, no inode, no byte.
+    H6  An access time is one that was shown to somebody; none has to be there.
 
 Times are counts of entries of the disk's log.  All operations of a run return one after the other, in one process, and
 each is noted without a checkpoint after the change in memory, so the order here is the order of the changes.
@@ -53,6 +54,7 @@ class Content(NamedTuple):
     begun: int  # when the change began: any part of it may be there from then on
     node: int
     data: bytes
+    in_steps: bool = False  # the size may be any between the one before and this
 
 
 class Sync(NamedTuple):
@@ -84,6 +86,7 @@ class Tree:
 
     values: dict[Key, Value] = field(default_factory=dict)
     contents: dict[Thing, bytes] = field(default_factory=dict)
+    accesses: dict[Thing, int] = field(default_factory=dict)
 
 
 class History:
@@ -94,6 +97,7 @@ class History:
         self.serials = itertools.count(1)  # of writes, for their tags
         self.now: dict[Key, Value] = {}  # the tree as programs see it
         self.contents: dict[Thing, list[Content]] = {}
+        self._accesses: dict[Thing, list[tuple[int, int]]] = {}  # when it was shown, and what
         self.living: dict[int, Thing] = {ROOT_INODE: ROOT}  # by inode number
         self.inodes: dict[Thing, int] = {ROOT: ROOT_INODE}
         self.identities: dict[tuple[int, int], Thing] = {}  # by inode number and incarnation
@@ -114,6 +118,11 @@ class History:
         """``content``, as the object that is in memory already if a file had it before."""
         return next((one.data for one in reversed(self.contents[thing]) if one.data == content), content)
 
+    def known_of(self, thing: Thing) -> list[Key]:
+        """Its attributes, extended ones too."""
+        extended = [key for key, value in self.now.items() if key[:2] == ("extended", thing) and value is not None]
+        return [("attributes", thing), *extended]
+
     # --- noting: no checkpoint between the operation and this ---------------------------------------------
 
     def made(self, inode: Inode, content: bytes | None = None) -> Thing:
@@ -122,6 +131,7 @@ class History:
         self.living[inode.ino] = thing
         self.inodes[thing] = inode.ino
         self.identities[inode.ino, inode.incarnation] = thing
+        self.accessed(thing, inode.atime_ns)
         if content is not None:
             self.contents[thing] = [Content(self.time, -1, content)]
             self._content_floors[thing] = Floor()
@@ -148,10 +158,14 @@ class History:
         if versions is not None and versions[-1].node not in (node, -1):
             self._content_floors[thing].rise(self.time, len(versions) - 1)
 
-    def wrote(self, node: int, thing: Thing, begun: int, data: bytes) -> None:
+    def wrote(self, node: int, thing: Thing, begun: int, data: bytes, *, in_steps: bool = False) -> None:
         """An operation of ``node`` that began at ``begun`` returned, and ``thing`` holds ``data`` now."""
         self.used(node, thing)
-        self.contents[thing].append(Content(begun, node, data))
+        self.contents[thing].append(Content(begun, node, data, in_steps))
+
+    def accessed(self, thing: Thing, time_ns: int) -> None:
+        """This access time of ``thing`` was shown."""
+        self._accesses.setdefault(thing, []).append((self.time, time_ns))
 
     def fsync_begins(self, node: int, thing: Thing) -> Sync:
         """An fsync of ``thing`` begins: it covers all that ``node`` did, and what anybody did to this thing."""
@@ -185,6 +199,9 @@ class History:
         self._judge_values(found.values, least, most)
         for thing, data in found.contents.items():
             self._judge_content(thing, data, time)
+        for thing, accessed_ns in found.accesses.items():
+            if not any(accessed_ns == shown_ns and at <= time for at, shown_ns in self._accesses[thing]):
+                raise Broken(f"thing {thing}: access time {accessed_ns}, which nobody was shown")
 
     def _judge_values(self, found: dict[Key, Value], least: tuple[int, ...], most: tuple[int, ...]) -> None:
         """H1, H2, H5: some prefix of every node's operations gives exactly what was found."""
@@ -232,13 +249,15 @@ class History:
         """H3, H4."""
         first = self._content_floors[thing].at(time)
         history = self.contents[thing]
-        versions = [version.data for version in history[first:] if version.begun <= time]
+        possible = [version for version in history[first:] if version.begun <= time]
+        versions = [version.data for version in possible]
         if found in versions:
             return
         wrong = ""
         for at, size_from in enumerate(versions):  # the size is that of this change, or of a part of it
             around = [len(version) for version in versions[: at + 2]]
             partly = len(found) % BLOCK_BYTES == 0 and min(around) < len(found) < max(around)
+            partly |= possible[at : at + 2][-1].in_steps and len(size_from) < len(found) < around[-1]
             if len(size_from) == len(found) or partly:
                 bad = _bad_sector(found, versions, at)
                 if bad is None:
@@ -285,4 +304,6 @@ def _bad_sector(found: bytes, versions: list[bytes], at: int) -> int | None:
 def _shown(value: Value) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], int):
         return f"({stat.filemode(value[0])}, {', '.join(map(str, value[1:]))})"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes, {value[:30]!r}"
     return "absent" if value is None else f"thing {value}" if isinstance(value, int) else repr(value)

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 
 import trio
 
+from matrixfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from matrixfs.fs.rename import RENAME_EXCHANGE, RENAME_NOREPLACE
+from matrixfs.ondisk.acl import pack_acl
+from matrixfs.ondisk.xattr import ACL_ACCESS, ACL_DEFAULT
+from membership.label import BLOCK_BYTES
 from tests.crash.application import Application
-from tests.crash.history import Thing
+from tests.crash.history import SECTOR, Thing
+from tests.matrixfs.acl_rules import rules
 
 NAMES = 12  # that a directory may have
 FILE_MAX = 60_000
 LENGTHS = (10, 700, 3000, 4096, 9000, 20_000)  # in the inode, a block, several
+ATTRIBUTES = (b"user.a", b"user.of a longer name", b"security.c")
+VALUES = (3, 40, 2000, 4096, 9000)  # bytes: in the inode, a block, several
 LONG_TARGET = b"target/" * 580  # of a symbolic link: too long for its inode
 
 
@@ -79,6 +86,23 @@ class Choice:
     def length(self) -> int:
         """Of a write."""
         return self.rng.randint(1, self.rng.choice(LENGTHS))
+
+    def range(self, size: int) -> tuple[int, int]:
+        """(offset, length) of some of ``size`` bytes; whole blocks, every second time."""
+        offset, length = self.rng.randrange(max(1, size)), self.length()
+        if self.rng.random() < 0.5:
+            return offset, length
+        return offset // BLOCK_BYTES * BLOCK_BYTES, -(-length // BLOCK_BYTES) * BLOCK_BYTES
+
+    def value(self, length: int) -> bytes:
+        """Of an extended attribute: never the same again."""
+        serial = b"%d value " % next(self.app.history.serials)
+        return (serial * (length // len(serial) + 1))[:length]
+
+    def acl(self) -> bytes:
+        """An access control list that no mode can say, with random permissions of somebody."""
+        bits = "".join(self.rng.choice((letter, "-")) for letter in "rwx")
+        return pack_acl(rules(f"u:rw- u5:{bits} g:{bits} m:{bits} o:---"))
 
 
 async def create(app: Application, choice: Choice) -> None:
@@ -214,6 +238,68 @@ async def directory_and_file(app: Application, choice: Choice) -> None:
     await app.unlink(0, b"written after %d" % inside)
 
 
+async def set_attribute(app: Application, choice: Choice) -> None:
+    _, _, thing = choice.named()
+    await app.set_attribute(thing, choice.rng.choice(ATTRIBUTES), choice.value(choice.rng.choice(VALUES)))
+
+
+async def remove_attribute(app: Application, choice: Choice) -> None:
+    now = app.history.now.items()
+    found = [(key[1], key[2]) for key, value in now if key[0] == "extended" and len(key) == 3 and value is not None]
+    if not found:
+        raise NothingToDo
+    await app.remove_attribute(*choice.rng.choice(found))
+
+
+async def set_acl(app: Application, choice: Choice) -> None:
+    """Of a file, or what a directory hands down."""
+    if choice.rng.random() < 0.6:
+        await app.set_attribute(choice.file(), ACL_ACCESS, choice.acl())
+    else:
+        await app.set_attribute(choice.named_directory()[2], ACL_DEFAULT, choice.acl())
+
+
+async def reserve(app: Application, choice: Choice) -> None:
+    await app.fallocate(choice.file(), choice.rng.choice((0, KEEP_SIZE)), *choice.range(FILE_MAX))
+
+
+async def punch(app: Application, choice: Choice) -> None:
+    thing = choice.file()
+    await app.fallocate(thing, PUNCH_HOLE | KEEP_SIZE, *choice.range(len(app.content(thing))))
+
+
+async def zero(app: Application, choice: Choice) -> None:
+    thing = choice.file()
+    await app.fallocate(thing, ZERO_RANGE | choice.rng.choice((0, KEEP_SIZE)), *choice.range(len(app.content(thing))))
+
+
+async def copy(app: Application, choice: Choice) -> None:
+    source, target = choice.file(), choice.file()
+    at, length = choice.range(len(app.content(source)))
+    to = choice.rng.randrange(FILE_MAX // SECTOR) * SECTOR + at % SECTOR
+    await app.copy(source, at, target, to, length)
+
+
+async def access(app: Application, choice: Choice) -> None:
+    await app.access(choice.named()[2])
+
+
+async def nameless(app: Application, choice: Choice) -> None:
+    """O_TMPFILE: written, and named when it is complete, or not at all."""
+    thing = await app.tmpfile(choice.directory())
+    try:
+        await app.append(thing, choice.length())
+        if choice.rng.random() < 0.3:
+            await app.set_attribute(thing, choice.rng.choice(ATTRIBUTES), choice.value(choice.rng.choice(VALUES)))
+        if choice.rng.random() < 0.6:
+            await app.fsync(thing)
+        await trio.sleep(choice.rng.choice((0.0, 0.1, 3.0)))
+        if choice.rng.random() < 0.7:
+            await app.link(thing, choice.directory(), choice.name())
+    finally:
+        app.close(thing)
+
+
 async def sync(app: Application, choice: Choice) -> None:
     await app.sync()
 
@@ -247,6 +333,15 @@ OPERATIONS = (
     Operation(3, fsync_directory),
     Operation(3, synchronous_write),
     Operation(3, save),
+    Operation(4, set_attribute),
+    Operation(2, remove_attribute),
+    Operation(2, set_acl),
+    Operation(4, reserve),
+    Operation(4, punch),
+    Operation(3, zero),
+    Operation(4, copy),
+    Operation(2, access),
+    Operation(3, nameless),
     Operation(1, sync),
     Operation(1, directory_and_file),
 )

@@ -91,6 +91,7 @@ class Made(Inode):
     def __init__(self, number: int) -> None:
         self.address = number
         self.incarnation = number
+        self.atime_ns = 0
 
 
 FILE = (stat.S_IFREG | 0o644, 0, 1)
@@ -149,6 +150,34 @@ async def test_old_and_new_and_what_lies_between_are_allowed() -> None:
 async def test_the_judge_finds_what_is_wrong(found: Tree, match: str) -> None:
     _, history = await story()
     with pytest.raises(Broken, match=match):
+        history.judge(found, 1)
+
+
+async def test_a_copy_may_be_there_in_part_and_another_write_may_not() -> None:
+    disk, history = await story()
+    content = history.contents[1][-1].data
+    for whole, in_steps in ((content + bytes(1000), False), (content + bytes(3000), True)):
+        history.wrote(0, 1, 1, whole, in_steps=in_steps)
+    history.judge(tree(content + bytes(2500), two=1), 1)
+    with pytest.raises(Broken, match="it had"):
+        history.judge(tree(content + bytes(700), two=1), 1)
+
+
+async def test_attributes_go_with_their_file_and_access_times_were_shown() -> None:
+    _, history = await story()
+    history.changed(0, {("extended", 1, b"user.a"): b"old"})
+    history.accessed(1, 7)
+    assert set(history.known_of(1)) == {("attributes", 1), ("extended", 1, b"user.a")}
+    found = tree(two=1)
+    found.accesses[1] = 7
+    history.judge(found, 1)
+    found.values["extended", 1, b"user.a"] = b"old"
+    history.judge(found, 1)
+    found.accesses[1] = 8
+    with pytest.raises(Broken, match="nobody was shown"):
+        history.judge(found, 1)
+    found.values["extended", 1, b"user.a"] = b"other"
+    with pytest.raises(Broken, match="5 bytes, b'other'"):
         history.judge(found, 1)
 
 

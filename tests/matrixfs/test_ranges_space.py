@@ -13,6 +13,7 @@ import trio
 
 from matrixfs.fs import attributes, data, extents, namespace, ranges
 from matrixfs.fs.extents import GROUPS_PER_STEP
+from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.ranges import KEEP_SIZE, ZERO_RANGE
 from matrixfs.ondisk.extent import UNWRITTEN
@@ -117,6 +118,31 @@ async def test_no_block_for_the_tree(
     await assert_clean(disk, superblock)
 
 
+async def test_no_block_for_the_tree_at_the_end_of_the_file(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of an extent becomes written then, but nothing behind the end of the file, whenever the power goes."""
+    disk = await dirty_disk()
+    async with mounted(disk, clean=False) as mount:
+        made = await mount.file(b"f")
+        for number in range(160):  # the root is full
+            await ranges.fallocate(mount.volume, made.ino, KEEP_SIZE, number * 4 * BLOCK_BYTES, 3 * BLOCK_BYTES)
+        await data.fsync(mount.volume, made.ino, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(mount.volume.allocator, "hold", no_group)
+            await data.write(mount.volume, made.ino, (159 * 4 + 1) * BLOCK_BYTES, b"y" * 100)
+            await data.fsync(mount.volume, made.ino, False)
+        superblock = mount.volume.superblock
+    for k in range(len(disk.log) + 1):
+        image = disk.crash_image(k, "keep-some", seed=k)
+        async with mounted(image) as mount:
+            found = await namespace.lookup(mount.volume, ROOT_INODE, b"f")
+            whole = (await content(mount, found.ino)).rstrip(b"\0") if found is not None else b""
+            assert whole in (b"", bytes((159 * 4 + 1) * BLOCK_BYTES) + b"y" * 100)
+        await assert_clean(image, superblock, notes=False)
+    assert whole
+
+
 async def test_space_behind_the_end_stays_until_it_is_truncated(autojump_clock: trio.abc.Clock) -> None:
     async with mounted() as mount:
         made = await mount.file(b"f")
@@ -209,6 +235,36 @@ async def test_a_truncation_that_a_crash_cut_short_is_finished_first(autojump_cl
         made.flags |= FLAG_TRUNCATING
         await ranges.fallocate(mount.volume, made.ino, 0, 0, 20_000)
         assert (made.flags, await content(mount, made.ino)) == (0, (b"x" * 4096).ljust(20_000, b"\0"))
+
+
+async def test_a_truncation_that_waits_for_a_group_is_marked(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit may come between the new size and the first step: what was cut must not come back with the size."""
+    real = Held.groups
+
+    async def slow(held: Held, indexes: set[int]) -> object:
+        await held._volume.journal.commit()
+        return await real(held, indexes)
+
+    disk = await small_disk()
+    async with mounted(disk, clean=False) as mount:
+        made = await mount.file(b"f")
+        await data.write(mount.volume, made.ino, 0, b"x" * 50_000)
+        await data.fsync(mount.volume, made.ino, False)
+        begun = len(disk.log)
+        monkeypatch.setattr(Held, "groups", slow)
+        await attributes.setattr(mount.volume, made.ino, attributes.Changes(size=5000))
+        await data.fsync(mount.volume, made.ino, False)
+        superblock = mount.volume.superblock
+    for k in range(begun, len(disk.log) + 1):
+        async with mounted(disk.crash_image(k)) as mount:
+            await assert_clean(mount.disk, superblock, notes=False)
+            found = await attributes.getattr(mount.volume, made.ino)
+            assert found.size in (5000, 50_000)
+            await attributes.setattr(mount.volume, made.ino, attributes.Changes(size=found.size + 30_000))
+            content = await data.read(mount.volume, made.ino, 0, MIB)
+            assert content == (b"x" * (found.size - 30_000)).ljust(found.size, b"\0")
 
 
 async def test_arguments(autojump_clock: trio.abc.Clock) -> None:
