@@ -187,9 +187,11 @@ class Scrub:
             with Held(self._volume) as held:
                 inode = await held.shared(ino)
                 content = await self._content(inode)
-                harmful = content.problem or await self._unused(held, content.runs)
-                told = harmful or _miscounted(inode, content)
+                suspect = content.problem or await self._unused(content.runs)
+                told = _miscounted(inode, content)
                 is_directory, size = inode.is_directory, inode.size
+            harmful = await self._confirmed(ino) if suspect else ""
+            told = harmful or told
         except CorruptionError as error:
             self._tell(ino, path, str(error), is_quarantined=False)
             return False
@@ -222,8 +224,18 @@ class Scrub:
                 return content
             low = key = path.upper
 
-    async def _unused(self, held: Held, runs: list[tuple[int, int]]) -> str:
-        """Whether a group says of a block that nobody uses it (U2); "" no."""
+    async def _confirmed(self, ino: int) -> str:
+        """What is harmful about an object, with its groups held too (U2); "" nothing.
+
+        To hold a group is to be able to change it, so leave for that comes before all locks (``changes``).
+        """
+        with Held(self._volume) as held:
+            await held.changing()
+            content = await self._content(await held.shared(ino))
+            return content.problem or await self._unused(content.runs, held)
+
+    async def _unused(self, runs: list[tuple[int, int]], held: Held | None = None) -> str:
+        """Whether a group says of a block that nobody uses it, by what is known of it, or if ``held`` for certain."""
         superblock = self._volume.superblock
         by_group: dict[int, list[tuple[int, int]]] = {}
         for start, length in runs:
@@ -233,12 +245,12 @@ class Scrub:
                 by_group.setdefault(index, []).append((start - superblock.group_block(index), part))
                 start, length = start + part, length - part
         for index, parts in sorted(by_group.items()):
-            if _first_free(await self._bits(index), parts) < 0:
-                continue
-            group = (await held.groups({index}))[index]
-            free = _first_free(int.from_bytes(group.bitmap, "little"), parts)
+            free = _first_free(await self._bits(index), parts)
+            if free >= 0 and held is not None:
+                group = (await held.groups({index}))[index]
+                free = _first_free(int.from_bytes(group.bitmap, "little"), parts)
             if free >= 0:
-                return f"block {group.address + free} is in use here, and free by its group"
+                return f"block {superblock.group_block(index) + free} is in use here, and free by its group"
         return ""
 
     async def _bits(self, index: int) -> int:

@@ -9,8 +9,10 @@ import trio
 import trio.lowlevel
 
 from matrixfs.fs import attributes, data, namespace, readdir, xattrs
+from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.scrub import Damage, Scrub
+from matrixfs.locks.modes import EX
 from matrixfs.ondisk.inode import FLAG_QUARANTINED
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.errors import CorruptRecord
@@ -80,6 +82,39 @@ async def test_a_block_that_its_group_calls_free_puts_the_file_in_quarantine() -
         group = await volume.allocator.hold(1, near=extent.physical)
         group._mark(extent.physical - group.address, 1, True)
         volume.allocator.drop(group)
+
+
+async def test_groups_are_held_with_leave_to_change_only(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds a group may enlarge it: while the filesystem is frozen, a doubt waits, and what is sound does not."""
+    async with mounted() as local:
+        volume = local.volume
+        _, file = await fill(local)
+        (extent,) = file.root.extents
+        group = await volume.allocator.hold(1, near=extent.physical)
+        found: list[Damage] = []
+        change = volume.changes.lock
+        assert await change.hold(EX, exclusive=True, timeout=60)
+        await Scrub(volume, found.append, read_data=True).run()
+        group._mark(extent.physical - group.address, 1, False)
+        volume.allocator.drop(group)
+        asked: list[set[int]] = []
+        hold_all = volume.allocator.hold_all
+
+        async def noted(indexes: set[int]) -> list[Group]:
+            asked.append(indexes)
+            return await hold_all(indexes)
+
+        monkeypatch.setattr(volume.allocator, "hold_all", noted)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Scrub(volume, found.append, read_data=True).run)
+            await trio.sleep(60)
+            assert asked == []
+            change.drop(EX, exclusive=True)
+        assert asked == [{group.index}]
+        assert [each.ino for each in found] == [file.ino]
+        group._mark(extent.physical - group.address, 1, True)
 
 
 async def test_what_is_buffered_for_a_file_in_quarantine_is_lost_and_fsync_says_so() -> None:

@@ -222,7 +222,8 @@ class Session:
                 pause = min(2 * pause, _BUSY_SECONDS_MAX)
 
     def one_at_a_time(self) -> None:
-        """The target can't do more.  Nothing may be in flight (S1)."""
+        """The target can't do more (S1)."""
+        assert not self._operations, "commands are in flight already"
         self._slots = trio.Semaphore(1)
 
     async def _execute(
