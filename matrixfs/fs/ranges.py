@@ -144,11 +144,7 @@ async def _zero(volume: Volume, inode: Inode, start: int, end: int) -> None:
     if not volume.superblock.extent_flags & UNWRITTEN:
         await _write_zeros(volume, inode, start, end, written=True)
         return
-    if end >= inode.size:
-        end = -(-end // BLOCK_BYTES) * BLOCK_BYTES
-    first, last = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
-    for low, high in _edges(start, end):
-        await _write_zeros(volume, inode, low, high, written=True)
+    first, last = await _zero_edges(volume, inode, start, end)
     try:
         for piece in await extents.pieces(volume, inode, first, max(0, last - first)):
             if piece.written:
@@ -166,15 +162,20 @@ async def _punch(volume: Volume, inode: Inode, start: int, end: int) -> None:
         await _zero_in_inode(volume, inode, start, end)
         return
     await _settle(volume, inode)
-    if end >= inode.size:
-        end = -(-end // BLOCK_BYTES) * BLOCK_BYTES
-    first, last = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
-    for low, high in _edges(start, end):
-        await _write_zeros(volume, inode, low, high, written=True)
+    first, last = await _zero_edges(volume, inode, start, end)
     try:
         await remap.remove(volume, inode, first, last)
     except OSError:  # ENOSPC, no block for the tree
         await _write_zeros(volume, inode, first * BLOCK_BYTES, last * BLOCK_BYTES, written=True)
+
+
+async def _zero_edges(volume: Volume, inode: Inode, start: int, end: int) -> tuple[int, int]:
+    """Zero what a range covers in part; from which block to before which it covers them whole."""
+    if end >= inode.size:
+        end = -(-end // BLOCK_BYTES) * BLOCK_BYTES
+    for low, high in _edges(start, end):
+        await _write_zeros(volume, inode, low, high, written=True)
+    return -(-start // BLOCK_BYTES), end // BLOCK_BYTES
 
 
 def _edges(start: int, end: int) -> Iterator[tuple[int, int]]:
