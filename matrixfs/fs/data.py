@@ -256,7 +256,7 @@ async def fsync(volume: Volume, ino: int, datasync: bool) -> None:  # noqa: ARG0
         with Held(volume) as held:
             inode = await held.exclusive(ino)
             await volume.write_back.flush(inode)
-    elif lock.mode < PR:  # it may be dirty elsewhere: before we get the lock it is durable (R8, decision 0020)
+    elif lock.mode < PR:  # it may be dirty elsewhere: before we get the lock it is durable (R8, decision 0022)
         await lock.hold(PR)
         lock.drop(PR)
     await volume.journal.sync()
