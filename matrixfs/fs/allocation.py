@@ -110,7 +110,6 @@ class Allocator:
         self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
         self.promised = 0  # blocks that buffered writes will need
-        self.may_change: Callable[[], bool] = lambda: True  # whether the filesystem is not frozen
 
     # --- holding groups -------------------------------------------------------------------------------
 
@@ -137,7 +136,7 @@ class Allocator:
     def _catch_up(self, group: Group) -> None:
         """What a growth of the filesystem left to whoever holds the group next (fs/grow.py).  No checkpoint (J1).
 
-        While it is frozen that is only noted here: who gets the group then may look at it, and nobody changes it.
+        So who holds a group may change it, and needs leave for that first (fs/changes.py).
         """
         changed = False
         for start, length in self._superblock.runs_in(group.index):
@@ -146,7 +145,7 @@ class Allocator:
         if group.blocks < size:
             group.enlarge(size)
             changed = True
-        if changed and self.may_change():
+        if changed:
             self._journal.add(group)
 
     async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:

@@ -76,12 +76,14 @@ class Held:
 
     async def group(self, count: int, near: int = 0, wanted: int = 0) -> Group:
         """Hold a group with at least ``count`` free blocks.  OSError ENOSPC."""
+        assert self._volume.changes.permitted, "to hold a group is to change it"
         group = await self._volume.allocator.hold(count, near, wanted)
         self._groups.append(group)
         return group
 
     async def groups(self, indexes: set[int]) -> dict[int, Group]:
         """Hold these groups, to give blocks back."""
+        assert self._volume.changes.permitted, "to hold a group is to change it"
         held = await self._volume.allocator.hold_all(indexes)
         self._groups.extend(held)
         return {group.index: group for group in held}

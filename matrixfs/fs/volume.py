@@ -105,7 +105,6 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
-        self.allocator.may_change = lambda: self.changes.permitted
         self._inode_callouts = InodeCallouts(self)
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
