@@ -51,6 +51,7 @@ _COPIED = (
     "data_version",
     "flags",
     "orphaned_by",
+    "project",
     "parent",
     "children",
     "attributes",
@@ -79,6 +80,7 @@ class Inode(Block):
     data_version: int
     flags: int
     orphaned_by: int
+    project: int
     parent: int
     children: int
     attributes: int

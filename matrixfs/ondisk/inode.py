@@ -22,7 +22,16 @@ DEPTH_MAX = 6
 
 FLAG_TRUNCATING = 1  # extents past the end of file are being freed: finish that before the file may grow
 FLAG_QUARANTINED = 2  # a scrub found what could harm others if it were changed: nobody may use it before fsck ran
-FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_QUARANTINED
+FLAG_IMMUTABLE = 4  # chattr +i: neither the file nor its names change
+FLAG_APPEND = 8  # +a: only appended to
+FLAG_NODUMP = 16  # +d: for backup programs
+FLAG_NOATIME = 32  # +A: reading moves no access time
+FLAG_SYNC = 64  # +S: every write is durable when it returns
+FLAG_DIRSYNC = 128  # +D: every change of names in this directory, too
+FLAG_JOURNAL_DATA = 256  # +j: data goes through the journal
+FLAG_PROJECT_INHERIT = 512  # +P: what is made in this directory belongs to its project
+FLAGS_OF_USERS = sum(1 << bit for bit in range(2, 10))  # what chattr(1) shows and sets
+FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_QUARANTINED | FLAGS_OF_USERS
 
 TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1  # 1677 to 2262: what the fields hold
 
@@ -49,6 +58,7 @@ class InodeRecord(Record):
     depth: int = u8(141, "levels of index above the leaves")
     entries: int = u16(142, "entries in the root (TREE)")
     orphaned_by: int = u32(144, "journal whose orphan directory lists this inode, plus 1; 0 = not an orphan")
+    project: int = u32(148, "project that its blocks are counted for (quotas)")
     parent: int = u64(152, "of a directory: the directory that holds it")
     children: int = u64(160, "of a directory: names in it")
     attributes: int = u64(168, "first block of the extended attributes; 0 = none, or they lie here")

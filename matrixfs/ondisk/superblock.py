@@ -20,10 +20,13 @@ RUNS_MAX = 8  # further runs of journals
 
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
+QUOTAS = 1  # read-only-compatible: whoever changes anything counts it
 READ_ONLY_COMPATIBLE_KNOWN = 0
 EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
 UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
+FILE_FLAGS = 8  # incompatible: inodes have flags as chattr(1) sets them, and projects
+JOURNALLED_DATA = 16  # incompatible: journals may hold file data
 INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS  # of filesystems that this version makes
 INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
