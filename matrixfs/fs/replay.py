@@ -27,7 +27,8 @@ from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, JournalHeader, unpack_frame_body_untrusted
-from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.quota import QuotaRecord
+from matrixfs.ondisk.superblock import QUOTA_INODE, Superblock
 from matrixfs.ondisk.xattr import AttributeRecord
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
@@ -36,7 +37,9 @@ from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
     kind.MAGIC: kind
-    for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
+    for kind in (
+        InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord, QuotaRecord
+    )
 }
 WORKERS = 32  # in-place reads and writes in flight
 WINDOW_BLOCKS = 512  # of the log, read at once: 2 MiB
@@ -228,7 +231,8 @@ class _LogReader:
         """Raise CorruptRecord unless the image may be written to ``block``."""
         superblock = self._superblock
         in_groups = superblock.group_start <= block < superblock.blocks_total - 1
-        if superblock.is_in_a_journal(block) or not (in_groups or superblock.is_inode_number(block)):
+        is_quotas = block == QUOTA_INODE and superblock.has_quotas
+        if superblock.is_in_a_journal(block) or not (in_groups or is_quotas or superblock.is_inode_number(block)):
             raise CorruptRecord(where, "image address", "a metadata block", block)
         found = check_image_untrusted(superblock, image, block, f"{where}, image of block {block}")
         if found != generation:

@@ -15,6 +15,7 @@ from matrixfs.fs.changes import Changes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
+from matrixfs.fs.quotas import Quotas
 from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
@@ -105,7 +106,8 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
-        self._inode_callouts = InodeCallouts(self)
+        self.inode_callouts = InodeCallouts(self)
+        self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
         self._background_ended: trio.Event | None = None  # None: ``run`` was not called
@@ -118,7 +120,7 @@ class Volume:
         if lock is None:
             if not self.superblock.is_inode_number(ino):
                 raise OSError(errno.ESTALE, f"{ino} is no inode number")
-            lock = self.locks.lock(Resource(INODE, ino), self._inode_callouts)
+            lock = self.locks.lock(Resource(INODE, ino), self.inode_callouts)
         return lock
 
     async def load(self, lock: Lock) -> Inode:
@@ -150,9 +152,18 @@ class Volume:
             lock.subject = decode_inode_untrusted(data, self.superblock, lock)
             lock.blocks[lock.number] = lock.subject
 
+    def use(self, inode: Inode, blocks: int) -> None:
+        """An exclusively held inode has so many blocks more, or less.  Part of a change.
+
+        A count that is wrong on the store stays within bounds, until fsck corrects it.
+        """
+        before, inode.blocks = inode.blocks, max(0, inode.blocks + blocks)
+        if self.quotas is not None:
+            self.quotas.charge(inode, inode.blocks - before)
+
     def rename_lock(self) -> Lock:
         """The one lock under which directories move."""
-        return self.locks.lock(Resource(RENAME, 0), self._inode_callouts)
+        return self.locks.lock(Resource(RENAME, 0), self.inode_callouts)
 
     # --- times -----------------------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class DirectoryCheck:
         """Check everything.  Raises DeviceError."""
         await self.walk.run()
         await check_attributes(self._context, self._inode, self.walk)
+        self._context.use(self._inode, self.walk.blocks)
         if self.walk.is_whole:
             self._check_totals()
 
