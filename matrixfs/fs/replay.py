@@ -231,8 +231,8 @@ class _LogReader:
         """Raise CorruptRecord unless the image may be written to ``block``."""
         superblock = self._superblock
         in_groups = superblock.group_start <= block < superblock.blocks_total - 1
-        is_quotas = block == QUOTA_INODE and superblock.has_quotas
-        if superblock.is_in_a_journal(block) or not (in_groups or is_quotas or superblock.is_inode_number(block)):
+        is_system = block == QUOTA_INODE or superblock.is_inode_number(block)  # turned on: first the tree, then the bit
+        if superblock.is_in_a_journal(block) or not (in_groups or is_system):
             raise CorruptRecord(where, "image address", "a metadata block", block)
         found = check_image_untrusted(superblock, image, block, f"{where}, image of block {block}")
         if found != generation:

@@ -7,7 +7,6 @@ import random
 import stat
 
 import pytest
-import trio
 
 from matrixfs.fs import attributes, data, namespace, ranges, xattrs
 from matrixfs.fs.opening import read_superblock
@@ -16,7 +15,7 @@ from matrixfs.fsck.area import Area
 from matrixfs.fsck.check import check_filesystem
 from matrixfs.fsck.problems import ORPHAN, Findings
 from matrixfs.fsck.store import replay_journals
-from matrixfs.ondisk.quota import GROUP, PROJECT, USER, Limits
+from matrixfs.ondisk.quota import GROUP, PROJECT, USER
 from matrixfs.ondisk.superblock import ROOT_INODE
 from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import NoProgress
