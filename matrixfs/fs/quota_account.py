@@ -79,12 +79,8 @@ class Account:
     def take_all(self) -> None:
         """Have all room that the limits leave."""
         limits, now = self.limits, self.clock.wall_ns()
-        self.blocks_room = _room(
-            self.blocks_used, limits.blocks_hard, limits.blocks_soft, limits.blocks_until_ns, now
-        )
-        self.inodes_room = _room(
-            self.inodes_used, limits.inodes_hard, limits.inodes_soft, limits.inodes_until_ns, now
-        )
+        self.blocks_room = _room(self.blocks_used, limits.blocks_hard, limits.blocks_soft, limits.blocks_until_ns, now)
+        self.inodes_room = _room(self.inodes_used, limits.inodes_hard, limits.inodes_soft, limits.inodes_until_ns, now)
         self.blocks_share = self.inodes_share = ENDLESS
         ends = [end for end in (limits.blocks_until_ns, limits.inodes_until_ns) if end > now]
         self.until_ns = min(ends, default=0)
@@ -93,8 +89,8 @@ class Account:
         """The limits, with grace begun if so much more exceeds a soft one, or ended."""
         limits, now = self.limits, self.clock.wall_ns()
         block_pair, inode_pair = limits[:2], limits[2:4]
-        blocks_end = _until(self.blocks_used + self.promised, blocks, block_pair, limits.blocks_until_ns)
-        inodes_end = _until(self.inodes_used, inodes, inode_pair, limits.inodes_until_ns)
+        blocks_end = _until(self.blocks_used, self.promised, blocks, block_pair, limits.blocks_until_ns)
+        inodes_end = _until(self.inodes_used, 0, inodes, inode_pair, limits.inodes_until_ns)
         return limits._replace(
             blocks_until_ns=now + grace_ns[0] if blocks_end == BEGINS else blocks_end,
             inodes_until_ns=now + grace_ns[1] if inodes_end == BEGINS else inodes_end,
@@ -143,12 +139,17 @@ def _room(used: int, hard: int, soft: int, until_ns: int, now: int) -> int:
     return limit - used if limit else ENDLESS
 
 
-def _until(used: int, more: int, hard_and_soft: tuple[int, ...], until_ns: int) -> int:
-    """The end of grace when ``more`` are wanted; 0: there is none, BEGINS: it begins now."""
+def _until(used: int, promised: int, more: int, hard_and_soft: tuple[int, ...], until_ns: int) -> int:
+    """The end of grace when ``more`` are wanted; 0: there is none, BEGINS: it begins now.
+
+    Promises are upper bounds, so alone they begin nothing; but what began stays as long as they may exceed the limit.
+    """
     hard, soft = hard_and_soft
     if not soft:
         return 0
     if used > soft:
         return until_ns or BEGINS
-    exceeds = used + more > soft and not (hard and used + more > hard)
-    return BEGINS if exceeds else 0
+    if until_ns and used + promised > soft:
+        return until_ns
+    wanted = used + promised + more
+    return BEGINS if more > 0 and wanted > soft and not (hard and wanted > hard) else 0

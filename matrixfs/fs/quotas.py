@@ -91,8 +91,10 @@ class Quotas:
 
     # --- operations ----------------------------------------------------------------------------------------
 
-    async def enter(self, demands: Iterable[Demand]) -> Entered:
+    async def enter(self, demands: Iterable[Demand], *, is_bound: bool = False) -> Entered:
         """Hold what these demands need, and set it aside; end with ``leave``.
+
+        ``is_bound``: it may be less, so no grace begins for it.
 
         Raises OSError EDQUOT, ENOSPC; CorruptRecord, DeviceError, Fenced.
         """
@@ -108,13 +110,15 @@ class Quotas:
         try:
             for key in sorted(wanted):  # the lock order
                 account = self._accounts.get(key) or self.account(*key)
-                entered.append(await self._enter(account, *wanted[key]))
+                entered.append(await self._enter(account, *wanted[key], is_bound=is_bound))
         except BaseException:
             self.leave(entered)
             raise
         return entered
 
-    async def _enter(self, account: Account, blocks: int, inodes: int) -> tuple[Account, bool, int, int]:
+    async def _enter(
+        self, account: Account, blocks: int, inodes: int, *, is_bound: bool
+    ) -> tuple[Account, bool, int, int]:
         lock = account.lock
         if not lock.try_hold(CW):
             await lock.hold(CW)
@@ -130,7 +134,7 @@ class Quotas:
         lock.drop(CW)
         await lock.hold(EX, exclusive=True)
         try:
-            await self._settle(account, blocks, inodes)
+            await self._settle(account, *((0, 0) if is_bound else (blocks, inodes)))
             if not account.fits(blocks, inodes):
                 raise OSError(errno.EDQUOT, "quota exceeded")
             account.set_aside(blocks, inodes)
@@ -174,9 +178,9 @@ class Quotas:
                 return False
         return True
 
-    async def check(self, inode: Inode, blocks: int) -> None:
+    async def check(self, inode: Inode, blocks: int, *, is_bound: bool = False) -> None:
         """Make sure that blocks may be buffered for an inode.  Raises as ``enter``."""
-        self.leave(await self.enter([(owner_of(inode), blocks, 0)]))
+        self.leave(await self.enter([(owner_of(inode), blocks, 0)], is_bound=is_bound))
 
     def promise(self, inode: Inode, blocks: int) -> None:
         """So many blocks more, or less, are buffered for an inode."""
@@ -196,18 +200,38 @@ class Quotas:
 
     async def _settle(self, account: Account, blocks: int, inodes: int) -> None:
         """With EX: have exact sums, begin and end grace, and have all room that there is (Q3)."""
+        await self.learn_exactly(account)
+        before = account.limits
+        after = account.with_grace(blocks, inodes, await self._grace(account.kind))
+        if after != before:
+            await self.store.set_limits(account.kind, account.number, after)
+            account.limits = after
+        account.take_all()
+
+    async def learn_exactly(self, account: Account) -> None:
+        """With EX: have exact sums.  Raises CorruptRecord, DeviceError, Fenced, OSError ENOSPC."""
         if not account.exact:
             block = await self.store.own(account.kind, account.number)
-            limits = await self.store.limits(account.kind, account.number)
+            limits = await self.store.limits(account.kind, account.number) if account.number else Limits()
             account.learn(block, limits, await self.store.others(account.kind, account.number))
+            account.take_all()
             account.exact = True
-        await self._begin_grace(account, account.with_grace(blocks, inodes, await self._grace(account.kind)))
 
-    async def _begin_grace(self, account: Account, limits: Limits) -> None:
-        if limits != account.limits:
-            await self.store.set_limits(account.kind, account.number, limits)
-            account.limits = limits
+    async def limit(self, account: Account, limits: Limits) -> None:
+        """With EX and exact sums: set limits.  Raises as ``learn_exactly``."""
+        before, account.limits = account.limits, limits
+        try:
+            after = account.with_grace(0, 0, await self._grace(account.kind))
+            await self.store.set_limits(account.kind, account.number, after)
+        except BaseException:
+            account.limits = before
+            raise
+        account.limits = after
         account.take_all()
+
+    def counted(self) -> set[tuple[int, int]]:
+        """Who was ever counted on this node."""
+        return set(self._accounts)
 
     async def _grace(self, kind: int) -> tuple[int, int]:
         """How long more than the soft limits is allowed, ns: blocks, inodes."""

@@ -56,7 +56,7 @@ class WriteBack:
     async def _ask_quotas(self, quotas: Quotas, inode: Inode, offset: int, length: int) -> None:
         """Room is short, or not known yet.  Promises are upper bounds: near a limit only exact ones do."""
         try:
-            await quotas.check(inode, length // BLOCK_BYTES + 2)
+            await quotas.check(inode, length // BLOCK_BYTES + 2, is_bound=True)
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import random
 import stat
+from collections.abc import Awaitable
 
 import pytest
+import trio
 
-from matrixfs.fs import attributes, data, namespace, ranges, xattrs
+from matrixfs.fs import attributes, data, namespace, quota_admin, ranges, xattrs
+from matrixfs.fs.held import Held
 from matrixfs.fs.opening import read_superblock
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.volume import Volume
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.check import check_filesystem
 from matrixfs.fsck.problems import ORPHAN, Findings
 from matrixfs.fsck.store import replay_journals
-from matrixfs.ondisk.quota import GROUP, PROJECT, USER
+from matrixfs.ondisk.inode import FLAG_PROJECT_INHERIT
+from matrixfs.ondisk.quota import GROUP, PROJECT, USER, Limits
 from matrixfs.ondisk.superblock import ROOT_INODE
+from membership.errors import OperatorError
 from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import NoProgress
 from tests.sim.disk import SimDisk
@@ -105,3 +111,117 @@ async def test_fsck_counts_the_same(clean: bool, autojump_clock: object) -> None
         if not clean:
             disk.power_loss()
         assert await findings_of(disk) == []
+
+
+# --- limits ---------------------------------------------------------------------------------------------------
+
+
+async def limit(volume: Volume, kind: int, number: int, **fields: int) -> None:
+    await quota_admin.set_limits(volume, kind, number, lambda old: old._replace(**fields))
+
+
+async def refused(work: Awaitable[object]) -> None:
+    with pytest.raises(OSError) as error:
+        await work
+    assert error.value.errno == errno.EDQUOT
+
+
+async def test_hard_limits_hold_to_the_block(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        volume = local.volume
+        await limit(volume, USER, 7, blocks_hard=10, inodes_hard=3)
+        ino = await make(volume, b"a", 7, 0, 36_864)
+        await data.write(volume, ino, 36_864, b"y" * 4096)  # the tenth, whatever bounds promises have
+        await refused(data.write(volume, ino, 40_960, b"y"))
+        await data.write(volume, ino, 100, b"over what there is")
+        assert (await attributes.getattr(volume, ino)).size == 40_960
+        await data.fsync(volume, ino, datasync=False)
+        assert await used(volume, USER, 7) == [10, 1]
+        await refused(ranges.fallocate(volume, ino, 0, 40_960, 4096))
+        await refused(xattrs.put(volume, ino, b"user.a", b"v" * 3000, 0))
+        await refused(namespace.symlink(volume, ROOT_INODE, b"long", b"t" * 4000, 7, 0))
+        for name in (b"b", b"c"):
+            await make(volume, name, 7)
+        await refused(make(volume, b"d", 7))
+        await refused(namespace.mkdir(volume, ROOT_INODE, b"e", 0o755, 7, 0))
+        other = await make(volume, b"theirs", 9, 0, 5000)
+        await data.fsync(volume, other, datasync=False)
+        await refused(attributes.setattr(volume, other, attributes.Changes(uid=7)))
+        assert (await attributes.getattr(volume, other)).uid == 9
+        await attributes.setattr(volume, ino, attributes.Changes(size=8192))
+        await data.write(volume, ino, 8192, b"z" * 20_000)
+        await refused(data.write(volume, ino, 50_000, b"z" * 20_000))
+    assert await findings_of(local.disk) == []
+
+
+async def test_groups_and_projects_have_limits_too(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        volume = local.volume
+        await limit(volume, GROUP, 50, inodes_hard=1)
+        await limit(volume, PROJECT, 6, blocks_hard=2)
+        await make(volume, b"a", 7, 50)
+        await refused(make(volume, b"b", 8, 50))
+        shared = await namespace.mkdir(volume, ROOT_INODE, b"shared", 0o2775, 7, 51)
+        await limit(volume, GROUP, 51, inodes_hard=1)
+        await refused(namespace.create(volume, shared.ino, b"x", stat.S_IFREG | 0o644, 7, 7))
+        with Held(volume) as held:
+            directory = await held.exclusive(shared.ino)
+            owner = owner_of(directory)._replace(project=6)
+            await attributes.owner_changes(volume, held, directory, owner)
+            attributes.set_owner(volume, directory, owner)
+            directory.flags |= FLAG_PROJECT_INHERIT
+            volume.touch(directory, data=False)
+        await limit(volume, GROUP, 51, inodes_hard=0)
+        made = await namespace.create(volume, shared.ino, b"y", stat.S_IFREG | 0o644, 7, 7)
+        assert made.project == 6
+        await data.write(volume, made.ino, 0, b"x" * 8192)
+        await refused(data.write(volume, made.ino, 8192, b"x"))
+        assert await used(volume, PROJECT, 6) == [2, 2]
+        await limit(volume, PROJECT, 6, blocks_hard=0)
+        await data.write(volume, made.ino, 8192, b"x")
+    assert await findings_of(local.disk) == []
+
+
+async def test_more_than_a_soft_limit_for_the_time_of_grace(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        volume = local.volume
+        assert volume.quotas is not None
+        await quota_admin.set_grace(volume, USER, 100 * 10**9, None)
+        await limit(volume, USER, 7, blocks_soft=5, blocks_hard=8)
+        ino = await make(volume, b"a", 7, 0, 20_480)
+        await data.fsync(volume, ino, datasync=False)
+        assert volume.quotas.account(USER, 7).limits.blocks_until_ns == 0
+        await data.write(volume, ino, 20_480, b"x")
+        await data.fsync(volume, ino, datasync=False)
+        end = volume.quotas.account(USER, 7).limits.blocks_until_ns
+        assert 99 * 10**9 < end - volume.clock.wall_ns() <= 100 * 10**9
+        await refused(data.write(volume, ino, 28_672, b"x" * 12_288))  # hard
+        await trio.sleep(101)
+        await refused(data.write(volume, ino, 24_576, b"x"))  # the time is over
+        await data.write(volume, ino, 20_000, b"x")  # what it has
+        await attributes.setattr(volume, ino, attributes.Changes(size=16_384))
+        await data.write(volume, ino, 16_384, b"x" * 9000)  # begins anew
+        await data.fsync(volume, ino, datasync=False)
+        assert volume.quotas.account(USER, 7).limits.blocks_until_ns > end
+        rows = await quota_admin.report(volume)
+        assert [(row.blocks, row.inodes) for row in rows if (row.kind, row.number) == (USER, 7)] == [(7, 1)]
+    async with mounted(local.disk) as again:  # limits and the end of grace are on the store
+        volume = again.volume
+        await trio.sleep(200)
+        await refused(data.write(volume, ino, 40_960, b"x"))
+    assert await findings_of(local.disk) == []
+
+
+async def test_limits_that_cant_be_are_refused(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        with pytest.raises(OperatorError):
+            await limit(local.volume, USER, 0, blocks_hard=1)
+        with pytest.raises(OperatorError):
+            await limit(local.volume, USER, 5, blocks_hard=1, blocks_soft=2)
+        await limit(local.volume, USER, 5, blocks_hard=3, blocks_soft=2)
+        with pytest.raises(OperatorError):
+            await limit(local.volume, USER, 5, blocks_hard=1)
+        assert (await quota_admin.report(local.volume))[0].limits == Limits(blocks_hard=3, blocks_soft=2)
+    async with mounted(await small_disk()) as without:
+        with pytest.raises(OperatorError):
+            await quota_admin.report(without.volume)
