@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from membership.seams import Clock
 
 ENDLESS = 1 << 60  # room where there is no limit
+BUFFERED_SHARE = 64  # of a limit, one part of this many may be buffered on a node
 BEGINS = -1  # in the place of an end of grace
 
 
@@ -52,6 +53,12 @@ class Account:
         """Our counter: [blocks, inodes]."""
         assert self.block is not None
         return self.block.counters[self.number % COUNTERS_PER_BLOCK]
+
+    @property
+    def is_pressing(self) -> bool:
+        """Whether so much is buffered that it must be written back: others can't see it."""
+        limit = self.limits.blocks_hard or self.limits.blocks_soft
+        return limit > 0 and self.promised * BUFFERED_SHARE > limit
 
     def learn(self, block: CounterBlock, limits: Limits, others: Counter | None) -> None:
         """Know what was read; ``others`` only where there are limits."""

@@ -18,8 +18,9 @@ Invariants:
        that takes EX, which also begins and ends grace.  Giving back makes no share greater than it was.
     Q4 What is buffered counts from write(2) on, by an upper bound, and is written back whatever it takes: EDQUOT
        comes while the data is still the application's.
-    Q5 The limits of one id are exceeded by no more than what is buffered when its lock is given up, blocks of trees
-       that write-back needs, and the shares of nodes that have CW while another leaves, comes back and reads anew.
+    Q5 The limits of one id are exceeded by no more than what each node has buffered when the lock is given up (1/64 of
+       the limit, and writes under way: then it is written back), blocks of trees that write-back needs, and the shares
+       of nodes that have CW while another leaves, comes back and reads anew.
 
 Ids 0 are counted and never limited; the filesystem's own directories and the quota inode are not counted.
 
@@ -181,6 +182,10 @@ class Quotas:
     async def check(self, inode: Inode, blocks: int, *, is_bound: bool = False) -> None:
         """Make sure that blocks may be buffered for an inode.  Raises as ``enter``."""
         self.leave(await self.enter([(owner_of(inode), blocks, 0)], is_bound=is_bound))
+
+    def is_pressing(self, inode: Inode) -> bool:
+        """Whether too much is buffered for whom an inode is counted."""
+        return any(account.is_pressing for account in self._of(owner_of(inode)))
 
     def promise(self, inode: Inode, blocks: int) -> None:
         """So many blocks more, or less, are buffered for an inode."""

@@ -130,8 +130,18 @@ class WriteBack:
     def pressing(self, inode: Inode) -> bool:
         """Whether the writer should write back now."""
         return inode.dirty is not None and (
-            inode.dirty.length >= FILE_BYTES_MAX or self.length >= TOTAL_BYTES_MAX
+            inode.dirty.length >= FILE_BYTES_MAX or self.length >= TOTAL_BYTES_MAX or self._presses_quotas(inode)
         )
+
+    def _presses_quotas(self, inode: Inode) -> bool:
+        quotas = self._volume.quotas
+        return quotas is not None and quotas.is_pressing(inode)
+
+    async def relieve(self, inode: Inode) -> None:
+        """Write back what presses: the writer's file, and where it presses a quota others of its owners.  OSError."""
+        await self.flush(inode)
+        if self._presses_quotas(inode):
+            await self._idle_ones()
 
     # --- rounds --------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class World:
         journal_blocks: int | None = None,
         latency: tuple[float, float] = (0.0, 0.0004),
         sector_bytes: int = 4096,
+        quotas: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.clock = SimClock()
@@ -103,6 +104,7 @@ class World:
         self.disk = SimDisk(size, sector_bytes, seed=seed, latency=latency)
         self.journals = journals
         self.journal_blocks = journal_blocks
+        self.quotas = quotas
         self.superblock: Superblock
         self.mounts: dict[int, SimMount] = {}
         self.dead: list[DeadInstance] = []
@@ -123,6 +125,7 @@ class World:
             journal_blocks=self.journal_blocks,
             clock=self.clock,
             rng=SimRng(1),
+            quotas=self.quotas,
         )
 
     def replied(self, mount: SimMount, reply: Reply) -> None:
