@@ -152,7 +152,7 @@ WORKLOADS: dict[str, Workload] = {
     "mixed": Workload(1, at_random(operations=60, workers=3)),
     "two-nodes": Workload(2, at_random(operations=50, workers=1), quotas=True),
     "deaths": Workload(2, deaths, quotas=True),
-    "full": Workload(1, at_random(operations=70, workers=2, leave_free=90), journal_blocks=440, quotas=True),
+    "full": Workload(1, at_random(operations=70, workers=2, leave_free=90), journal_blocks=440),
     "maildir": Workload(1, fixed.maildir),
     "sqlite": Workload(1, fixed.sqlite),
     "directories": Workload(1, fixed.directories),
