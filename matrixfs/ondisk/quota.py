@@ -99,9 +99,14 @@ def pack_counters(counters: Sequence[Sequence[int]]) -> bytes:
     return struct.pack(f"<{2 * len(counters)}q", *chain.from_iterable(counters))
 
 
+def iterate_counters(body: bytes) -> Iterator[Counter]:
+    """All counters of a block, whether they can be or not."""
+    return (Counter(*each) for each in _COUNTER.iter_unpack(body))
+
+
 def unpack_counters_untrusted(body: bytes, where: str) -> list[Counter]:
     """All counters of a block.  Raises CorruptRecord."""
-    counters = [Counter(*pair) for pair in _COUNTER.iter_unpack(body)]
+    counters = list(iterate_counters(body))
     if any(abs(blocks) > AMOUNT_MAX or abs(inodes) > AMOUNT_MAX for blocks, inodes in counters):
         raise CorruptRecord(where, "counters", f"at most {AMOUNT_MAX}", "more")
     return counters

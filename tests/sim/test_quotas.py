@@ -15,6 +15,7 @@ import trio
 from matrixfs.fs import attributes, data, namespace, quota_admin
 from matrixfs.ondisk.quota import USER
 from matrixfs.ondisk.superblock import ROOT_INODE
+from membership.errors import MatrixError
 from tests.sim.checkers import assert_clean
 from tests.sim.fs_world import MIB, SimMount, World, run_world
 
@@ -48,17 +49,30 @@ class Filler:
         self.rng = random.Random(seed)
         self.only_more = only_more
         self.refusals = 0
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope()  # for a death
+        self.stopping = False
+        self.stopped = trio.Event()
 
     async def run(self, rounds: int) -> None:
         with self.scope:
-            await self._run(rounds)
+            try:
+                await self._run(rounds)
+            except MatrixError:
+                assert self.scope.cancel_called, "only the dead may fail"
+        self.stopped.set()
+
+    async def stop(self) -> None:
+        """After the operation that is under way."""
+        self.stopping = True
+        await self.stopped.wait()
 
     async def _run(self, rounds: int) -> None:
         volume, rng = self.mount.volume, self.rng
         directory = await directory_of(self.mount)
         files: list[tuple[bytes, int]] = []
         for number in range(rounds):
+            if self.stopping:
+                break
             choice = 0 if self.only_more else rng.randrange(5)
             try:
                 if choice < 3 or not files:
@@ -119,10 +133,11 @@ async def _dying(world: World) -> None:
         for _ in range(4):
             await trio.sleep(rng.uniform(0.1, 4.0))
             node = rng.randrange(3)
-            fillers[node].scope.cancel()
             if rng.random() < 0.3:
+                await fillers[node].stop()
                 await world.leave(node)
             else:
+                fillers[node].scope.cancel()
                 world.kill(node)
                 await world.change()
             blocks, _ = await used(world.mounts[(node + 1) % 3], 7)
@@ -130,10 +145,11 @@ async def _dying(world: World) -> None:
             await world.start(node)
             begin(node)
         for filler in fillers.values():
-            filler.scope.cancel()
+            await filler.stop()
     for node in range(3):
         if rng.random() < 0.5:
             world.kill(node)
+            await world.change()
         else:
             await world.leave(node)
     await assert_clean(world.disk, world.superblock)
