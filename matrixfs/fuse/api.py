@@ -174,6 +174,10 @@ class Data(Protocol):
     async def write(self, volume: Any, ino: int, offset: int, buf: bytes, append: bool = False) -> int:  # noqa: D102
         ...
 
+    def version(self, volume: Any, ino: int, /) -> int | None:
+        """Of a file's data; None when it is not known without waiting."""
+        ...
+
     async def fsync(self, volume: Any, ino: int, datasync: bool, /) -> None:  # noqa: D102
         ...
 

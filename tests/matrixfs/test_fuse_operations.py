@@ -221,7 +221,7 @@ async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int,
     async def fsync(*_arguments: Any) -> None:
         steps.append("fsync")
 
-    world = Kernelless(getattr=found, write=write, fsync=fsync)
+    world = Kernelless(getattr=found, write=write, fsync=fsync, version=lambda *_: None)
     handle = world.handles.add(100, os.O_WRONLY | flags)
     assert await world.operations.write(handle, 0, b"abc") == 3
     assert steps == ["write", *["fsync"] * durable]

@@ -267,6 +267,10 @@ async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: b
     return len(buf)
 
 
+def version(volume: FakeVolume, ino: int) -> int:
+    return volume.at(ino).data_version
+
+
 async def fsync(volume: FakeVolume, ino: int, datasync: bool) -> None:
     pass
 
@@ -288,7 +292,7 @@ FILESYSTEM = Filesystem(
     SimpleNamespace(
         Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs
     ),
-    SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
+    SimpleNamespace(read=read, write=write, version=version, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),
     SimpleNamespace(get=get_xattr, names=xattr_names, put=put_xattr, remove=remove_xattr),
 )
