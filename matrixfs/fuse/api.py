@@ -71,8 +71,21 @@ class Atimes(Protocol):
         ...
 
 
+class Room(Protocol):
+    """What is free in truth, and not to be had yet."""
+
+    async def make(self) -> bool:
+        """Make room; whether an operation that found none may do better now."""
+        ...
+
+
 class Volume(Protocol):
     """The mounted filesystem."""
+
+    @property
+    def room(self) -> Room:
+        """Space."""
+        ...
 
     @property
     def atimes(self) -> Atimes:

@@ -86,7 +86,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         opened_by_kernel: bool = False,
     ) -> None:
         super().__init__()
-        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
+        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw, volume.room.make)
         self._volume = volume
         self._names = filesystem.namespace
         self._attributes = filesystem.attributes

@@ -106,6 +106,7 @@ class FakeVolume:
         self.gates: dict[str, trio.Event] = {}
         self.waiting: set[str] = set()
         self.atimes = SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns)
+        self.room = SimpleNamespace(make=None)  # nothing here says ENOSPC
         self.opens = SimpleNamespace(opened=self.opened, closed=self.closed)
         self.open_counts: dict[int, int] = {}
         self.forgot: list[int] = []
