@@ -16,6 +16,7 @@ from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
 from matrixfs.fs.quotas import Quotas
+from matrixfs.fs.room import Room
 from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
@@ -106,6 +107,7 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
+        self.room = Room(self)
         self.inode_callouts = InodeCallouts(self)
         self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False

@@ -8,6 +8,7 @@ numbers, counts, and marks the inodes concerned as busy, which purges look at (k
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ARGUMENT_CHARACTERS_MAX = 200  # a 1 MiB write is not repeated in the log
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 
 
@@ -33,10 +35,16 @@ class Edge:
         handles: file handles to inode numbers.
         pending: where operations under way are marked.
         withdraw: called once, with the reason, when the mount must stop (R9); must not raise.
+        make_room: called when an operation has ended for lack of space; whether it may do better a second time.
     """
 
     def __init__(
-        self, nodes: NodeTable, handles: HandleTable, pending: Pending, withdraw: Callable[[BaseException], None]
+        self,
+        nodes: NodeTable,
+        handles: HandleTable,
+        pending: Pending,
+        withdraw: Callable[[BaseException], None],
+        make_room: Callable[[], Awaitable[bool]],
     ) -> None:
         self.nodes = nodes
         self.handles = handles
@@ -44,7 +52,12 @@ class Edge:
         self.calls: dict[str, int] = {}
         self.failures = 0  # unexpected errors: each one is a bug or a broken store
         self._withdraw = withdraw
+        self._make_room = make_room
         self._withdrawn = False
+
+    async def deserves_another_try(self, error: OSError) -> bool:
+        """Whether an operation that failed so may do better now: there is room after all."""
+        return error.errno in _NO_ROOM and await self._make_room()
 
     def translate(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> BaseException:
         """The FUSEError for an exception; logs and withdraws as ``errnos.judge`` says."""
@@ -91,6 +104,10 @@ def upcall(*nodes: int, handle: int = 0) -> Callable[[_Handler], _Handler]:
                 for ino in marked:
                     edge.pending.enter(ino)
                 try:
+                    return await method(self, *given)
+                except OSError as error:
+                    if not await edge.deserves_another_try(error):
+                        raise
                     return await method(self, *given)
                 finally:
                     for ino in marked:

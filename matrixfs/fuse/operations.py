@@ -86,7 +86,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         opened_by_kernel: bool = False,
     ) -> None:
         super().__init__()
-        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
+        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw, volume.room.make)
         self._volume = volume
         self._names = filesystem.namespace
         self._attributes = filesystem.attributes
@@ -316,13 +316,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         The kernel's pages are kept when they are of the version of the data that it has now.  Descriptors opened with
         O_APPEND read and write around the page cache: the kernel sends its own idea of the end (coherence.md 7).
         """
-        keep = False
         node = self._nodes.get(inode.ino)
-        if node is not None:
-            keep = node.data_version == inode.data_version
-            node.data_version = inode.data_version
-            node.opens += 1
-            node.pages = True
+        keep = node is not None and node.opened(inode.data_version)
         if keep and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME:
             self._volume.atimes.note(inode.ino)  # the kernel may answer read(2) without us
         handle = self._handles.add(inode.ino, flags)
@@ -367,6 +362,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(handle=True)
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
+        node = self._nodes.get(handle.ino)
+        if node is not None:
+            node.was_read = True
         data = await self._data.read(self._volume, handle.ino, offset, length)
         if not handle.flags & os.O_NOATIME:
             self._volume.atimes.note(handle.ino)
@@ -384,6 +382,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         if handle.around_pages and not handle.by_root:
             await self._drop_set_id(handle.ino)
         written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        if not handle.around_pages:
+            self._nodes.wrote(handle.ino, self._data.version(self._volume, handle.ino))
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written
