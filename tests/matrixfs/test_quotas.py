@@ -13,6 +13,7 @@ import trio
 from matrixfs.fs import attributes, data, namespace, quota_admin, ranges, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.opening import read_superblock
+from matrixfs.fs.owners import owner_changes, set_owner
 from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.scrub import Damage, Scrub
 from matrixfs.fs.volume import Volume
@@ -169,8 +170,8 @@ async def test_groups_and_projects_have_limits_too(autojump_clock: object) -> No
         with Held(volume) as held:
             directory = await held.exclusive(shared.ino)
             owner = owner_of(directory)._replace(project=6)
-            await attributes.owner_changes(volume, held, directory, owner)
-            attributes.set_owner(volume, directory, owner)
+            await owner_changes(volume, held, directory, owner)
+            set_owner(volume, directory, owner)
             directory.flags |= FLAG_PROJECT_INHERIT
             volume.touch(directory, data=False)
         await limit(volume, GROUP, 51, inodes_hard=0)
