@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import stat
 from collections.abc import Awaitable
+from pathlib import Path
 
 import pytest
 import trio
 
+import matrixfs.fs
 from matrixfs.fs import attributes, data, namespace, quota_admin, ranges, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.opening import read_superblock
@@ -262,3 +265,20 @@ async def give_up(local: Local, lock: Lock) -> None:
     """A peer wants a lock."""
     local.locks.revoke(lock.resource, 0)
     await eventually(lambda: not lock.mode)
+
+
+def test_what_is_counted_changes_in_few_places() -> None:
+    """Whoever else set an inode's blocks or owner would have them counted wrongly."""
+    found = set()
+    for path in (Path(matrixfs.fs.__file__).parent).glob("*.py"):
+        for line in path.read_text().splitlines():
+            if re.search(r"\binode\.(blocks|uid|gid|project)\b(, inode\.\w+)* ([-+|]?)= ", line):
+                found.add((path.stem, line.strip()))
+    assert found == {
+        ("volume", "before, inode.blocks = inode.blocks, max(0, inode.blocks + blocks)"),
+        ("opens", "inode.blocks = 0"),
+        ("quota_store", "inode.blocks += 1"),
+        ("quotas", "inode.uid, inode.gid, inode.project = owner"),
+        ("owners", "inode.uid, inode.gid, inode.project = owner"),
+        ("namespace", "inode.uid, inode.gid, inode.project = owner"),
+    }
