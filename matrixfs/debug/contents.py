@@ -19,7 +19,7 @@ from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import IndexRecord, unpack_pairs_untrusted
 from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
 from matrixfs.ondisk.journal import FrameRecord, unpack_frame_body_untrusted
-from matrixfs.ondisk.quota import Counter, Limits, QuotaRecord, iterate_counters, iterate_limits, meaning_of
+from matrixfs.ondisk.quota import Counter, Limits, QuotaRecord, iterate_counters, iterate_limits, meaning_of, spare_of
 from membership.errors import CorruptRecord
 from membership.records import Record
 
@@ -135,7 +135,9 @@ def _bitmap(fields: dict[str, Any]) -> Content:
 
 def _quotas(fields: dict[str, Any]) -> Content:
     """The ids of a block that have a counter or limits."""
-    meaning = meaning_of(fields["key"])
+    meaning, spare = meaning_of(fields["key"]), spare_of(fields["key"])
+    if spare is not None:
+        return Content(f"spare block of journal {spare}", ("id",), [])
     if meaning is None:
         return Content("quotas", ("id",), [], [f"key {fields['key']:#x} means nothing"])
     kind = TYPE_NAMES[meaning.type]

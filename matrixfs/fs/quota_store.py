@@ -8,14 +8,18 @@ Invariants:
         read it without a lock that covers all of it, so it may be torn while its owner writes: it is read again.
     QS3 Limits are cached under the quota inode's lock, as its tree is.  That lock comes after those of the ids.
     QS4 Blocks of quotas are never freed while a mount lives.
+    QS5 Each mount's journal keeps a spare block for each type, so that a node which never counted an id can count
+        what it frees on a filesystem without a free block.
 
 Source: issue 5 ("Quotas"); decision 0023.
 """
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from matrixfs.fs import tree
@@ -30,6 +34,7 @@ from matrixfs.ondisk.quota import (
     COUNTERS_PER_BLOCK,
     LIMITS_PER_BLOCK,
     NO_LIMITS,
+    TYPES,
     Counter,
     Limits,
     QuotaRecord,
@@ -38,6 +43,8 @@ from matrixfs.ondisk.quota import (
     meaning_of,
     pack_counters,
     pack_limits,
+    spare_key,
+    spare_of,
     unpack_counters_untrusted,
     unpack_limits_untrusted,
 )
@@ -135,7 +142,7 @@ class QuotaStore:
 
     async def _load_own(self, key: int) -> CounterBlock:
         places = await self._places([key])
-        block = await self._read_counters(key, places[key]) if places else await self._add(key, CounterBlock)
+        block = await self._read_counters(key, places[key]) if places else await self._add(key)
         return self._own.setdefault(key, block)  # another task may have been faster
 
     async def others(self, kind: int, number: int) -> Counter:
@@ -233,6 +240,8 @@ class QuotaStore:
         for extent in await self.extents():
             for key in range(extent.logical, extent.end):
                 meaning = meaning_of(key)
+                if spare_of(key) is not None:
+                    continue
                 if meaning is None:
                     raise CorruptRecord(f"inode {QUOTA_INODE} (quotas)", "key", "a type of quotas", hex(key))
                 if meaning.journal < 0:
@@ -282,15 +291,72 @@ class QuotaStore:
             self.lock.drop(PR)
         return found
 
-    async def _add(self, key: int, kind: type[CounterBlock]) -> CounterBlock:
+    async def _add(self, key: int) -> CounterBlock:
         await self.lock.hold(EX, exclusive=True)
         try:
             if key in self._own:
                 return self._own[key]
-            block = self._own[key] = await self._insert(await self._inode(), key, kind)
+            inode = await self._inode()
+            try:
+                block = await self._insert(inode, key, CounterBlock)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                block = await self._use_spare(inode, key)
+            self._own[key] = block
+            await self._keep_spares(inode)
             return block
         finally:
             self.lock.drop(EX, exclusive=True)
+
+    async def keep_spares(self) -> None:
+        """At mount.  Raises CorruptRecord, DeviceError, Fenced."""
+        await self._volume.changes.enter()
+        try:
+            await self.lock.hold(EX, exclusive=True)
+            try:
+                await self._keep_spares(await self._inode())
+            finally:
+                self.lock.drop(EX, exclusive=True)
+        finally:
+            self._volume.changes.leave()
+
+    async def _keep_spares(self, inode: Inode) -> None:
+        """Have blocks for a counter of each type when there is no space: then things can be removed (QS5)."""
+        with suppress(OSError):  # ENOSPC: there are as many as there are
+            for number in range(len(TYPES)):
+                key = spare_key(self._volume.journal.index, number)
+                leaf = (await tree.descend(self._volume, inode, key)).leaf
+                assert isinstance(leaf, ExtentList)
+                if leaf.at(key) is None:
+                    await self._insert(inode, key, CounterBlock)
+
+    async def _use_spare(self, inode: Inode, key: int) -> CounterBlock:
+        """Make a spare block the one for ``key``; the quota inode is held exclusively.  OSError ENOSPC."""
+        volume = self._volume
+        for number in range(len(TYPES)):
+            spare = spare_key(volume.journal.index, number)
+            path = await tree.descend(volume, inode, spare)
+            assert isinstance(path.leaf, ExtentList)
+            extent = path.leaf.at(spare)
+            if extent is not None:
+                break
+        else:
+            raise OSError(errno.ENOSPC, "no space left to count in")
+        target = await tree.descend(volume, inode, key)
+        if target.leaf is not path.leaf and tree.blocks_needed(target, Extent(key, 1, 1)):
+            raise OSError(errno.ENOSPC, "no space left to count in")
+        old = await self._read_counters(spare, extent.physical)
+        await volume.journal.admit()
+        # No checkpoint from here (J1).
+        path.leaf.remove(extent)
+        volume.journal.add(path.owner)
+        tree.insert(volume, inode, target, extent._replace(logical=key), None)
+        block = CounterBlock(extent.physical, old.generation, key)
+        volume.journal.add(block)
+        await volume.journal.commit()
+        await volume.journal.place([block.address])
+        return block
 
     async def _insert(self, inode: Inode, key: int, kind: type[_B]) -> _B:
         """Make a block; the quota inode is held exclusively.  In place on return (QS2)."""

@@ -30,6 +30,7 @@ Source: issue 5 ("Quotas"); decision 0023; quotactl(2) for what soft limits and 
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -38,11 +39,14 @@ from matrixfs.fs.quota_store import QuotaStore
 from matrixfs.locks.modes import CW, EX
 from matrixfs.locks.resources import QUOTA, Resource
 from matrixfs.ondisk.quota import GROUP, PROJECT, USER, Limits
+from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.inode import Inode
     from matrixfs.fs.volume import Volume
     from matrixfs.locks.lock import Lock
+
+log = logging.getLogger(__name__)
 
 GRACE_NS = 7 * 86_400 * 10**9  # where nobody set another
 
@@ -103,6 +107,13 @@ class Quotas:
 
     def _of(self, owner: Owner) -> Iterable[Account]:
         return (self.account(USER, owner.uid), self.account(GROUP, owner.gid), self.account(PROJECT, owner.project))
+
+    async def run(self) -> None:
+        """At mount: what must be there before the filesystem is full."""
+        try:
+            await self.store.keep_spares()
+        except CorruptionError as error:
+            log.error("the quotas are damaged: %s", error)
 
     # --- operations ----------------------------------------------------------------------------------------
 

@@ -197,6 +197,8 @@ class Volume:
                 background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
                 background.start_soon(self.write_back.run)
+                if self.quotas is not None:
+                    background.start_soon(self.quotas.run)
                 background.start_soon(self._settle)
             self._background_ended.set()
 

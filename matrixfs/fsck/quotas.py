@@ -17,7 +17,7 @@ from matrixfs.fsck.problems import QUOTA_BLOCK, QUOTA_LIMITS, QUOTA_TREE, QUOTA_
 from matrixfs.fsck.trees import Leaf, TreeWalk
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import DEPTH_MAX, TREE, InodeRecord
-from matrixfs.ondisk.quota import NO_LIMITS, Limits, Meaning, are_possible, iterate_limits, meaning_of
+from matrixfs.ondisk.quota import NO_LIMITS, Limits, Meaning, are_possible, iterate_limits, meaning_of, spare_of
 from matrixfs.ondisk.superblock import QUOTA_INODE
 from membership.errors import CorruptRecord
 
@@ -96,7 +96,10 @@ class _Walk:
 async def _read(context: Context, found: Quotas, key: int, block: int) -> None:
     """Take one block apart.  Raises CorruptRecord, DeviceError."""
     superblock = context.area.superblock
-    meaning, data = meaning_of(key), await context.area.read(block)
+    meaning, data, spare = meaning_of(key), await context.area.read(block), spare_of(key)
+    if spare is not None and spare < superblock.journals:
+        record_untrusted(data, superblock, block, key)
+        return
     if meaning is None or meaning.journal >= superblock.journals:
         raise CorruptRecord(f"block {block}", "key", "a type of quotas and a journal", hex(key))
     if meaning.journal >= 0:

@@ -1,7 +1,8 @@
 """Quotas on disk: blocks of the quota inode's tree, each with the limits, or one journal's counters, of some ids.
 
 A block's *key* is its logical block number in that tree: ``kind << 32 | id // IDS``.  Kinds 0 to 2 are the limits of
-users, groups and projects; kind ``3 + 3 * journal + type`` are the counters of a journal.  What an id uses is the sum
+users, groups and projects; kind ``3 + 3 * journal + type`` are the counters of a journal; kind
+``KINDS + journal`` are spare blocks, empty, that a full filesystem still has for a counter.  What an id uses is the sum
 of its counters over all journals: one journal's may well be negative, since who frees counts it, whoever allocated.
 
 Id 0 has no limits; in its place stand the grace periods of its type, in the fields for the ends of grace.
@@ -75,6 +76,17 @@ def limits_key(kind: int, number: int) -> int:
 def counters_key(journal: int, kind: int, number: int) -> int:
     """The block that holds a journal's counter of an id."""
     return 3 + 3 * journal + kind << KIND_SHIFT | number // COUNTERS_PER_BLOCK
+
+
+def spare_key(journal: int, number: int) -> int:
+    """The key of an empty block that a journal keeps for a counter when there is no space; no two lie together."""
+    return KINDS + journal << KIND_SHIFT | 2 * number
+
+
+def spare_of(key: int) -> int | None:
+    """The journal that keeps the block with this key as a spare one; None for others."""
+    journal = (key >> KIND_SHIFT) - KINDS
+    return journal if 0 <= journal < JOURNALS_MAX else None
 
 
 class Meaning(NamedTuple):
