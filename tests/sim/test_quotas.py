@@ -180,3 +180,29 @@ async def _far_from_limits(world: World) -> None:
 
 def test_no_message_far_from_limits() -> None:
     run_world(1, _far_from_limits, **SPACE)
+
+
+async def _full(world: World) -> None:
+    one, other = await world.start(0, 1)
+    made = []
+    with pytest.raises(OSError):
+        for number in range(10_000):
+            inode = await namespace.create(one.volume, ROOT_INODE, b"f%d" % number, stat.S_IFREG | 0o644, 7, 8)
+            made.append(inode.ino)
+            await data.write(one.volume, inode.ino, 0, b"x" * 60_000)
+    await one.volume.sync()
+    with pytest.raises(OSError):  # to the last block, which no file's data may have
+        for number in range(10_000):
+            await namespace.create(one.volume, ROOT_INODE, b"i%d" % number, stat.S_IFREG | 0o644, 7, 8)
+    await attributes.setattr(other.volume, made[0], attributes.Changes(size=0))
+    await namespace.unlink(other.volume, ROOT_INODE, b"f1")
+    await other.volume.opens.drained(10)
+    assert other.volume.opens.deleted == 1
+    for node in range(2):
+        await world.leave(node)
+    await assert_clean(world.disk, world.superblock)
+
+
+def test_a_full_filesystem_is_emptied_by_who_never_counted() -> None:
+    """QS5: there is no block for its counter."""
+    run_world(1, _full, size=10 * MIB, journals=2, journal_blocks=256, quotas=True)
