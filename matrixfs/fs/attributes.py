@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, acl, data, xattrs
+from matrixfs.fs import access_lists, acl, data, privileges, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
@@ -30,7 +30,7 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
+    changer: privileges.Changer | None = None  # whose change takes privileges away; None: it doesn't
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +89,14 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        if changes.changer is not None:
+            await privileges.take_away(volume, inode, changes.changer)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
         if changes.size is not None:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
             await data.resize(volume, inode, changes.size)
-        if changes.drop_set_id:
-            inode.mode = without_set_id(inode.mode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if lists is not None:
@@ -111,11 +111,6 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
-
-
-def without_set_id(mode: int) -> int:
-    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
-    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _storable(time_ns: int) -> int:

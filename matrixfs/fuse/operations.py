@@ -21,7 +21,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from matrixfs.fuse.attribute_requests import AttributeRequests, membership
+from matrixfs.fuse.attribute_requests import AttributeRequests
+from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
@@ -100,7 +101,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self.parked = ParkedRequests(self.edge)
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
         ranges = filesystem.ranges
-        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, self.edge, self.parked)
+        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, caches, self.edge, self.parked)
 
     # ---- replies ----
 
@@ -252,6 +253,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            changer=Caller(self._caches, ctx).of_setattr(fields),
         )
         inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
         reply = self._fill(inode)
@@ -290,9 +292,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(0)
     async def open(self, ino: int, flags: int, ctx: Any) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags, ctx.uid, named=False), flags)
+        return self._file(await self._open(ino, flags, Caller(self._caches, ctx), named=False), flags)
 
-    async def _open(self, ino: int, flags: int, uid: int, *, named: bool) -> Inode:
+    async def _open(self, ino: int, flags: int, caller: Caller | None, *, named: bool) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1).
 
         ``named``: it was found by its name just now, so the kernel's idea of an earlier file of that number, whose
@@ -301,7 +303,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
-                changes = self._attributes.Changes(size=0, drop_set_id=uid != 0)
+                changes = self._attributes.Changes(size=0, changer=caller)
                 inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
@@ -332,9 +334,10 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
+        caller = Caller(self._caches, ctx)
         if name == NAMELESS:
             inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
-            inode = await self._open(inode.ino, flags, ctx.uid, named=True)
+            inode = await self._open(inode.ino, flags, caller, named=True)
             entry = self._entry(parent, name, inode, -1)
             return self._file(inode, flags), entry
         try:
@@ -345,13 +348,13 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         except (OSError, MatrixError) as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
-            inode = await self._existing(parent, name, flags, ctx)
+            inode = await self._existing(parent, name, flags, ctx.uid, caller)
         stamp = self._caches.stamp
-        inode = await self._open(inode.ino, flags, ctx.uid, named=True)
+        inode = await self._open(inode.ino, flags, caller, named=True)
         entry = self._entry(parent, name, inode, stamp)
         return self._file(inode, flags), entry
 
-    async def _existing(self, parent: int, name: bytes, flags: int, ctx: Any) -> Inode:
+    async def _existing(self, parent: int, name: bytes, flags: int, uid: int, caller: Caller) -> Inode:
         """The regular file of that name, if the caller may open it so (O3).
 
         For anything else ESTALE makes the kernel walk the path again, now with the name known.
@@ -359,7 +362,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         inode = await self._names.lookup(self._volume, parent, name)
         if inode is None or not stat.S_ISREG(inode.mode):
             raise OSError(errno.ESTALE, "the name has just changed")
-        if not await self._attributes.permits(self._volume, inode.ino, _access(flags), ctx.uid, membership(ctx)):
+        if not await self._attributes.permits(self._volume, inode.ino, _access(flags), uid, caller.is_in):
             raise OSError(errno.EACCES, "permission denied")
         found: Inode = inode
         return found
@@ -377,41 +380,27 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(handle=True)
     async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
         """Write, at the true end where the file was opened so."""
+        caller = Caller(self._caches)
+        changer = None if caller.of_pages else caller
         if not handle.around_pages and (handle.append or self._opened_by_kernel):
-            return await self._write_cached(handle, offset, buf)
-        if handle.around_pages:
-            await self._drop_capability(handle.ino)
-        if handle.around_pages and not handle.by_root:
-            await self._drop_set_id(handle.ino)
-        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+            return await self._write_cached(handle, offset, buf, changer)
+        written: int = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, changer)
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written
 
-    async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
+    async def _write_cached(self, handle: Handle, offset: int, buf: bytes, changer: Caller | None) -> int:
         """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
 
         read(2) then asks for the size and drops them; a mapping would not.
         """
-        written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written: int = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, changer)
         if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:
                 self._caches.drop_pages_later(handle.ino)
         self._caches.filled(handle.ino)
         return written
-
-    async def _drop_set_id(self, ino: int) -> None:
-        """Writing takes away set-user-ID and set-group-ID, as it does when it truncates.
-
-        The kernel does that itself, but for descriptors that write around its page cache, and where open truncates,
-        it leaves it to us.  Root may keep them; other holders of CAP_FSETID are not known to us.
-        """
-        mode = (await self._attributes.getattr(self._volume, ino)).mode
-        runs_as_group = stat.S_ISGID | stat.S_IXGRP  # without execution, set-group-ID means mandatory locking
-        if mode & stat.S_ISUID or mode & runs_as_group == runs_as_group:
-            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(drop_set_id=True))
-            await self._caches.purge_inode(ino)  # the kernel doesn't ask for the mode after a write
 
     @upcall(handle=True)
     async def flush(self, handle: Handle) -> None:
@@ -439,7 +428,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(0)
     async def opendir(self, ino: int, ctx: Any) -> int:
         """Open a directory; as a file it outlives its name while it is open."""
-        await self._open(ino, os.O_DIRECTORY, ctx.uid, named=False)
+        await self._open(ino, os.O_DIRECTORY, None, named=False)
         return self._handles.add(ino, os.O_DIRECTORY)
 
     @upcall()
