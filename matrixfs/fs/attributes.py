@@ -6,6 +6,8 @@ import errno
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2s
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import access_lists, acl, data, privileges, xattrs
@@ -14,10 +16,13 @@ from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
+from matrixfs.ondisk.superblock import ROOT_INODE, SYSTEM_BLOCKS
 from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
+
+_HANDLE = Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,30 @@ async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operat
         return inode if inode is not None and inode.mode else await volume.load(lock)
     finally:
         lock.drop(PR)
+
+
+async def by_number(volume: Volume, ino: int) -> Inode:
+    """``getattr`` for a file handle, which anybody may have made up: no inode of our own, and none that was removed.
+
+    One that is removed and in use here is known to the kernel, which then doesn't ask.  Raises as ``getattr`` does.
+    """
+    if ino != ROOT_INODE and ino < SYSTEM_BLOCKS:
+        raise OSError(errno.ESTALE, f"{ino} is nobody's inode")
+    inode = await getattr(volume, ino)
+    if not inode.nlink:
+        raise OSError(errno.ESTALE, f"inode {ino} was removed")
+    return inode
+
+
+def generation(volume: Volume, inode: Inode) -> int:
+    """What a file handle has beside the number: 32 bits that only nodes of this filesystem can tell.
+
+    A file's block may look like an inode, to somebody who is shown handles and makes up one (NFS): its incarnation he
+    would choose himself.
+    """
+    key = volume.superblock.hash_seed.to_bytes(8, "little")
+    told = _HANDLE.pack(inode.ino, inode.incarnation)
+    return int.from_bytes(blake2s(told, key=key, digest_size=4).digest(), "little")
 
 
 async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:

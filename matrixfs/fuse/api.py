@@ -130,6 +130,14 @@ class Attributes(Protocol):
     async def getattr(self, volume: Any, ino: int, /) -> Any:  # noqa: D102
         ...
 
+    async def by_number(self, volume: Any, ino: int, /) -> Any:
+        """``getattr`` of a number that anybody may have made up."""
+        ...
+
+    def generation(self, volume: Any, inode: Any, /) -> int:
+        """What tells apart successive files of one number in handles; on all nodes the same."""
+        ...
+
     async def setattr(self, volume: Any, ino: int, changes: Any, /) -> Any:  # noqa: D102
         ...
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from matrixfs.fuse.attribute_requests import AttributeRequests
 from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.edge import Edge, upcall
+from matrixfs.fuse.file_handles import DOTS, by_number
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
@@ -71,7 +72,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             as open, and requests come with inode numbers for handles.
     """
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
     enable_writeback_cache = False  # coherence.md 3
     enable_acl = True  # the extension has the kernel leave us the umask; without it, it is taken out in any case
 
@@ -109,7 +110,6 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._caches.bare(inode.ino, inode.bare)
         reply = pyfuse3.EntryAttributes()
         reply.st_ino = self._nodes.node_id(inode.ino)
-        reply.generation = inode.incarnation
         reply.attr_timeout = FOREVER
         reply.st_mode = inode.mode
         reply.st_nlink = inode.nlink
@@ -128,12 +128,24 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         """An entry reply: counts the lookup, records the name.  ``stamp``: taken when the name was found (O1)."""
         overtaken = stamp is not None and stamp != self._caches.stamp
         is_directory = stat.S_ISDIR(inode.mode)
-        reply = self._fill(inode)
+        reply = self._named(inode)
         reply.entry_timeout = 0.0 if overtaken else self._caches.entry_timeout
         self._looked_up(inode)
         if not overtaken:
             self._caches.handed_out(parent, name, is_directory=is_directory)
         return reply
+
+    def _named(self, inode: Inode) -> Any:
+        reply = self._fill(inode)
+        reply.generation = self._attributes.generation(self._volume, inode)
+        return reply
+
+    def _nameless(self, inode: Inode) -> Any:
+        """The reply that gives the kernel an inode that it knows by a handle."""
+        if inode.ino == self._nodes.root:
+            return self._fill(inode)  # generation 0, and not counted
+        self._looked_up(inode)
+        return self._named(inode)
 
     def _looked_up(self, inode: Inode) -> None:
         node = self._nodes.looked_up(inode.ino, inode.incarnation)
@@ -150,6 +162,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(0)
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         """Find a name; an absent one is told as such, for the kernel to cache."""
+        if name in DOTS:
+            return self._nameless(await by_number(self._attributes, self._volume, parent, name))
         inode = await self._names.lookup(self._volume, parent, _checked(name))
         if inode is not None:
             return self._entry(parent, name, inode)
@@ -459,7 +473,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             handle.entries_limit = max(fitted, 1)
 
     def _add(self, token: Any, parent: int, name: bytes, inode: Inode, next_cookie: int) -> bool:
-        reply = self._fill(inode)
+        reply = self._named(inode)
         reply.entry_timeout = self._caches.entry_timeout
         if not pyfuse3.readdir_reply(token, name, reply, next_cookie):
             return False

@@ -298,7 +298,8 @@ FILESYSTEM = Filesystem(
         rename=rename,
     ),
     SimpleNamespace(
-        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs
+        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs,
+        by_number=getattr_, generation=lambda _volume, inode: inode.incarnation,
     ),
     SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),

@@ -16,6 +16,7 @@ import pytest
 from matrixfs.cli import umount_cmd
 from matrixfs.fuse import connection, registry
 from membership.processes import process_start
+from tests.mount.by_handle import handle_of, open_handle
 from tests.mount.edge_tree import ANSWER_SECONDS, REPOSITORY, ROOT, SERVER, Tree, in_thread
 
 
@@ -359,6 +360,23 @@ def test_truncating_open_is_one_call(tree: Tree) -> None:
     os.close(os.open(tree.path / "f", os.O_WRONLY | os.O_TRUNC))
     assert os.stat(tree.path / "f").st_size == 0
     assert tree.ask("counters")["calls"].get("setattr", 0) == before
+
+
+def test_a_handle_of_a_number_that_was_used_again_is_stale(tree: Tree) -> None:
+    (tree.path / "f").write_text("x")
+    handle, ino = handle_of(tree.path / "f"), os.stat(tree.path / "f").st_ino
+    os.close(open_handle(tree.path, handle))
+    while tree.ask("state")["nodes"]:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    lookups = tree.calls("lookup")
+    os.close(open_handle(tree.path, handle))
+    assert tree.calls("lookup") == lookups + 1
+    while tree.ask("state")["nodes"]:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    tree.ask("remote_reuse", ino=ino)
+    with pytest.raises(OSError) as caught:
+        open_handle(tree.path, handle)
+    assert caught.value.errno == errno.ESTALE
 
 
 def asked(tree: Tree, operation: str = "getxattr") -> int:

@@ -1,4 +1,7 @@
-"""Ranges of files on real mounts: next to a local file, operation by operation, and looked at from every node."""
+"""Ranges of files on real mounts: next to a local file, operation by operation, and looked at from every node.
+
+And files without a name: O_TMPFILE, and those that are opened by a handle.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.mount.by_handle import handle_of, open_handle, with_number
 from tests.mount.conftest import Tree
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.processes import CAP_FSETID, NOBODY, done_by
@@ -254,3 +258,79 @@ def test_a_file_that_never_gets_a_name(lab: Lab, tree: Tree) -> None:
     wait_until(lambda: lab.counters(lab.nodes[1])["deleted"] == deleted + 1, "its blocks are freed")
     assert outcome(os.open, tree.b / "none", os.O_TMPFILE | os.O_RDWR, 0o600) == "ENOENT"
     assert outcome(os.open, tree.b, os.O_TMPFILE | os.O_RDONLY, 0o600) == "EINVAL"
+
+
+# --- file handles ----------------------------------------------------------------------------------------------
+
+
+def forget_all(lab: Lab, node: LabNode) -> None:
+    """Have the kernel forget every inode of a mount; nothing is in use."""
+
+    def forgotten() -> bool:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        return lab.counters(node)["fuse"]["caches"]["known_inodes"] == 0
+
+    wait_until(forgotten, "the kernel forgets")
+
+
+def reached(anywhere: Path, handle: bytes) -> tuple[int, bytes]:
+    fd = open_handle(anywhere, handle)
+    try:
+        return os.fstat(fd).st_ino, b"" if stat.S_ISDIR(os.fstat(fd).st_mode) else os.read(fd, 100)
+    finally:
+        os.close(fd)
+
+
+def dead(anywhere: Path, handle: bytes) -> bool:
+    with pytest.raises(OSError) as caught:
+        open_handle(anywhere, handle)
+    return caught.value.errno == errno.ESTALE
+
+
+def test_a_handle_opens_on_every_node_and_after_a_mount(lab: Lab, tree: Tree) -> None:
+    top, node = tree.a / "d" / "e", lab.nodes[1]
+    top.mkdir(parents=True)
+    (top / "f").write_bytes(b"content")
+    wanted = {handle_of(path): os.stat(path).st_ino for path in (top / "f", top, tree.a.parent)}
+    for _ in range(2):
+        for path in tree.paths:
+            assert [reached(path, handle)[0] for handle in wanted] == list(wanted.values())
+        forget_all(lab, node)
+    lab.umount(node)
+    lab.mount(node)
+    assert [reached(node.mountpoint, handle) for handle in wanted] == list(zip(wanted.values(), (b"content", b"", b"")))
+    forget_all(lab, node)
+    os.rename(tree.a / "d" / "e", tree.a / "moved")
+    fd = open_handle(node.mountpoint, handle_of(tree.a / "moved"))
+    assert os.readlink(f"/proc/self/fd/{fd}") == str(tree.b / "moved"), "the kernel finds a directory's place"
+    assert os.listdir(fd) == ["f"]
+    os.close(fd)
+
+
+def test_a_handle_of_a_removed_file_is_stale(lab: Lab, tree: Tree) -> None:
+    (tree.a / "f").write_bytes(b"content")
+    (tree.a / "d").mkdir()
+    handles = [handle_of(tree.a / "f"), handle_of(tree.a / "d")]
+    for path in tree.paths:
+        assert [reached(path, handle)[1] for handle in handles] == [b"content", b""]
+    fd = open_handle(tree.b, handles[0])
+    os.unlink(tree.c / "f")
+    os.rmdir(tree.b / "d")
+    assert os.read(fd, 100) == b"content", "it is open"
+    assert reached(tree.b, handles[0])[1] == b"content"
+    os.close(fd)
+    for node in lab.nodes:
+        forget_all(lab, node)
+        assert dead(node.mountpoint, handles[0])
+        assert dead(node.mountpoint, handles[1])
+
+
+def test_handles_that_somebody_made_up_are_stale(lab: Lab, tree: Tree) -> None:
+    (tree.a / "f").write_bytes(b"x" * 8192)
+    handle, number = handle_of(tree.a / "f"), os.stat(tree.a / "f").st_ino
+    for node in (0, 2, 3, 127, 128, number + 1, number + 2, number + 100, 1 << 40, (1 << 64) - 1):
+        assert dead(tree.b, with_number(handle, node)), node
+    wrong = handle[:-1] + bytes([handle[-1] ^ 1])
+    assert dead(tree.c, wrong)
+    assert reached(tree.c, handle)[0] == number
+    assert lab.counters(lab.nodes[1])["fuse"]["failures"] == 0
