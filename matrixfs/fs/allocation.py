@@ -239,6 +239,12 @@ class Allocator:
     def _arbitrated(self, index: int) -> bool:
         return self._is_local(Resource(GROUP, self._superblock.group_block(index)))
 
+    @property
+    def available(self) -> int:
+        """Blocks that can be had from the groups held here."""
+        cached = (self._cached(index) for index in range(self._superblock.groups))
+        return sum(group.available for group in cached if group is not None)
+
     # --- promises for buffered writes ------------------------------------------------------------------
 
     async def promise(self, blocks: int) -> None:

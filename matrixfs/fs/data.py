@@ -12,6 +12,7 @@ from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.modes import EX, PR
+from matrixfs.locks.resources import INODE, Resource
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, TAIL_BYTES
 from membership.label import BLOCK_BYTES
@@ -110,6 +111,13 @@ async def write(
         if held:
             lock.drop(EX, True)
         volume.changes.leave()
+
+
+def version(volume: Volume, ino: int) -> int | None:
+    """The version of a file's data, if it is cached here: after ``write`` returned, and before any checkpoint, its."""
+    lock = volume.locks.find(Resource(INODE, ino))
+    inode: Inode | None = lock.subject if lock is not None else None
+    return None if inode is None else inode.data_version
 
 
 async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) -> int:

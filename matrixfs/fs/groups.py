@@ -1,6 +1,7 @@
 """An allocation group in memory: its bitmap, and its free blocks as runs.
 
-A block is in one of four states: *used* (bit set), *free* (in a run), *taken* (in no run, bit still clear:
+A block is in one of four states: *used* (bit set), *free* (in a run, or in a window that is kept for a file that
+grows: ``windows``), *taken* (in no run, bit still clear:
 file data is being written to it and no metadata names it yet), *resting* (bit clear, in no run: freed, but
 not yet safe to give out again, J5).  The lock of a group is not given up while blocks are taken.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from sortedcontainers import SortedDict
 
 from matrixfs.fs.blocks import Block
+from matrixfs.fs.windows import Windows
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptRecord
@@ -24,7 +26,7 @@ SCAN_MAX = 64  # runs looked at for a good fit before a bad one is taken
 class Group(Block):
     """See the module."""
 
-    __slots__ = ("_runs", "available", "bitmap", "blocks", "free", "generation_floor", "index", "taken")
+    __slots__ = ("_runs", "_windows", "available", "bitmap", "blocks", "free", "generation_floor", "index", "taken")
 
     def __init__(self, record: GroupRecord) -> None:
         super().__init__(record.address, record.generation)
@@ -34,6 +36,7 @@ class Group(Block):
         self.generation_floor = record.generation_floor
         self.bitmap = bytearray(record.bitmap)
         self._runs: SortedDict[int, int] = SortedDict(free_runs(record.bitmap, record.blocks))
+        self._windows = Windows()
         self.available = sum(self._runs.values())
         self.taken = 0
 
@@ -52,23 +55,49 @@ class Group(Block):
 
     # --- taking: no metadata changes yet ---------------------------------------------------------------
 
-    def take(self, count: int, near: int = 0) -> tuple[int, int]:
+    def take(self, count: int, near: int = 0, owner: int = 0) -> tuple[int, int]:
         """Take a run of at most ``count`` free blocks, near or after block ``near``; (first block, length).
 
-        At least one block must be available.
+        At least one block must be available.  ``owner``: the file, if it has just grown up to ``near`` and may go on.
         """
         assert self.available > 0
-        start, length = self._choose(count, near - self.address)
-        at = max(start, near - self.address) if start < near - self.address < start + length else start
+        found = self._windows.take(owner, near - self.address, count)
+        if found is None:
+            if not self._runs:
+                self._close_windows()
+            size = self._windows.size(owner, count, self.available - count) if owner else 0
+            found = self._cut(count, near - self.address, size)
+            if size > 0:
+                self._keep(owner, sum(found), size)
+        at, taken = found
+        self.available -= taken
+        self.taken += taken
+        return self.address + at, taken
+
+    def _cut(self, count: int, near: int, behind: int) -> tuple[int, int]:
+        """Take from a run, best from one that has ``behind`` more blocks."""
+        start, length = self._choose(count + behind, near)
+        at = max(start, near) if start < near < start + length else start
         taken = min(count, start + length - at)
         del self._runs[start]
         if at > start:
             self._runs[start] = at - start
         if at + taken < start + length:
             self._runs[at + taken] = start + length - at - taken
-        self.available -= taken
-        self.taken += taken
-        return self.address + at, taken
+        return at, taken
+
+    def _keep(self, owner: int, at: int, size: int) -> None:
+        """Keep what is free at ``at`` for the owner."""
+        length = self._runs.pop(at, 0)
+        kept = min(size, length)
+        if length > kept:
+            self._runs[at + kept] = length - kept
+        for run in self._windows.open(owner, at, kept, size):
+            self._insert(*run)
+
+    def _close_windows(self) -> None:
+        for run in self._windows.close_all():
+            self._insert(*run)
 
     def _choose(self, count: int, near: int) -> tuple[int, int]:
         """The run to cut from: the one at ``near``, else the first long enough after it, else the longest seen."""
@@ -107,9 +136,12 @@ class Group(Block):
 
     def reuse(self, start: int, length: int) -> None:
         """Blocks may be taken again."""
-        at = start - self.address
-        runs = self._runs
         self.available += length
+        self._insert(start - self.address, length)
+
+    def _insert(self, at: int, length: int) -> None:
+        """Add free blocks to the runs."""
+        runs = self._runs
         position = runs.bisect_left(at)
         if position < len(runs):
             after, after_length = runs.peekitem(position)
@@ -124,6 +156,7 @@ class Group(Block):
 
     def longest(self) -> tuple[int, int]:
         """(first block, length) of the longest run that is free; length 0 when none is."""
+        self._close_windows()
         start, length = max(self._runs.items(), key=lambda run: run[1], default=(0, 0))
         return self.address + start, length
 
@@ -133,6 +166,7 @@ class Group(Block):
         mask = ((1 << length) - 1) << at
         if int.from_bytes(self.bitmap, "little") & mask:
             return False
+        self._close_windows()
         taken = self.take(length, start)
         assert taken == (start, length), f"group {self.index}: blocks {at}+{length}"
         self.use(start, length)

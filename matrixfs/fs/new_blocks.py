@@ -38,11 +38,12 @@ async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: 
     logical, left = hole.logical, hole.length
     while left:
         near = near or await _after(volume, inode, logical)
+        grows = inode.ino if near else 0
         needed = await _tree_blocks(volume, inode, logical)
         group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
         try:
             # No checkpoint from the hold to the reservation: others take from the group during our I/O.
-            start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near)
+            start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near, grows)
             extent = Extent(logical, start, length, 0 if fill else UNWRITTEN)
             try:
                 with Reservation(volume.journal, group, needed) as spare:

@@ -55,6 +55,8 @@ class Opens:
         self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
         self._closed = False
         self._queued: set[int] = set()
+        self._at_work = 0  # deletions under way
+        self._one_ended = trio.lowlevel.ParkingLot()
         self.deleted = 0
         self.left_to_others = 0
 
@@ -137,10 +139,17 @@ class Opens:
             self.try_delete(number)
         return len(numbers)
 
+    async def drained(self, seconds: float) -> None:
+        """Wait until what is queued has been deleted or left to others, at most ``seconds``."""
+        with trio.move_on_after(seconds):
+            while (self._queued or self._at_work) and not self._closed:
+                await self._one_ended.park()
+
     def close(self) -> None:
         """Begin no further deletion: what is queued stays in the list of orphans, for the next mount."""
         self._closed = True
         self._send.close()
+        self._one_ended.unpark_all()
 
     async def run(self) -> None:
         """Delete what is queued; until ``close``."""
@@ -160,12 +169,16 @@ class Opens:
             self._queued.discard(ino)
             if self._closed:
                 continue
+            self._at_work += 1
             try:
                 await self._delete(ino)
             except OSError as error:
                 log.debug("inode %d: not deleted: %s", ino, error)
             except MatrixError as error:
                 log.error("inode %d can't be deleted: %s", ino, error)
+            finally:
+                self._at_work -= 1
+                self._one_ended.unpark_all()
 
     async def _delete(self, ino: int) -> None:
         """Delete an inode if it has no name and nobody has it open."""

@@ -15,6 +15,7 @@ from matrixfs.fs.changes import Changes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
+from matrixfs.fs.room import Room
 from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
@@ -105,6 +106,7 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
+        self.room = Room(self)
         self._inode_callouts = InodeCallouts(self)
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()

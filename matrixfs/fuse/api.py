@@ -71,8 +71,21 @@ class Atimes(Protocol):
         ...
 
 
+class Room(Protocol):
+    """What is free in truth, and not to be had yet."""
+
+    async def make(self) -> bool:
+        """Make room; whether an operation that found none may do better now."""
+        ...
+
+
 class Volume(Protocol):
     """The mounted filesystem."""
+
+    @property
+    def room(self) -> Room:
+        """Space."""
+        ...
 
     @property
     def atimes(self) -> Atimes:
@@ -199,6 +212,10 @@ class Data(Protocol):
         self, volume: Any, ino: int, offset: int, buf: bytes, append: bool, changer: Changer | None, /
     ) -> int:
         """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping."""
+        ...
+
+    def version(self, volume: Any, ino: int, /) -> int | None:
+        """Of a file's data; None when it is not known without waiting."""
         ...
 
     async def fsync(self, volume: Any, ino: int, datasync: bool, /) -> None:  # noqa: D102

@@ -15,11 +15,11 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.fuse import libfuse
-from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.edge import upcall
 
 if TYPE_CHECKING:
     from matrixfs.fuse.api import Attributes, Inode, Volume, Xattrs
+    from matrixfs.fuse.callers import Caller
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 _TRUSTED = b"trusted."
@@ -62,11 +62,11 @@ class AttributeRequests:
         self._seen(ino, inode)
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED)]
 
-    @upcall(0)
-    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: Any) -> None:
+    @upcall(0, caller=True)
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: Any, caller: Caller) -> None:
         """Set an attribute, or an access control list and the mode with it; the kernel then asks for the mode."""
         flags, name = _split_flags(name)
-        inode = await self._xattrs.put(self._volume, ino, name, value, flags, Caller(self._caches, ctx).is_member)
+        inode = await self._xattrs.put(self._volume, ino, name, value, flags, caller.is_member)
         self._seen(ino, inode)
 
     @upcall(0)

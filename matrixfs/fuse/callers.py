@@ -22,11 +22,11 @@ _EFFECTIVE = b"CapEff:"
 
 
 class Caller:
-    """See the module.  Make it before the handler's first checkpoint: then the extension knows of the next request.
+    """See the module.  Made before the handler's first checkpoint: after it the extension tells of another request.
 
     Args:
         caches: told when a file lost privileges.
-        ctx: the request's context, where pyfuse3 gives one.
+        ctx: the request's last argument: its context, where pyfuse3 gives one.
     """
 
     __slots__ = ("_caches", "_gid", "_keeps", "_pid", "of_pages")
@@ -34,8 +34,8 @@ class Caller:
     def __init__(self, caches: KernelCaches, ctx: Any = None) -> None:
         self._keeps, self.of_pages, self._pid, self._gid = libfuse.caller()
         self._caches = caches
-        if ctx is not None:
-            self._pid, self._gid = ctx.pid, ctx.gid
+        self._pid = getattr(ctx, "pid", self._pid)
+        self._gid = getattr(ctx, "gid", self._gid)
 
     def of_setattr(self, fields: Any) -> Caller | None:
         """Whose SETATTR takes privileges away, if it does.

@@ -8,6 +8,10 @@ Invariants:
         is used again under another incarnation: what the kernel then still asks under the old one is stale (ESTALE).
     H4  File handle numbers are never used twice in one session.  Their highest bits tell the C extension, or are told
         by it (``_libfuse.c`` has the same numbers).
+    H5  The kernel's pages are of ``Node.data_version``: that of the last open, when those of other data were dropped,
+        or of a write since, if that alone made it and no READ was asked for since nobody had the file open.  A READ
+        beside a write is the reason: the kernel unlocks written pages before the write has reached us, so they can be
+        dropped, and be read again as they were.
 """
 
 from __future__ import annotations
@@ -32,8 +36,18 @@ class Node:
     lookups: int = 0
     opens: int = 0  # files the kernel has open on it
     pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
-    data_version: int | None = None  # the version of the data that the kernel's pages had at the last open
+    data_version: int | None = None  # of the data in the kernel's pages (H5); None: not known
+    was_read: bool = False  # a READ was asked for since nobody had it open
     kept: bool = False  # where the kernel opens by itself: counts as open as long as it is known
+
+    def opened(self, data_version: int) -> bool:
+        """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5)."""
+        keep = self.data_version == data_version
+        self.data_version = data_version
+        self.was_read &= self.opens > 0
+        self.opens += 1
+        self.pages = True
+        return keep
 
 
 class NodeTable:
@@ -82,6 +96,14 @@ class NodeTable:
             node.data_version = None
         node.lookups += 1
         return node
+
+    def wrote(self, ino: int, data_version: int | None) -> None:
+        """A WRITE of the kernel left this version of the data; None: not known (H5)."""
+        node = self._nodes.get(ino)
+        if node is None or node.was_read or node.data_version is None:
+            return
+        if data_version == node.data_version + 1:
+            node.data_version = data_version
 
     def check(self, ino: int, incarnation: int) -> None:
         """Raise OSError(ESTALE) when the kernel asked about another file than the one found (H3)."""

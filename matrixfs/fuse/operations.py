@@ -22,7 +22,6 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.fuse.attribute_requests import AttributeRequests
-from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.file_handles import DOTS, by_number
 from matrixfs.fuse.kernel_caches import FOREVER
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from matrixfs.fuse.api import ClusterLocks, Filesystem, Inode, Volume
+    from matrixfs.fuse.callers import Caller
     from matrixfs.fuse.handles import Handle, HandleTable
     from matrixfs.fuse.kernel_caches import KernelCaches
 
@@ -88,7 +88,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         opened_by_kernel: bool = False,
     ) -> None:
         super().__init__()
-        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw)
+        self.edge = Edge(caches, handles, withdraw, volume.room.make)
         self._volume = volume
         self._names = filesystem.namespace
         self._attributes = filesystem.attributes
@@ -257,8 +257,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             inode = await self._attributes.getattr(self._volume, ino)
         return self._fill(self._checked_inode(ino, inode))
 
-    @upcall(0)
-    async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any, caller: Caller) -> Any:
         """Change mode, owner, size or times; pyfuse3 has put the present time where "now" was asked for."""
         changes = self._attributes.Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -267,7 +267,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            changer=Caller(self._caches, ctx).of_setattr(fields),
+            changer=caller.of_setattr(fields),
         )
         inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
         reply = self._fill(inode)
@@ -303,10 +303,10 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
     # ---- files ----
 
-    @upcall(0)
-    async def open(self, ino: int, flags: int, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def open(self, ino: int, flags: int, ctx: Any, caller: Caller) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags, Caller(self._caches, ctx), named=False), flags)
+        return self._file(await self._open(ino, flags, caller, named=False), flags)
 
     async def _open(self, ino: int, flags: int, caller: Caller | None, *, named: bool) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1).
@@ -332,23 +332,17 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         The kernel's pages are kept when they are of the version of the data that it has now.  Descriptors opened with
         O_APPEND read and write around the page cache: the kernel sends its own idea of the end (coherence.md 7).
         """
-        keep = False
         node = self._nodes.get(inode.ino)
-        if node is not None:
-            keep = node.data_version == inode.data_version
-            node.data_version = inode.data_version
-            node.opens += 1
-            node.pages = True
+        keep = node is not None and node.opened(inode.data_version)
         if keep and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME:
             self._volume.atimes.note(inode.ino)  # the kernel may answer read(2) without us
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
-    @upcall(0)
-    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any, caller: Caller) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        caller = Caller(self._caches, ctx)
         if name == NAMELESS:
             inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
             inode = await self._open(inode.ino, flags, caller, named=True)
@@ -384,6 +378,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(handle=True)
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
+        node = self._nodes.get(handle.ino)
+        if node is not None:
+            node.was_read = True
         data = await self._data.read(self._volume, handle.ino, offset, length)
         if not handle.flags & os.O_NOATIME:
             self._volume.atimes.note(handle.ino)
@@ -391,14 +388,15 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             self._caches.filled(handle.ino)
         return data
 
-    @upcall(handle=True)
-    async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
+    @upcall(handle=True, caller=True)
+    async def write(self, handle: Handle, offset: int, buf: bytes, caller: Caller) -> int:
         """Write, at the true end where the file was opened so."""
-        caller = Caller(self._caches)
         changer = None if caller.of_pages else caller
         if not handle.around_pages and (handle.append or self._opened_by_kernel):
             return await self._write_cached(handle, offset, buf, changer)
         written: int = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, changer)
+        if not handle.around_pages:
+            self._nodes.wrote(handle.ino, self._data.version(self._volume, handle.ino))
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written

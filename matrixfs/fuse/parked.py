@@ -90,7 +90,12 @@ class ParkedRequests:
         done = False
         try:
             with scope:
-                await work()
+                try:
+                    await work()
+                except OSError as error:
+                    if not await self._edge.deserves_another_try(error):
+                        raise
+                    await work()
                 done = True
         except libfuse.pyfuse3.FUSEError as error:
             return int(error.errno)

@@ -66,6 +66,46 @@ def test_reused_number_is_stale_under_the_old_incarnation() -> None:
     assert nodes.forget(100, 1)
 
 
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ("w1 w2", True),
+        ("", True),
+        ("w2", False),  # another node wrote before us
+        ("w1 r", True),  # it was written before it was read
+        ("r w1", False),  # a READ beside the WRITE may have brought back the old data
+        ("w1 r w2", False),
+        ("r c o0 w1", True),  # nobody had it open: nothing was under way any more
+        ("o0 r c w1", False),  # but here somebody still has
+        ("w?", True),  # the inode is not cached any more: nothing is learnt, and it was not changed
+    ],
+)
+def test_pages_are_kept_when_nothing_but_our_writes_changed_the_data(steps: str, kept: bool) -> None:
+    """H5: o open at a version, c close, r READ, w WRITE that leaves a version."""
+    nodes = NodeTable(root=64)
+    node = nodes.looked_up(100, 1)
+    assert not node.opened(0), "nothing is known of a file's pages before its first open"
+    now = 0
+    for step in steps.split():
+        match step[0], step[1:]:
+            case "o", version:
+                node.opened(int(version))
+            case "c", _:
+                node.opens -= 1
+            case "r", _:
+                node.was_read = True
+            case "w", "?":
+                nodes.wrote(100, None)
+            case "w", version:
+                now = int(version)
+                nodes.wrote(100, now)
+    assert node.opened(now) == kept
+
+
+def test_a_write_to_an_inode_that_is_being_forgotten_is_harmless() -> None:
+    NodeTable(root=64).wrote(100, 1)
+
+
 def test_inode_one_that_is_not_the_root_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         NodeTable(root=64).looked_up(1, 1)

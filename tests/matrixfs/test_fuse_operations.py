@@ -37,10 +37,13 @@ class Kernelless:
         self.closed: list[int] = []
         self.forgotten: list[int] = []
         self.fail_forgotten = 0
+        self.rounds, self.is_room = 0, False
         self.opened: list[int] = []
         volume = SimpleNamespace(
+            room=SimpleNamespace(make=self._make_room),
             atimes=SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns),
-            opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append), forgotten=self._forgotten
+            opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append),
+            forgotten=self._forgotten,
         )
         modules: Any = SimpleNamespace(Changes=lambda **changes: changes, **functions)
         self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
@@ -50,6 +53,10 @@ class Kernelless:
         self.operations = Operations(
             volume, Filesystem(*[modules] * 5), self.caches, self.handles, self.withdrawn.append
         )
+
+    async def _make_room(self) -> bool:
+        self.rounds += 1
+        return self.is_room
 
     def _forgotten(self, ino: int) -> None:
         if ino == self.fail_forgotten:
@@ -221,10 +228,40 @@ async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int,
     async def fsync(*_arguments: Any) -> None:
         steps.append("fsync")
 
-    world = Kernelless(getattr=found, write=write, fsync=fsync)
+    world = Kernelless(getattr=found, write=write, fsync=fsync, version=lambda *_: None)
     handle = world.handles.add(100, os.O_WRONLY | flags)
     assert await world.operations.write(handle, 0, b"abc") == 3
     assert steps == ["write", *["fsync"] * durable]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_room", "calls"),
+    [
+        (errno.ENOSPC, True, 2),
+        (errno.EDQUOT, True, 2),
+        (errno.ENOSPC, False, 1),
+        (errno.EIO, True, 1),
+    ],
+)
+async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is_room: bool, calls: int) -> None:
+    seen: list[int] = []
+
+    async def write(*_arguments: Any, **_more: Any) -> int:
+        seen.append(world.rounds)
+        if len(seen) == 1:
+            raise OSError(code, "no")
+        return 3
+
+    world = Kernelless(write=write, version=lambda *_: None)
+    world.is_room = is_room
+    handle = world.handles.add(100, os.O_WRONLY)
+    if calls == 2:
+        assert await world.operations.write(handle, 0, b"abc") == 3
+    else:
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await world.operations.write(handle, 0, b"abc")
+        assert caught.value.errno == code
+    assert (seen, world.rounds) == ([0, 1][:calls], int(code != errno.EIO))
 
 
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:

@@ -56,7 +56,7 @@ def test_against_a_list_of_states(seed: int, count: int) -> None:
         step = rng.choice(("take", "take", "use", "untake", "release", "reuse"))
         if step == "take" and group.available:
             wanted, near = rng.randint(1, 60), rng.choice((0, group.address + rng.randrange(group.blocks)))
-            start, length = group.take(wanted, near)
+            start, length = group.take(wanted, near, rng.choice((0, 7, 8)))
             assert 1 <= length <= wanted
             move(start, length, FREE, TAKEN)
             pieces[TAKEN].append((start, length))
@@ -69,6 +69,7 @@ def test_against_a_list_of_states(seed: int, count: int) -> None:
         move(start, length, source, target)
         if target != FREE:
             pieces[target].append((start, length))
+    group._close_windows()
     assert list(group._runs.items()) == runs_of(states)
     assert group.available == states.count(FREE)
     assert group.taken == states.count(TAKEN)

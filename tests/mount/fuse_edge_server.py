@@ -106,6 +106,7 @@ class FakeVolume:
         self.gates: dict[str, trio.Event] = {}
         self.waiting: set[str] = set()
         self.atimes = SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns)
+        self.room = SimpleNamespace(make=None)  # nothing here says ENOSPC
         self.opens = SimpleNamespace(opened=self.opened, closed=self.closed)
         self.open_counts: dict[int, int] = {}
         self.forgot: list[int] = []
@@ -273,6 +274,10 @@ async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: b
     return len(buf)
 
 
+def version(volume: FakeVolume, ino: int) -> int:
+    return volume.at(ino).data_version
+
+
 async def fsync(volume: FakeVolume, ino: int, datasync: bool) -> None:
     pass
 
@@ -301,7 +306,7 @@ FILESYSTEM = Filesystem(
         Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs,
         by_number=getattr_, generation=lambda _volume, inode: inode.incarnation,
     ),
-    SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
+    SimpleNamespace(read=read, write=write, version=version, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),
     SimpleNamespace(get=get_xattr, names=xattr_names, put=put_xattr, remove=remove_xattr),
 )

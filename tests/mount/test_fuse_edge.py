@@ -169,6 +169,27 @@ def test_reopening_keeps_pages_until_the_data_changes(tree: Tree) -> None:
     assert tree.calls("read") > reads
 
 
+def test_what_was_written_here_is_read_and_dated_without_dropping_it(tree: Tree) -> None:
+    """As tar, rsync and cp -p write; pages that were read beside the writes are not trusted (handles.py, H5)."""
+    (tree.path / "f").write_bytes(b"x" * 8192)
+    before = tree.ask("counters")
+    os.utime(tree.path / "f", ns=(1, 2))
+    assert (tree.path / "f").read_bytes() == b"x" * 8192
+    after = tree.ask("counters")
+    assert after["calls"].get("read", 0) == before["calls"].get("read", 0)
+    assert after["caches"]["pages"] == before["caches"]["pages"] == 0
+    with (tree.path / "f").open("r+b") as file:
+        file.seek(1)
+        assert file.read(1) == b"x"
+        tree.ask("remote_write", ino=os.fstat(file.fileno()).st_ino, text="y" * 8192)
+        tree.ask("purge_inode", ino=os.fstat(file.fileno()).st_ino)
+        assert os.pread(file.fileno(), 1, 5000) == b"y"
+        os.pwrite(file.fileno(), b"z", 0)
+    os.utime(tree.path / "f", ns=(3, 4))
+    assert tree.ask("counters")["caches"]["pages"] == 2, "dropped by the purge, and when the time was set"
+    assert (tree.path / "f").read_bytes() == b"z" + b"y" * 8191
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_purged_names_are_looked_up_again(tree: Tree, many: bool) -> None:
     for number in range(100 if many else 1):
