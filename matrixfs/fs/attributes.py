@@ -6,18 +6,23 @@ import errno
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2s
+from struct import Struct
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, acl, data, xattrs
+from matrixfs.fs import access_lists, acl, data, privileges, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
+from matrixfs.ondisk.superblock import ROOT_INODE, SYSTEM_BLOCKS
 from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
+
+_HANDLE = Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
+    changer: privileges.Changer | None = None  # whose change takes privileges away; None: it doesn't
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,30 @@ async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operat
         return inode if inode is not None and inode.mode else await volume.load(lock)
     finally:
         lock.drop(PR)
+
+
+async def by_number(volume: Volume, ino: int) -> Inode:
+    """``getattr`` for a file handle, which anybody may have made up: no inode of our own, and none that was removed.
+
+    One that is removed and in use here is known to the kernel, which then doesn't ask.  Raises as ``getattr`` does.
+    """
+    if ino != ROOT_INODE and ino < SYSTEM_BLOCKS:
+        raise OSError(errno.ESTALE, f"{ino} is nobody's inode")
+    inode = await getattr(volume, ino)
+    if not inode.nlink:
+        raise OSError(errno.ESTALE, f"inode {ino} was removed")
+    return inode
+
+
+def generation(volume: Volume, inode: Inode) -> int:
+    """What a file handle has beside the number: 32 bits that only nodes of this filesystem can tell.
+
+    A file's block may look like an inode, to somebody who is shown handles and makes up one (NFS): its incarnation he
+    would choose himself.
+    """
+    key = volume.superblock.hash_seed.to_bytes(8, "little")
+    told = _HANDLE.pack(inode.ino, inode.incarnation)
+    return int.from_bytes(blake2s(told, key=key, digest_size=4).digest(), "little")
 
 
 async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:
@@ -89,14 +118,14 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        if changes.changer is not None:
+            await privileges.take_away(volume, inode, changes.changer)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
         if changes.size is not None:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
             await data.resize(volume, inode, changes.size)
-        if changes.drop_set_id:
-            inode.mode = without_set_id(inode.mode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if lists is not None:
@@ -111,11 +140,6 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
-
-
-def without_set_id(mode: int) -> int:
-    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
-    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _storable(time_ns: int) -> int:

@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents
+from matrixfs.fs import extents, privileges
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -86,10 +86,12 @@ async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer:
     await for_each([piece for piece in pieces if piece.written], one, workers=READS_AT_ONCE)
 
 
-async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False) -> int:
+async def write(
+    volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False, changer: privileges.Changer | None = None
+) -> int:
     """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
 
-    Returns the number of bytes.
+    ``changer``: who writes, for what the file loses by that; None for pages of a mapping.  Returns the number of bytes.
 
     Raises:
         OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
@@ -102,6 +104,8 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
         held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
         check_regular(inode)
+        if changer is not None:
+            await privileges.take_away(volume, inode, changer)
         return await write_held(volume, inode, inode.size if append else offset, data)
     finally:
         if held:

@@ -18,7 +18,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data, extents, new_blocks, remap, seeking
+from matrixfs.fs import data, extents, new_blocks, privileges, remap, seeking
 from matrixfs.fs.data import SIZE_MAX
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -43,8 +43,12 @@ COPY_CHUNK = 4 << 20  # bytes read at once
 COPY_MAX = 16 << 20  # bytes copied in one call: others wait for the locks, and a signal for the answer
 
 
-async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: int) -> None:
+async def fallocate(
+    volume: Volume, ino: int, mode: int, offset: int, length: int, changer: privileges.Changer | None = None
+) -> None:
     """Reserve, zero or free a range of a file, as fallocate in section 2 of the manual.
+
+    ``changer`` as in ``data.write``.
 
     Raises:
         OSError: EOPNOTSUPP, EINVAL, EISDIR, EFBIG, ENOSPC, ESTALE.
@@ -59,6 +63,8 @@ async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: in
     with Held(volume) as held:
         inode = await held.exclusive(ino)
         data.check_regular(inode)
+        if changer is not None:
+            await privileges.take_away(volume, inode, changer)
         await data.finish_truncation(volume, inode)
         end = offset + length
         if mode & PUNCH_HOLE:
@@ -211,10 +217,14 @@ async def _write_zeros(
 # --- copying --------------------------------------------------------------------------------------------------
 
 
-async def copy(volume: Volume, source: int, at: int, target: int, to: int, length: int) -> int:
+async def copy(
+    volume: Volume, source: int, at: int, target: int, to: int, length: int, changer: privileges.Changer | None = None
+) -> int:
     """copy_file_range(2): copy bytes from one file to another, or within one, holes as holes; return how many.
 
     Fewer than asked for at the source's end, beyond ``COPY_MAX``, or when space ends.
+
+    ``changer`` as in ``data.write``.
 
     Raises:
         OSError: EINVAL for ranges of one file that overlap, EISDIR, EFBIG, ENOSPC, ESTALE.
@@ -233,6 +243,8 @@ async def copy(volume: Volume, source: int, at: int, target: int, to: int, lengt
         length = min(length, COPY_MAX, reading.size - at)
         if to + length > SIZE_MAX:
             raise OSError(errno.EFBIG, "file too large")
+        if changer is not None and length > 0:
+            await privileges.take_away(volume, writing, changer)
         await data.finish_truncation(volume, writing)
         done = 0
         while done < length:

@@ -185,7 +185,7 @@ async def put(
         mode = inode.mode
         if name in (ACL_ACCESS, ACL_DEFAULT):
             mode = acl.take(entries, name, mode, is_member(inode.gid))
-        await _store(volume, held, inode, entries)
+        await store(volume, held, inode, entries)
         # No checkpoint since that change (X1).
         inode.mode = mode
         volume.touch(inode, data=False)
@@ -200,12 +200,12 @@ async def remove(volume: Volume, ino: int, name: bytes) -> Inode:
         entries = dict((await load(volume, inode)).entries)
         if entries.pop(name, None) is None:
             raise OSError(errno.ENODATA, "no such attribute")
-        await _store(volume, held, inode, entries)
+        await store(volume, held, inode, entries)
         volume.touch(inode, data=False)
         return inode
 
 
-async def _store(volume: Volume, held: Held, inode: Inode, entries: dict[bytes, bytes]) -> None:
+async def store(volume: Volume, held: Held, inode: Inode, entries: dict[bytes, bytes]) -> None:
     """Replace all attributes of an exclusively held inode.  No checkpoint at its end.  OSError ENOSPC."""
     if packed_bytes(entries) > PACKED_BYTES_MAX or list_bytes(entries) > LIST_BYTES_MAX:
         raise OSError(errno.ENOSPC, "too many, or too large, attributes on one inode")

@@ -46,7 +46,13 @@
 #define CONGESTION 192u
 
 /* From the kernel's fuse.h; older headers lack the newer ones. */
+#define OPCODE_SETATTR 4u
+#define OPCODE_OPEN 14u
+#define OPCODE_WRITE 16u
 #define OPCODE_GETXATTR 22
+#define OPCODE_INIT 26u
+#define OPCODE_CREATE 35u
+#define OPCODE_TMPFILE 51u
 #define NOTIFY_INVAL_ENTRY 3
 #define NOTIFY_INC_EPOCH 8
 #define NOTIFY_PRUNE 9
@@ -59,6 +65,14 @@ struct getxattr_request { /* struct fuse_in_header and fuse_getxattr_in; the nam
 	uint64_t node;
 	uint32_t uid, gid, pid, extensions;
 	uint32_t size, padding;
+};
+
+struct request_header { /* struct fuse_in_header */
+	uint32_t len;
+	uint32_t opcode;
+	uint64_t unique;
+	uint64_t node;
+	uint32_t uid, gid, pid, extensions;
 };
 
 struct notify_header {
@@ -79,6 +93,7 @@ struct notify_prune {
 	uint64_t spare;
 };
 
+_Static_assert(sizeof(struct request_header) == 40, "wire format of struct fuse_in_header");
 _Static_assert(sizeof(struct getxattr_request) == 48, "wire format of struct fuse_in_header and fuse_getxattr_in");
 _Static_assert(sizeof(struct notify_prune) == 16, "wire format of struct fuse_notify_prune_out");
 _Static_assert(sizeof(void *) >= sizeof(uint64_t), "slot numbers travel as the data pointer of an interrupt");
@@ -94,7 +109,6 @@ typedef void (*session_destroy_fn)(struct fuse_session *);
 #define INODE_HANDLE (1ull << 61) /* no handle but an inode's number: the kernel opened it without asking */
 #define APPEND_HANDLE (1ull << 60) /* a WRITE to the end of the file */
 #define TOLD_HANDLE (1ull << 59)   /* a WRITE, and so this is told of it */
-#define ROOT_HANDLE (1ull << 58)   /* a WRITE of root, who may leave set-id bits */
 
 static struct fuse_session *session;
 static struct fuse_lowlevel_ops inner;
@@ -104,6 +118,7 @@ static PyObject *on_request, *on_interrupted; /* both or none; see set_lock_hand
 static PyObject *on_range;		      /* see set_range_handler */
 static struct {
 	unsigned minor, capable, want, max_write, max_readahead;
+	int clears_privileges;
 } negotiated;
 
 /*
@@ -158,8 +173,9 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	/* Where the kernel checks access control lists, it sends the umask: a directory's default list goes before it. */
 	want(conn, FUSE_CAP_DONT_MASK, (conn->want & FUSE_CAP_POSIX_ACL) != 0);
 	want(conn, FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_CACHE_SYMLINKS, 1);
-	/* Dirty pages without a lock (coherence.md 3); set-id bits are the kernel's to clear, by SETATTR; a pipe
-	 * costs small requests a second system call and saves large ones nothing, as pyfuse3 copies anyway. */
+	/* Dirty pages without a lock (coherence.md 3); set-id bits without saying whose write it was (what we want of that is
+	 * FUSE_HANDLE_KILLPRIV_V2); a pipe costs small requests a second system call and saves large ones nothing, as pyfuse3
+	 * copies anyway. */
 	want(conn, FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ, 0);
 
 	negotiated.minor = conn->proto_minor;
@@ -520,27 +536,25 @@ static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct
 
 /* ---- writing ---- */
 
-/* The file's flags are those of now, after F_SETFL, which no OPEN told of; and who writes is known only here. */
-static void tell_write(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info)
+/* The file's flags are those of now, after F_SETFL, which no OPEN told of. */
+static void tell_write(fuse_ino_t ino, struct fuse_file_info *info)
 {
 	if (no_open)
 		name_inode(ino, info);
 	info->fh |= TOLD_HANDLE | (info->flags & O_APPEND ? APPEND_HANDLE : 0);
-	if (!info->writepage && fuse_req_ctx(request)->uid == 0)
-		info->fh |= ROOT_HANDLE;
 }
 
 static void on_write(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
 		     struct fuse_file_info *info)
 {
-	tell_write(request, ino, info);
+	tell_write(ino, info);
 	inner.write(request, ino, buffer, size, offset, info);
 }
 
 static void on_write_buf(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
 			 struct fuse_file_info *info)
 {
-	tell_write(request, ino, info);
+	tell_write(ino, info);
 	inner.write_buf(request, ino, buffer, offset, info);
 }
 
@@ -573,10 +587,102 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
 }
 
-/* ---- O_TMPFILE ---- */
+/* ---- set-id bits and capabilities ---- */
 
-#define OPCODE_CREATE 35u
-#define OPCODE_TMPFILE 51u
+/*
+ * FUSE_HANDLE_KILLPRIV_V2: the kernel leaves it to us to take away set-user-ID, set-group-ID and security.capability, and
+ * so needn't ask for the latter before every write(2).  libfuse (3.14) knows neither that nor the flags of requests that
+ * say whether the caller may keep set-id bits.  So the bit is put into its reply to INIT, on the way out, and the flags are
+ * read here.
+ */
+#define INIT_KILLPRIV_V2 (1u << 28)
+#define SETATTR_KILLS (1u << 11)
+#define OPEN_KILLS (1u << 0)
+#define WRITE_OF_PAGES (1u << 0)
+#define WRITE_KILLS (1u << 2)
+#define INIT_FLAGS 3 /* index of 32-bit words behind the header, in request and reply */
+#define SETATTR_VALID 0
+#define OPEN_FLAGS 1
+#define CREATE_FLAGS 3
+#define WRITE_FLAGS 5
+
+typedef int (*custom_io_fn)(struct fuse_session *, const struct fuse_custom_io *, int);
+
+static int wants_privileges = 1; /* see set_clears_privileges */
+static int is_init_reply;
+
+/*
+ * The request that libfuse was handed last.  pyfuse3 runs its handler in the same breath, up to the first checkpoint: so
+ * long this is that handler's (py_caller).
+ */
+enum { LOSES, KEEPS, NOT_TOLD };
+
+static struct {
+	int set_id; /* of LOSES, KEEPS, NOT_TOLD: what happens to set-id bits */
+	int of_pages;
+	uint32_t pid, gid;
+} caller;
+
+static ssize_t write_reply(int fd, struct iovec *parts, int count, void *Py_UNUSED(userdata))
+{
+	const struct notify_header *header = parts[0].iov_base;
+
+	if (is_init_reply && count > 1 && header->code == 0 && parts[1].iov_len > INIT_FLAGS * sizeof(uint32_t)) {
+		((uint32_t *)parts[1].iov_base)[INIT_FLAGS] |= INIT_KILLPRIV_V2; /* on do_init's stack */
+		negotiated.clears_privileges = 1;
+	}
+	return writev(fd, parts, count);
+}
+
+static ssize_t read_request(int fd, void *buffer, size_t length, void *Py_UNUSED(userdata))
+{
+	return read(fd, buffer, length);
+}
+
+/* Whether the reply to this INIT is to pass write_reply. */
+static int take_over_replies(struct fuse_session *se, const uint32_t *words, size_t length)
+{
+	static const struct fuse_custom_io io = {.writev = write_reply, .read = read_request};
+	custom_io_fn set = (custom_io_fn)real("fuse_session_custom_io");
+
+	return wants_privileges && set != NULL && se == session && length > INIT_FLAGS * sizeof(*words) &&
+	       words[INIT_FLAGS] & INIT_KILLPRIV_V2 && set(se, &io, current_fd()) == 0;
+}
+
+static int has_flag(const uint32_t *words, size_t length, size_t index, uint32_t flag)
+{
+	return length >= (index + 1) * sizeof(*words) && (words[index] & flag) != 0;
+}
+
+/* Keeps what libfuse doesn't pass on of a request; `length` is that of the words behind its header. */
+static void note_caller(const struct request_header *header, const uint32_t *words, size_t length)
+{
+	int loses = 0;
+
+	caller.of_pages = 0;
+	caller.pid = header->pid;
+	caller.gid = header->gid;
+	switch (header->opcode) {
+	case OPCODE_SETATTR: /* other kernels set the mode */
+		loses = has_flag(words, length, SETATTR_VALID, SETATTR_KILLS);
+		break;
+	case OPCODE_WRITE: /* other kernels have set the mode, but around their pages they tell as here */
+		loses = has_flag(words, length, WRITE_FLAGS, WRITE_KILLS);
+		caller.of_pages = has_flag(words, length, WRITE_FLAGS, WRITE_OF_PAGES);
+		break;
+	case OPCODE_OPEN:
+	case OPCODE_CREATE:
+		loses = has_flag(words, length, header->opcode == OPCODE_OPEN ? OPEN_FLAGS : CREATE_FLAGS, OPEN_KILLS);
+		caller.set_id = !negotiated.clears_privileges ? NOT_TOLD : loses ? LOSES : KEEPS;
+		return;
+	default:
+		caller.set_id = NOT_TOLD;
+		return;
+	}
+	caller.set_id = loses ? LOSES : KEEPS;
+}
+
+/* ---- all requests ---- */
 
 typedef void (*process_buf_fn)(struct fuse_session *, const struct fuse_buf *);
 
@@ -588,13 +694,21 @@ __attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse
 								      const struct fuse_buf *buffer)
 {
 	static process_buf_fn real_process;
-	uint32_t *header = buffer->flags & FUSE_BUF_IS_FD || buffer->size < 8 ? NULL : buffer->mem; /* length, opcode */
+	struct request_header *header = buffer->flags & FUSE_BUF_IS_FD ? NULL : buffer->mem;
 
 	if (real_process == NULL)
 		real_process = (process_buf_fn)real("fuse_session_process_buf");
-	if (header != NULL && header[1] == OPCODE_TMPFILE)
-		header[1] = OPCODE_CREATE;
+	if (header != NULL && buffer->size >= sizeof(*header)) {
+		const uint32_t *words = (const uint32_t *)(header + 1);
+		size_t length = buffer->size - sizeof(*header);
+
+		if (header->opcode == OPCODE_TMPFILE)
+			header->opcode = OPCODE_CREATE;
+		note_caller(header, words, length);
+		is_init_reply = header->opcode == OPCODE_INIT && take_over_replies(se, words, length);
+	}
 	real_process(se, buffer); /* it is there: usable() said so */
+	is_init_reply = 0;
 }
 
 static void wrap_operations(struct fuse_lowlevel_ops *table)
@@ -727,13 +841,38 @@ static PyObject *notify_expire_entry(PyObject *Py_UNUSED(module), PyObject *args
 }
 
 PyDoc_STRVAR(kernel_features_doc, "kernel_features() -> dict[str, int]\n\nWhat kernel and libfuse agreed on: minor (protocol 7.minor), capable and "
-				  "want (FUSE_CAP bits),\nmax_write and max_readahead in bytes.  All 0 before the first request was served.");
+				  "want (FUSE_CAP bits),\nmax_write and max_readahead in bytes, clears_privileges (FUSE_HANDLE_KILLPRIV_V2).  All 0 "
+				  "before the first request was served.");
 
 static PyObject *kernel_features(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return Py_BuildValue("{s:I,s:I,s:I,s:I,s:I}", "minor", negotiated.minor, "capable", negotiated.capable, "want",
+	return Py_BuildValue("{s:I,s:I,s:I,s:I,s:I,s:i}", "minor", negotiated.minor, "capable", negotiated.capable, "want",
 			     negotiated.want, "max_write", negotiated.max_write, "max_readahead",
-			     negotiated.max_readahead);
+			     negotiated.max_readahead, "clears_privileges", negotiated.clears_privileges);
+}
+
+PyDoc_STRVAR(set_clears_privileges_doc,
+	     "set_clears_privileges(wanted: bool) -> None\n\nFrom the next session on: False refuses FUSE_HANDLE_KILLPRIV_V2, as "
+	     "if the kernel didn't have it.");
+
+static PyObject *set_clears_privileges(PyObject *Py_UNUSED(module), PyObject *wanted)
+{
+	int truth = PyObject_IsTrue(wanted);
+
+	if (truth < 0)
+		return NULL;
+	wants_privileges = truth;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(caller_doc,
+	     "caller() -> tuple[bool | None, bool, int, int]\n\nOf the request whose handler has begun, before its first checkpoint: "
+	     "whether it keeps\nset-id bits (None: not told), whether it is pages of a mapping, and the caller's pid and gid.");
+
+static PyObject *py_caller(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return Py_BuildValue("(OOII)", caller.set_id == NOT_TOLD ? Py_None : caller.set_id == KEEPS ? Py_True : Py_False,
+			     caller.of_pages ? Py_True : Py_False, caller.pid, caller.gid);
 }
 
 PyDoc_STRVAR(set_lock_handlers_doc,
@@ -954,6 +1093,8 @@ static PyMethodDef methods[] = {
 	{"bare_answers", bare_answers, METH_NOARGS, bare_answers_doc},
 	{"set_no_open", set_no_open, METH_O, set_no_open_doc},
 	{"notify_prune", notify_prune, METH_VARARGS, notify_prune_doc},
+	{"set_clears_privileges", set_clears_privileges, METH_O, set_clears_privileges_doc},
+	{"caller", py_caller, METH_NOARGS, caller_doc},
 	{"usable", usable, METH_NOARGS, usable_doc},
 	{"session_fd", py_session_fd, METH_NOARGS, session_fd_doc},
 	{"notify_inc_epoch", notify_inc_epoch, METH_NOARGS, inc_epoch_doc},

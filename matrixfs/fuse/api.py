@@ -136,11 +136,19 @@ class Namespace(Protocol):
 
 
 class Attributes(Protocol):
-    """Attributes.  ``Changes`` holds mode, uid, gid, size, atime_ns, mtime_ns, None where unchanged."""
+    """Attributes.  ``Changes`` holds mode, uid, gid, size, atime_ns, mtime_ns and changer, None where unchanged."""
 
     Changes: Any
 
     async def getattr(self, volume: Any, ino: int, /) -> Any:  # noqa: D102
+        ...
+
+    async def by_number(self, volume: Any, ino: int, /) -> Any:
+        """``getattr`` of a number that anybody may have made up."""
+        ...
+
+    def generation(self, volume: Any, inode: Any, /) -> int:
+        """What tells apart successive files of one number in handles; on all nodes the same."""
         ...
 
     async def setattr(self, volume: Any, ino: int, changes: Any, /) -> Any:  # noqa: D102
@@ -154,6 +162,22 @@ class Attributes(Protocol):
         ...
 
     async def statfs(self, volume: Any, /) -> Any:  # noqa: D102
+        ...
+
+
+class Changer(Protocol):
+    """Who changes a file: what that takes away of its privileges."""
+
+    def keeps_set_id(self) -> bool:
+        """Whether he may leave set-id bits (CAP_FSETID)."""
+        ...
+
+    def is_member(self, gid: int) -> bool:
+        """Whether he is in a group, or may do as if."""
+        ...
+
+    def took_away(self, inode: Any) -> None:
+        """Something went: the kernel doesn't know.  Must not wait."""
         ...
 
 
@@ -184,7 +208,10 @@ class Data(Protocol):
     async def read(self, volume: Any, ino: int, offset: int, length: int, /) -> Buffer:  # noqa: D102
         ...
 
-    async def write(self, volume: Any, ino: int, offset: int, buf: bytes, append: bool = False) -> int:  # noqa: D102
+    async def write(
+        self, volume: Any, ino: int, offset: int, buf: bytes, append: bool, changer: Changer | None, /
+    ) -> int:
+        """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping."""
         ...
 
     def version(self, volume: Any, ino: int, /) -> int | None:
@@ -208,14 +235,16 @@ class Readdir(Protocol):
 class Ranges(Protocol):
     """Ranges of files; offsets and lengths in bytes."""
 
-    async def fallocate(self, volume: Any, ino: int, mode: int, offset: int, length: int, /) -> None:  # noqa: D102
-        ...
+    async def fallocate(  # noqa: D102
+        self, volume: Any, ino: int, mode: int, offset: int, length: int, changer: Changer, /
+    ) -> None: ...
 
     async def seek(self, volume: Any, ino: int, offset: int, whence: int, /) -> int:  # noqa: D102
         ...
 
-    async def copy(self, volume: Any, source: int, at: int, target: int, to: int, length: int, /) -> int:  # noqa: D102
-        ...
+    async def copy(  # noqa: D102
+        self, volume: Any, source: int, at: int, target: int, to: int, length: int, changer: Changer, /
+    ) -> int: ...
 
 
 class Conflict(Protocol):

@@ -24,9 +24,8 @@ ROOT_NODE = 1
 READ_ONLY_HANDLE = 1 << 62  # can't write
 INODE_HANDLE = 1 << 61  # no handle but an inode's number: the kernel opened the file without asking
 APPEND_HANDLE = 1 << 60  # a WRITE to the end of the file
-TOLD_HANDLE = 1 << 59  # a WRITE, and so APPEND_HANDLE and ROOT_HANDLE tell of it
-ROOT_HANDLE = 1 << 58  # a WRITE of root, who may leave set-user-ID and set-group-ID
-_NUMBER = ROOT_HANDLE - 1
+TOLD_HANDLE = 1 << 59  # a WRITE, and so APPEND_HANDLE tells of it
+_NUMBER = TOLD_HANDLE - 1
 
 
 @dataclass(slots=True)
@@ -132,7 +131,6 @@ class Handle:
     flags: int
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
-    by_root: bool = False  # of one write: who does it
 
     @property
     def append(self) -> bool:
@@ -184,9 +182,7 @@ class HandleTable:
                 raise OSError(errno.EBADF, f"file handle {number} is not open") from None
         if not number & TOLD_HANDLE:
             return handle
-        return Handle(
-            handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE), by_root=bool(number & ROOT_HANDLE)
-        )
+        return Handle(handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE))
 
     def remove(self, number: int) -> Handle:
         """Forget a handle and return it."""

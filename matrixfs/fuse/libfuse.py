@@ -45,6 +45,8 @@ __all__ = [
     "KernelFeatures",
     "available",
     "bare_answers",
+    "caller",
+    "clear_privileges",
     "count_locks",
     "expire_entry",
     "inc_epoch",
@@ -81,6 +83,7 @@ _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "handle_killpriv": 20,
     "cache_symlinks": 23,
 }
+_HANDLE_KILLPRIV_V2 = "handle_killpriv_v2"  # no bit of libfuse's: the extension agrees on it with the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,27 @@ def open_by_kernel(wanted: bool) -> None:
     """Before the session is made: whether the kernel opens and closes files without asking (coherence.md 6)."""
     if _extension is not None:
         _extension.set_no_open(wanted)
+
+
+# ---- set-id bits and capabilities ----
+
+
+def clear_privileges(wanted: bool) -> None:
+    """Before the session is made: False has the kernel clear set-id bits, as those do that can't leave it to us."""
+    if _extension is not None:
+        _extension.set_clears_privileges(wanted)
+
+
+def caller() -> tuple[bool | None, bool, int, int]:
+    """Of the request whose handler has begun, up to the handler's first checkpoint.
+
+    Whether it keeps set-id bits (None: not told), whether it is pages of a mapping, and the caller's pid and gid.
+    Without the extension we don't know who it is, and it keeps nothing.
+    """
+    if _extension is None:
+        return False, False, 0, 0
+    found: tuple[bool | None, bool, int, int] = _extension.caller()
+    return found
 
 
 # ---- extended attributes ----
@@ -206,5 +230,7 @@ def kernel_features() -> KernelFeatures:
     """What kernel and libfuse agreed on; all zero without the extension."""
     raw = {} if _extension is None else _extension.kernel_features()
     wanted = raw.get("want", 0)
-    names = frozenset(name for name, bit in _CAPABILITIES.items() if wanted >> bit & 1)
-    return KernelFeatures(raw.get("minor", 0), raw.get("max_write", 0), raw.get("max_readahead", 0), names)
+    names = {name for name, bit in _CAPABILITIES.items() if wanted >> bit & 1}
+    if raw.get("clears_privileges"):
+        names.add(_HANDLE_KILLPRIV_V2)
+    return KernelFeatures(raw.get("minor", 0), raw.get("max_write", 0), raw.get("max_readahead", 0), frozenset(names))

@@ -12,7 +12,6 @@ from matrixfs.fuse.handles import (
     APPEND_HANDLE,
     INODE_HANDLE,
     READ_ONLY_HANDLE,
-    ROOT_HANDLE,
     ROOT_NODE,
     TOLD_HANDLE,
     Handle,
@@ -146,12 +145,10 @@ def test_a_write_tells_the_flags_of_now() -> None:
     plain, appending = handles.add(100, os.O_RDWR), handles.add(101, os.O_RDWR | os.O_APPEND)
     assert [handles[plain].append, handles[appending].append] == [False, True]
     assert [handles[plain | TOLD_HANDLE].append, handles[appending | TOLD_HANDLE].append] == [False, False]
-    set_later = handles[plain | TOLD_HANDLE | APPEND_HANDLE | ROOT_HANDLE]
+    set_later = handles[plain | TOLD_HANDLE | APPEND_HANDLE]
     assert set_later.append
     assert not set_later.around_pages
-    assert set_later.by_root
     assert handles[appending | TOLD_HANDLE].around_pages
-    assert not handles[appending | TOLD_HANDLE].by_root
 
 
 def test_pending_counts_per_inode() -> None:

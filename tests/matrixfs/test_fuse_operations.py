@@ -45,7 +45,9 @@ class Kernelless:
             opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append),
             forgotten=self._forgotten,
         )
-        modules: Any = SimpleNamespace(Changes=lambda **changes: changes, **functions)
+        modules: Any = SimpleNamespace(
+            Changes=lambda **changes: changes, generation=lambda _volume, inode: inode.incarnation, **functions
+        )
         self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
         self.caches.nodes.root = ROOT
         self.caches._epoch = True
@@ -170,6 +172,7 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     wanted = pyfuse3.EntryAttributes()
     wanted.st_mode, wanted.st_size, wanted.st_mtime_ns, wanted.st_uid = stat.S_IFREG | 0o4755, 9, 5, 77
     await world.operations.setattr(1, wanted, fields, None, CALLER)
+    assert seen[0][1].pop("changer").of_setattr(fields) is not None, "it truncates"
     nothing = {"uid": None, "gid": None, "atime_ns": None}
     assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
 
@@ -244,10 +247,13 @@ async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int,
     ],
 )
 async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is_room: bool, calls: int) -> None:
+    """And for the same caller: what the extension tells of the request is another one's by then."""
     seen: list[int] = []
+    changers: list[Any] = []
 
-    async def write(*_arguments: Any, **_more: Any) -> int:
+    async def write(*arguments: Any) -> int:
         seen.append(world.rounds)
+        changers.append(arguments[-1])
         if len(seen) == 1:
             raise OSError(code, "no")
         return 3
@@ -262,6 +268,7 @@ async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is
             await world.operations.write(handle, 0, b"abc")
         assert caught.value.errno == code
     assert (seen, world.rounds) == ([0, 1][:calls], int(code != errno.EIO))
+    assert changers[0] is changers[-1] is not None
 
 
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:

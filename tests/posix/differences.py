@@ -23,11 +23,6 @@ class Difference(NamedTuple):
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference("whiteout/*", "RENAME_WHITEOUT is for upper layers of overlayfs, which takes none on FUSE: EINVAL"),
-    Difference(
-        "set-id/*write/2767-65534|set-id/append/2767-65534|set-id/*trunc*/2767-65534|set-id/creat/2767-65534",
-        "the kernel's FUSE drops set-group-ID by a write only where the group may execute; ext4 also where it may not "
-        "and the writer is no member",
-    ),
     Difference("times-far/*", "an inode holds 1677 to 2262, of ext4 1901 to 2446; both cut what is beyond"),
     Difference("moving/mmap-write|moving/mmap-unmap", "a mapping is not told to FUSE: it is no access"),
     Difference("reading/read-end", "the kernel answers a read at the end of file without us: it is no access"),
