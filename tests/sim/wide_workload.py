@@ -136,6 +136,8 @@ class WideWorkload(Workload):
                 assert outcome == -errno.EINVAL, f"{target}: copied onto itself: {outcome}"
                 return
             assert isinstance(outcome, int), f"{target}: copy: {outcome}"
+            if outcome == -errno.ESTALE and not self.states[two[0]].known:
+                return  # who made the target died meanwhile, and it was not safe
             assert outcome >= 0, f"{target}: copy: {outcome}"
             reading, writing = self.states[source], self.states[target]
             if reading.known:
