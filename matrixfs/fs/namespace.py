@@ -17,12 +17,21 @@ from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
-from matrixfs.fs.names import add_name, check_directory, check_living, leave_orphans, make_orphan
+from matrixfs.fs.names import (
+    add_name,
+    check_directory,
+    check_living,
+    hold_named,
+    leave_orphans,
+    make_orphan,
+    means_no_inode,
+)
 from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.rename import rename
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
+from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
 from matrixfs.ondisk.superblock import ORPHANS_START
@@ -54,7 +63,10 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
         place = await directories.locate(volume, directory, name)
         if place.entry is None:
             return None
-        lock = volume.inode_lock(place.entry.inode)
+        try:
+            lock = volume.inode_lock(place.entry.inode)
+        except OSError:
+            raise means_no_inode(parent, place.entry) from None
         if lock is directory_lock:
             raise CorruptionError(f"inode {parent}", "name", "another inode", "the directory itself")
         lock.hint = (parent, name)
@@ -62,22 +74,21 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
             await lock.hold(PR)
         try:
             inode: Inode | None = lock.subject
-            return inode if inode is not None and inode.mode else await _load_named(volume, lock, name, parent)
+            return inode if inode is not None and inode.mode else await _load_named(volume, lock, parent, place.entry)
         finally:
             lock.drop(PR)
     finally:
         directory_lock.drop(PR)
 
 
-async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> Inode:
-    """The inode that a name means: as long as the directory is held it must be there."""
+async def _load_named(volume: Volume, lock: Lock, parent: int, entry: Entry) -> Inode:
+    """The inode that a name in a held directory means."""
     try:
         return await volume.load(lock)
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
-        where = f"block {lock.number} (inode of {name!r} in directory {parent})"
-        raise CorruptionError(where, "inode", "a living inode", "none") from None
+        raise means_no_inode(parent, entry) from None
 
 
 async def create(
@@ -308,7 +319,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         place = await directories.locate(volume, directory, name)
         if place.entry is None:
             raise OSError(errno.ENOENT, "no such name")
-        inode = await held.exclusive(place.entry.inode)
+        inode = await hold_named(held, parent, place.entry)
         if inode.is_directory != directory_wanted:
             raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
         if inode.is_directory and inode.children:

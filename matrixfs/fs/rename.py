@@ -14,7 +14,7 @@ from matrixfs.fs import directories
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
-from matrixfs.fs.names import check_directory, check_living, make_orphan
+from matrixfs.fs.names import check_directory, check_living, hold_named, make_orphan
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.superblock import ROOT_INODE
@@ -71,7 +71,7 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
             raise OSError(errno.EINVAL, "a directory can't move into itself")
         if new.entry is not None and new.entry.inode in above_old | {parent}:
             raise OSError(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, "directory not empty")
-        moved, replaced = await _lock_meanings(held, old, new)
+        moved, replaced = await _lock_meanings(held, (parent, old), (new_parent, new))
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             await volume.journal.admit()
@@ -94,15 +94,16 @@ async def _ancestors(volume: Volume, ino: int) -> set[int]:
     return above
 
 
-async def _lock_meanings(held: Held, old: Place, new: Place) -> tuple[Inode, Inode | None]:
-    """Hold what the two names mean: directories first, then by number."""
-    entries = [place.entry for place in (old, new) if place.entry is not None]
+async def _lock_meanings(held: Held, old: tuple[int, Place], new: tuple[int, Place]) -> tuple[Inode, Inode | None]:
+    """Hold what two names mean, each with its directory's number: directories first, then by number."""
+    meant = [(parent, place.entry) for parent, place in (old, new) if place.entry is not None]
     locked = {
-        entry.inode: await held.exclusive(entry.inode)
-        for entry in sorted(entries, key=lambda entry: (entry.kind != 4, entry.inode))  # 4: DT_DIR
+        entry.inode: await hold_named(held, parent, entry)
+        for parent, entry in sorted(meant, key=lambda one: (one[1].kind != 4, one[1].inode))  # 4: DT_DIR
     }
-    assert old.entry is not None
-    return locked[old.entry.inode], locked[new.entry.inode] if new.entry is not None else None
+    old_entry, new_entry = old[1].entry, new[1].entry
+    assert old_entry is not None
+    return locked[old_entry.inode], None if new_entry is None else locked[new_entry.inode]
 
 
 def _exchange(volume: Volume, one: Side, other: Side) -> None:

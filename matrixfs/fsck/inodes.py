@@ -91,6 +91,11 @@ def _check_target(findings: Findings, inode: InodeRecord) -> None:
         findings.add(SYMLINK_TARGET, inode=inode.address, reason="a zero byte")
 
 
+def has_blocks(inode: InodeRecord) -> bool:
+    """Whether there is anything beside its own block that ``check_content`` would look at."""
+    return inode.layout == TREE or inode.attributes != 0 or inode.inline_length != 0
+
+
 async def check_content(context: Context, inode: InodeRecord) -> TreeWalk:
     """Check and claim the blocks of an inode with sound fields that is no directory; return the walk.
 

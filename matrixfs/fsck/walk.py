@@ -10,7 +10,7 @@ from matrixfs.fsck.area import AHEAD_MAX
 from matrixfs.fsck.context import Context, reason
 from matrixfs.fsck.directory import DirectoryCheck, Place, Verdict
 from matrixfs.fsck.fixes import LowerLinks, SetInode, SetKind
-from matrixfs.fsck.inodes import check_content, check_inode_fields, kind_of
+from matrixfs.fsck.inodes import check_blocks, check_content, check_inode_fields, has_blocks, kind_of
 from matrixfs.fsck.links import Names
 from matrixfs.fsck.problems import (
     DIRECTORY_PARENT,
@@ -148,8 +148,10 @@ class NamespaceWalk:
         context.counts.files += 1
         if inode.nlink != 1:
             context.names.put(number, Names(inode.nlink, 1, kind_of(inode)))
-        if is_sound:
+        if is_sound and has_blocks(inode):
             await check_content(context, inode)
+        elif is_sound:
+            check_blocks(context.findings, inode, 0)
         return Verdict()
 
     async def _next_name(self, place: Place) -> Verdict:

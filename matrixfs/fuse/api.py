@@ -31,6 +31,7 @@ class Inode(Protocol):
     ctime_ns: int
     parent: int  # of a directory: the one that holds it
     data_version: int  # changes whenever the file's data does
+    readable: bool  # False: a stand-in, in listings, for one that is damaged
 
     @property
     def bare(self) -> bool:

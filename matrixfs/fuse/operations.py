@@ -149,7 +149,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
     def _looked_up(self, inode: Inode) -> None:
         node = self._nodes.looked_up(inode.ino, inode.incarnation)
-        if self._opened_by_kernel and not node.kept and stat.S_ISREG(inode.mode):
+        if self._opened_by_kernel and inode.readable and not node.kept and stat.S_ISREG(inode.mode):
             node.kept = True
             self._volume.opens.opened(inode.ino)  # its lock is held now, and stands for that (O1)
 

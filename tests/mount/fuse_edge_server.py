@@ -54,6 +54,7 @@ class FakeInode:
     mtime_ns: int = 10**18
     ctime_ns: int = 10**18
     data_version: int = 1
+    readable: bool = True
     data: bytearray = field(default_factory=bytearray)
     names: dict[bytes, FakeInode] = field(default_factory=dict)
     extended: dict[bytes, bytes] = field(default_factory=dict)

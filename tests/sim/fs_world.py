@@ -10,6 +10,7 @@ attempt that waits for an answer of a dead mount gives up and the next one begin
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -255,3 +256,4 @@ def run_world(seed: int, body: Callable[[World], Awaitable[None]], **options: ob
 
     with deterministic_scheduling(seed):
         trio.run(main, clock=MockClock(autojump_threshold=0))
+    gc.collect()  # a world is cycles of tens of MiB, old from the first rebuild on: nothing else would collect it soon
