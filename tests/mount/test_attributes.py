@@ -117,6 +117,8 @@ def test_errors_are_those_of_a_local_filesystem(tree: Tree) -> None:
     assert code_of(os.getxattr, path, "user.x") == errno.ENODATA
     assert code_of(os.removexattr, path, "user.x") == errno.ENODATA
     assert code_of(os.setxattr, path, "user.x", b"", os.XATTR_REPLACE) == errno.ENODATA
+    os.removexattr(path, ACCESS)  # there is none: no error
+    os.setxattr(tree.a, DEFAULT, b"")
     os.setxattr(path, "user.x", b"1", os.XATTR_CREATE)
     assert code_of(os.setxattr, path, "user.x", b"2", os.XATTR_CREATE) == errno.EEXIST
     for name in ("other.x", "system.x", "nothing"):
