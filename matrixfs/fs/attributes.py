@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, acl, data, xattrs
+from matrixfs.fs import access_lists, acl, data, file_flags, xattrs
+from matrixfs.fs.file_flags import check_open
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
@@ -18,6 +19,8 @@ from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
+
+__all__ = ["Changes", "StatFs", "check_open", "getattr", "permits", "readlink", "setattr", "statfs", "without_set_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,14 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
+    times_are_now: bool = False  # asked for as "now", both: who may write the file may do that
+
+    @property
+    def only_touches(self) -> bool:
+        """Whether it is what an append-only file allows: times as of an access, or what writing takes away."""
+        times = self.atime_ns is not None or self.mtime_ns is not None
+        others = (self.mode, self.uid, self.gid, self.size)
+        return all(value is None for value in others) and (self.times_are_now or not times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +95,12 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """Change attributes; permissions were checked by the kernel.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EPERM.
         CorruptionError, DeviceError, Fenced: the inode can't be read.
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        file_flags.check_write(inode, appends=changes.only_touches)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
         if changes.size is not None:
@@ -110,6 +122,7 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
+        await file_flags.keep(volume, inode)
         return inode
 
 

@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents
+from matrixfs.fs import extents, file_flags
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -85,13 +85,16 @@ async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer:
     await for_each([piece for piece in pieces if piece.written], one, workers=READS_AT_ONCE)
 
 
-async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False) -> int:
+async def write(
+    volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False, overwrites: bool = True
+) -> int:
     """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
 
+    ``overwrites``: the descriptor may change what is there where the file is append-only, being older than that.
     Returns the number of bytes.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC, EPERM.
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
     lock = volume.inode_lock(ino)
@@ -101,7 +104,12 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
         held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
         check_regular(inode)
-        return await write_held(volume, inode, inode.size if append else offset, data)
+        if inode.flags:
+            file_flags.check_write(inode, appends=append or overwrites)
+        written = await write_held(volume, inode, inode.size if append else offset, data)
+        if inode.flags:
+            await file_flags.keep(volume, inode)
+        return written
     finally:
         if held:
             lock.drop(EX, True)

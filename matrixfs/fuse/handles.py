@@ -111,11 +111,17 @@ class Handle:
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
     by_root: bool = False  # of one write: who does it
+    unasked: bool = False  # the kernel opened it without asking
 
     @property
     def append(self) -> bool:
         """Writes go to the true end of the file, whatever offset the kernel believes in (coherence.md 7)."""
         return bool(self.flags & os.O_APPEND) if self.append_now is None else self.append_now
+
+    @property
+    def overwrites(self) -> bool:
+        """Writes may go over what an append-only file holds: it was opened before it was that, or would not be open."""
+        return not (self.around_pages or self.unasked)
 
     @property
     def around_pages(self) -> bool:
@@ -154,7 +160,7 @@ class HandleTable:
 
     def __getitem__(self, number: int) -> Handle:
         if number & INODE_HANDLE:
-            handle = Handle(number & _NUMBER, 0)
+            handle = Handle(number & _NUMBER, 0, unasked=True)
         else:
             try:
                 handle = self._handles[number & (_NUMBER | READ_ONLY_HANDLE)]
@@ -162,9 +168,8 @@ class HandleTable:
                 raise OSError(errno.EBADF, f"file handle {number} is not open") from None
         if not number & TOLD_HANDLE:
             return handle
-        return Handle(
-            handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE), by_root=bool(number & ROOT_HANDLE)
-        )
+        append, by_root = bool(number & APPEND_HANDLE), bool(number & ROOT_HANDLE)
+        return Handle(handle.ino, handle.flags, append_now=append, by_root=by_root, unasked=handle.unasked)
 
     def remove(self, number: int) -> Handle:
         """Forget a handle and return it."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from matrixfs.fuse.attribute_requests import AttributeRequests, membership
 from matrixfs.fuse.edge import Edge, upcall
+from matrixfs.fuse.flag_requests import FlagRequests
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
@@ -93,14 +94,14 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._data = filesystem.data
         self._readdir = filesystem.readdir
         self._xattrs = filesystem.xattrs
-        self._caches = caches
-        self._nodes = caches.nodes
+        self._caches, self._nodes = caches, caches.nodes
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
         self.parked = ParkedRequests(self.edge)
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
-        ranges = filesystem.ranges
+        ranges, flags = filesystem.ranges, filesystem.flags
         self.range_requests = None if ranges is None else RangeRequests(volume, ranges, self.edge, self.parked)
+        self.flag_requests = None if flags is None else FlagRequests(volume, flags, caches, self.edge, self.parked)
 
     # ---- replies ----
 
@@ -252,6 +253,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            times_are_now=bool(attr.st_rdev),  # the extension says so there
         )
         inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
         reply = self._fill(inode)
@@ -305,6 +307,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
                 inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
+            self._attributes.check_open(inode, flags)
             return inode if named else self._checked_inode(ino, inode)
         except BaseException:
             self._volume.opens.closed(ino)
@@ -383,7 +386,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             await self._drop_capability(handle.ino)
         if handle.around_pages and not handle.by_root:
             await self._drop_set_id(handle.ino)
-        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, handle.overwrites)
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written
@@ -393,7 +396,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
         read(2) then asks for the size and drops them; a mapping would not.
         """
-        written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, handle.overwrites)
         if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:

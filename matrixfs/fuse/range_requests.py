@@ -71,4 +71,4 @@ class RangeRequests:
     @upcall(handle=2)
     async def copy_file_range(self, source: Handle, target: Handle, at: int, to: int, length: int) -> int:
         """Copy bytes between files, or within one."""
-        return await self._ranges.copy(self._volume, source.ino, at, target.ino, to, length)
+        return await self._ranges.copy(self._volume, source.ino, at, target.ino, to, length, target.overwrites)

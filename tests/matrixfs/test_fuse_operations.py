@@ -42,7 +42,9 @@ class Kernelless:
             atimes=SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns),
             opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append), forgotten=self._forgotten
         )
-        modules: Any = SimpleNamespace(Changes=lambda **changes: changes, **functions)
+        modules: Any = SimpleNamespace(
+            Changes=lambda **changes: changes, check_open=lambda _inode, _flags: None, **functions
+        )
         self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
         self.caches.nodes.root = ROOT
         self.caches._epoch = True

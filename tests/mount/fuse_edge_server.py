@@ -255,7 +255,7 @@ async def read(volume: FakeVolume, ino: int, offset: int, length: int) -> bytes:
     return bytes(volume.at(ino).data[offset : offset + length])
 
 
-async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool = False) -> int:
+async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, _overwrites: bool) -> int:
     inode = volume.at(ino)
     volume.sizes["write"] = max(volume.sizes["write"], len(buf))
     if append:
@@ -286,7 +286,8 @@ FILESYSTEM = Filesystem(
         link=link, unlink=unlink, rmdir=unlink, rename=rename,
     ),
     SimpleNamespace(
-        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs
+        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs,
+        check_open=lambda _inode, _flags: None,
     ),
     SimpleNamespace(read=read, write=write, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),

@@ -18,14 +18,14 @@ import pytest
 
 from tests.mount.conftest import Tree
 from tests.mount.crowd import together
-from tests.posix import attributes, contents, moves, names
+from tests.posix import attributes, contents, flags, moves, names
 from tests.posix.cases import Case, numbered
 from tests.posix.chance import NAMES, one_file, one_tree
 from tests.posix.differences import DIFFERENCES, Difference
 from tests.posix.runner import Trace, differing, run
 from tests.posix.steps import tree as whole
 
-MODULES = (names, moves, attributes, contents)
+MODULES = (names, moves, attributes, contents, flags)
 GROUPS = {group.__name__: numbered(group()) for module in MODULES for group in module.GROUPS}
 ACROSS = {"nameless", "reading_and_writing", "within", "moving_times"}  # whose steps are about what others see
 FOUND = {  # cases that have found something: always run
