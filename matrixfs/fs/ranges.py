@@ -218,7 +218,8 @@ async def copy(
 ) -> int:
     """copy_file_range(2): copy bytes from one file to another, or within one, holes as holes; return how many.
 
-    Fewer than asked for at the source's end, beyond ``COPY_MAX``, or when space ends.  ``overwrites``: see ``data.write``.
+    Fewer than asked for at the source's end, beyond ``COPY_MAX``, or when space ends.  ``overwrites``: as for
+    ``data.write``.
 
     Raises:
         OSError: EINVAL for ranges of one file that overlap, EISDIR, EFBIG, ENOSPC, ESTALE, EPERM.

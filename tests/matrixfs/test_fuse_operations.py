@@ -166,7 +166,10 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     wanted.st_mode, wanted.st_size, wanted.st_mtime_ns, wanted.st_uid = stat.S_IFREG | 0o4755, 9, 5, 77
     await world.operations.setattr(1, wanted, fields, None, CALLER)
     nothing = {"uid": None, "gid": None, "atime_ns": None}
-    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
+    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, "times_are_now": False, **nothing})]
+    wanted.st_rdev = 1  # from the extension
+    await world.operations.setattr(1, wanted, fields, None, CALLER)
+    assert seen[1][1]["times_are_now"]
 
 
 async def test_attributes_are_told_only_when_pages_left_behind_are_dropped() -> None:
