@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _FLAGS = struct.Struct("=I")
 _PROJECT = struct.Struct("=IIII12x")  # struct fsxattr: flags, hint for extents, their number, project
 
+_IMMUTABLE, _IMMUTABLE_XFS = 0x10, 0x8
+
 
 def has_capability(pid: int, number: int) -> bool:
     """Whether a process has a capability now; not for one that has ended, or lives in another process namespace."""
@@ -75,6 +77,8 @@ class FlagRequests:
     async def setflags(self, ino: int, argument: bytes, uid: int, has: Callable[[int], bool]) -> bytes:
         """FS_IOC_SETFLAGS."""
         (numbers,) = _FLAGS.unpack(argument)
+        if numbers & _IMMUTABLE:
+            await self._caches.purge_inode(ino)  # has the kernel write what was changed through a mapping
         await self._flags.set_flags(self._volume, ino, numbers, uid, has)
         self._caches.attributes_changed(ino)
         return b""
@@ -89,6 +93,8 @@ class FlagRequests:
     async def fssetxattr(self, ino: int, argument: bytes, uid: int, has: Callable[[int], bool]) -> bytes:
         """FS_IOC_FSSETXATTR."""
         numbers, _, _, project = _PROJECT.unpack(argument)
+        if numbers & _IMMUTABLE_XFS:
+            await self._caches.purge_inode(ino)
         await self._flags.set_project(self._volume, ino, numbers, project, uid, has)
         self._caches.attributes_changed(ino)
         return b""

@@ -210,6 +210,7 @@ async def _(built: Built) -> None:
 @damage("inode-project")
 async def _(built: Built) -> None:
     await without_file_flags(built)
+    await built.change("empty", flags=0)
     await built.change("small", project=7)
 
 

@@ -139,6 +139,9 @@ def opened_before() -> Iterator[Case]:
         yield case(f"before-map/{flags}", ("put", "x", b"content"), ("open", "x", RW), ("map_w", "f", 7),
                    ("map_write", "f", 0, b"C"), ("map_sync", "f"), ("unmap", "f"), ("set_flags_to", "x", flags),
                    ("content", "x"))
+        yield case(f"before-dirty-map/{flags}", ("put", "x", b"content"), ("open", "x", RW), ("map_w", "f", 7),
+                   ("map_write", "f", 0, b"C"), ("set_flags_to", "x", flags), ("content", "x"), ("map_sync", "f"),
+                   ("unmap", "f"), ("content", "x"))
         yield case(f"before-copy/{flags}", ("put", "x", b"content"), ("put", "y", b"source"), ("open", "x", RW, 0, "a"),
                    ("open", "y", R, 0, "c"), ("set_flags_to", "x", flags), ("copy", "c", "a", 3), ("content", "x"))
 

@@ -83,7 +83,8 @@ PROJECTS: dict[str, tuple[tuple[Step, object], ...]] = {  # what ext4's sources 
         (("project", "d/x"), ("S", 0, 0xFFFFFFFE)), (("project", "d/sub"), ("SP", 0, 0xFFFFFFFE)),
         (("project", "d/sub/y"), ("S", 0, 0xFFFFFFFE)), (("link", "d/x", "d/x2"), None),
         (("link", "d/l", "d/l2"), None), (("rename", "d/x", "x"), None), (("project", "x"), ("S", 0, 0xFFFFFFFE)),
-        (("rename", "x", "d/sub/x"), None), (("set_project", "d", "", 3), None), (("put", "d/z", b"z"), None), (("project", "d/z"), ("", 0, 0)),
+        (("rename", "x", "d/sub/x"), None), (("set_project", "d", "", 3), None),
+        (("put", "d/z", b"z"), None), (("project", "d/z"), ("", 0, 0)),
     ),
     "another's": (
         (("mkdir", "d", 0o755), None), (("set_project", "d", "P", 9), None), (("put", "x", b"x"), None),
