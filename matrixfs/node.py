@@ -23,7 +23,7 @@ from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import mount_access
 from matrixfs.freezing import Freezer
-from matrixfs.fs import attributes, data, namespace, ranges, readdir, xattrs
+from matrixfs.fs import attributes, data, fileattr, namespace, ranges, readdir, xattrs
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
@@ -242,7 +242,7 @@ class _Mount:
             self._options.local_locks,
             self._options.kernel_options,
         )
-        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges)
+        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges, fileattr)
         locks = ClusterLocks(self._member.file_locks, Kind.FLOCK, Kind.POSIX, self._session.cluster.node_id)
         self._fuse = Session(config, volume, filesystem, self._caches, self._fail, locks)
         self._fuse.start()

@@ -21,6 +21,7 @@ from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.locks.resources import INODE, Resource
+from matrixfs.ondisk.inode import FLAG_NOATIME
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Atimes:
             return
         lock = self._volume.locks.find(Resource(INODE, ino))
         inode: Inode | None = lock.subject if lock is not None else None
-        if inode is None:
+        if inode is None or inode.flags & FLAG_NOATIME:
             return
         now_ns = self._volume.clock.wall_ns()
         atime_ns = self.shown(inode)

@@ -10,7 +10,8 @@ from hashlib import blake2s
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, acl, data, privileges, xattrs
+from matrixfs.fs import access_lists, acl, data, file_flags, privileges, xattrs
+from matrixfs.fs.file_flags import check_open
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
@@ -21,6 +22,10 @@ from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
+
+__all__ = [
+    "Changes", "StatFs", "by_number", "check_open", "generation", "getattr", "permits", "readlink", "setattr", "statfs",
+]  # fmt: skip
 
 _HANDLE = Struct("<QQ")
 
@@ -36,6 +41,14 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     changer: privileges.Changer | None = None  # whose change takes privileges away; None: it doesn't
+    times_are_now: bool = False  # asked for as "now", both: who may write the file may do that
+
+    @property
+    def only_touches(self) -> bool:
+        """Whether it is what an append-only file allows: times as of an access, or what writing takes away."""
+        times = self.atime_ns is not None or self.mtime_ns is not None
+        others = (self.mode, self.uid, self.gid, self.size)
+        return all(value is None for value in others) and (self.times_are_now or not times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +126,12 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """Change attributes; permissions were checked by the kernel.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EPERM.
         CorruptionError, DeviceError, Fenced: the inode can't be read.
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        file_flags.check_write(inode, appends=changes.only_touches)
         if changes.changer is not None:
             await privileges.take_away(volume, inode, changes.changer)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
@@ -139,6 +153,7 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
+        await file_flags.keep(volume, inode)
         return inode
 
 

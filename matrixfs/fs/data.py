@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents, privileges
+from matrixfs.fs import extents, file_flags, privileges
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -87,14 +87,22 @@ async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer:
 
 
 async def write(
-    volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False, changer: privileges.Changer | None = None
+    volume: Volume,
+    ino: int,
+    offset: int,
+    data: Buffer,
+    append: bool = False,
+    changer: privileges.Changer | None = None,
+    overwrites: bool = True,
 ) -> int:
     """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
 
-    ``changer``: who writes, for what the file loses by that; None for pages of a mapping.  Returns the number of bytes.
+    ``changer``: who writes, for what the file loses by that; None for pages of a mapping.  ``overwrites``: the
+    descriptor may change what is there where the file is append-only, being older than that.  Returns the number of
+    bytes.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC, EPERM.
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
     lock = volume.inode_lock(ino)
@@ -104,9 +112,14 @@ async def write(
         held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
         check_regular(inode)
+        if inode.flags:
+            file_flags.check_write(inode, appends=append or overwrites)
         if changer is not None:
             await privileges.take_away(volume, inode, changer)
-        return await write_held(volume, inode, inode.size if append else offset, data)
+        written = await write_held(volume, inode, inode.size if append else offset, data)
+        if inode.flags:
+            await file_flags.keep(volume, inode)
+        return written
     finally:
         if held:
             lock.drop(EX, True)

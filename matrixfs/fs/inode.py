@@ -17,7 +17,16 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrus
 from matrixfs.ondisk.extent import ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import DEPTH_MAX, FLAG_QUARANTINED, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.inode import (
+    DEPTH_MAX,
+    FLAG_QUARANTINED,
+    FLAGS_KNOWN,
+    FLAGS_OF_USERS,
+    INLINE,
+    TAIL_BYTES,
+    TREE,
+    InodeRecord,
+)
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
 from membership.errors import CorruptRecord
@@ -176,8 +185,9 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
     inode.depth = found.depth
     if found.flags & FLAG_QUARANTINED:
         raise CorruptRecord(where, "state, as a scrub found it: in quarantine until fsck.matrixfs has run")
-    if found.flags & ~FLAGS_KNOWN:
-        raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
+    known = FLAGS_KNOWN & ~FLAGS_OF_USERS | superblock.user_flags
+    if found.flags & ~known:
+        raise CorruptRecord(where, "flags", f"{known:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
         raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
     if found.nlink > NLINK_MAX or max(found.blocks, found.children) > COUNT_MAX:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, data, directories
+from matrixfs.fs import access_lists, data, directories, file_flags
 from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.directories import Place
@@ -107,7 +107,7 @@ async def create(
         umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
-        OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG.
+        OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG, EPERM for an immutable directory.
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
 
@@ -124,12 +124,13 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
     next checkpoint.
 
     Raises:
-        OSError: ENOENT, ENOSPC, ENOTDIR.
+        OSError: ENOENT, ENOSPC, ENOTDIR, EPERM for an immutable directory.
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
     with Held(volume) as held:
         await held.changing()
         directory = check_living(await held.shared(parent))
+        file_flags.check_new_name(directory)
         inheritance = await access_lists.inheritance(volume, directory, stat.S_IFREG | stat.S_IMODE(mode), umask)
         orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
         # The number, and so the name among the orphans, is known only then: hence room for any name.
@@ -152,6 +153,7 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
             inheritance.give(volume, inode, spare)
             directories.add(volume, orphans, place, entry, spare)
         volume.opens.made_nameless(inode.ino)
+        await file_flags.keep_metadata(volume, inode)
         return inode
 
 
@@ -197,6 +199,7 @@ async def _make(
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
+        file_flags.check_new_name(directory)
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= DIRECTORY_LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
@@ -225,6 +228,7 @@ async def _make(
             directories.add(volume, directory, place, entry, spare)
             if is_directory:
                 directory.nlink += 1
+        await file_flags.keep_metadata(volume, directory)
         return inode
 
 
@@ -236,7 +240,7 @@ def _put_block(inode: Inode, content: bytes, block: int) -> None:
 
 
 def _own(volume: Volume, inode: Inode, directory: Inode, uid: int, gid: int) -> None:
-    """Times, owner, and what a set-group-id directory hands down."""
+    """Times, owner, and what a directory hands down."""
     now = volume.clock.wall_ns()
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
     inode.incarnation = int.from_bytes(volume.rng.randbytes(8), "little") | 1
@@ -246,13 +250,15 @@ def _own(volume: Volume, inode: Inode, directory: Inode, uid: int, gid: int) -> 
         inode.gid = directory.gid
         if inode.is_directory:
             inode.mode |= stat.S_ISGID
+    file_flags.inherit(inode, directory)
 
 
 async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
     """Give a file one more name.
 
     Raises:
-        OSError: EEXIST, EMLINK, ENOENT, ENOSPC, EPERM for a directory, ESTALE, ENAMETOOLONG.
+        OSError: EEXIST, EMLINK, ENOENT, ENOSPC, EPERM for a directory and by flags, EXDEV by projects, ESTALE,
+            ENAMETOOLONG.
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     directories.check_name(name)
@@ -269,12 +275,16 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
+        file_flags.check_new_name(directory)
+        file_flags.check_change(inode)
+        file_flags.check_project(directory, inode)
         await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
         if orphan is not None:
             leave_orphans(volume, inode, *orphan)
         inode.lock.hint = (parent, name)
         inode.nlink += 1
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, directory)
         return inode
 
 
@@ -298,7 +308,7 @@ async def unlink(volume: Volume, parent: int, name: bytes) -> None:
     """Remove a name that is no directory.
 
     Raises:
-        OSError: ENOENT, EISDIR, ENOTDIR, ENOSPC.
+        OSError: ENOENT, EISDIR, ENOTDIR, ENOSPC, EPERM.
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     ino = await _remove(volume, parent, name, directory_wanted=False)
@@ -320,6 +330,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         if place.entry is None:
             raise OSError(errno.ENOENT, "no such name")
         inode = await hold_named(held, parent, place.entry)
+        file_flags.check_lost_name(directory, inode)
         if inode.is_directory != directory_wanted:
             raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
         if inode.is_directory and inode.children:
@@ -335,4 +346,5 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
             lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, directory)
         return inode.ino if last else 0

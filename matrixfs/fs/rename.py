@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from matrixfs.fs import directories
+from matrixfs.fs import directories, file_flags
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
@@ -40,7 +40,7 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
 
     Raises:
         OSError: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself, unknown flags),
-            ENOSPC, ENAMETOOLONG, ESTALE.
+            ENOSPC, ENAMETOOLONG, ESTALE, EPERM (flags), EXDEV (projects).
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
@@ -72,14 +72,28 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
         if new.entry is not None and new.entry.inode in above_old | {parent}:
             raise OSError(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, "directory not empty")
         moved, replaced = await _lock_meanings(held, (parent, old), (new_parent, new))
+        _check_flags(source, target, moved, replaced, exchange=bool(flags & RENAME_EXCHANGE))
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             await volume.journal.admit()
             _exchange(volume, Side(source, old, moved), Side(target, new, replaced))
-            return
-        await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
+        else:
+            await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
+        await file_flags.keep_metadata(volume, source, target)
     if replaced is not None and replaced.nlink == 0:
         volume.opens.try_delete(replaced.ino)
+
+
+def _check_flags(source: Inode, target: Inode, moved: Inode, replaced: Inode | None, *, exchange: bool) -> None:
+    """Raises OSError EPERM, EXDEV (file_flags)."""
+    file_flags.check_lost_name(source, moved)
+    if replaced is None:
+        file_flags.check_new_name(target)
+    else:
+        file_flags.check_lost_name(target, replaced)
+    file_flags.check_project(target, moved)
+    if exchange and replaced is not None:
+        file_flags.check_project(source, replaced)
 
 
 async def _ancestors(volume: Volume, ino: int) -> set[int]:

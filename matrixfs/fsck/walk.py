@@ -45,7 +45,7 @@ def decode_inode(context: Context, number: int, data: bytes, name: str) -> Inode
 async def read_system_directory(context: Context, number: int) -> InodeRecord | None:
     """The root or an orphan directory, or None with a finding.  Raises DeviceError."""
     inode = decode_inode(context, number, await context.area.read(number), "a directory of the filesystem itself")
-    if inode is None or not check_inode_fields(context.findings, inode):
+    if inode is None or not check_inode_fields(context, inode):
         return None
     if not stat.S_ISDIR(inode.mode):
         context.findings.add(SYSTEM_DIRECTORY, inode=number)
@@ -133,7 +133,7 @@ class NamespaceWalk:
         context, number = self._context, inode.address
         context.claim(number, number)
         context.map.mark_inode(number)
-        is_sound = check_inode_fields(context.findings, inode)
+        is_sound = check_inode_fields(context, inode)
         if is_sound:
             self._check_kind(place, kind_of(inode))
         if inode.orphaned_by and inode.nlink:

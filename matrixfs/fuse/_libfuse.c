@@ -12,7 +12,7 @@
  *    (through process_buf) init with the GIL.  Only the write(2) of notifications runs without it, on values
  *    copied before.
  *  - The table handed on is a private copy of pyfuse3's; libfuse copies it again.
- *  - A request that Python has to answer (file locks, ranges of files) is parked in a slot.  Python knows it by slot
+ *  - A request that Python has to answer (file locks, ranges, flags) is parked in a slot.  Python knows it by slot
  *    and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
  *    park() to unpark(), and unpark() comes before every reply, as replying frees the request.  What is still parked
  *    when the session ends is answered (ENOTCONN) before libfuse frees what those requests point to.
@@ -29,6 +29,7 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/limits.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -116,6 +117,7 @@ static int max_read_requested;
 static int no_open;
 static PyObject *on_request, *on_interrupted; /* both or none; see set_lock_handlers */
 static PyObject *on_range;		      /* see set_range_handler */
+static PyObject *on_flags;		      /* see set_flag_handler */
 static struct {
 	unsigned minor, capable, want, max_write, max_readahead;
 	int clears_privileges;
@@ -587,6 +589,54 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
 }
 
+/* ---- flags and projects of files ---- */
+
+/*
+ * What the kernel asks by itself for ioctl(2) with these commands (fs/fuse/ioctl.c), and the version, which it passes on
+ * with room for a long, though it is an int.  The order is that of matrixfs/fuse/flag_requests.py.
+ */
+static const struct {
+	unsigned int command;
+	size_t in, out; /* bytes */
+} known_ioctls[] = {
+	{FS_IOC_GETFLAGS, 0, sizeof(uint32_t)},
+	{FS_IOC_SETFLAGS, sizeof(uint32_t), 0},
+	{FS_IOC_FSGETXATTR, 0, sizeof(struct fsxattr)},
+	{FS_IOC_FSSETXATTR, sizeof(struct fsxattr), 0},
+	{FS_IOC_GETVERSION, 0, sizeof(uint32_t)},
+};
+
+static void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned int command, void *Py_UNUSED(argument),
+		     struct fuse_file_info *Py_UNUSED(info), unsigned Py_UNUSED(flags), const void *input,
+		     size_t input_bytes, size_t output_bytes)
+{
+	const struct fuse_ctx *context = fuse_req_ctx(request);
+	size_t at, in;
+
+	for (at = 0; at < sizeof(known_ioctls) / sizeof(*known_ioctls); at++) {
+		in = known_ioctls[at].in;
+		if (command == known_ioctls[at].command && input_bytes >= in && output_bytes >= known_ioctls[at].out) {
+			hand_over(request, &on_flags, (int)at, "(KIiy#)", (unsigned long long)ino,
+				  (unsigned int)context->uid, (int)context->pid, in ? (const char *)input : "",
+				  (Py_ssize_t)in);
+			return;
+		}
+	}
+	fuse_reply_err(request, ENOTTY);
+}
+
+/*
+ * "Now" for both times is what whoever may write a file may set, where it is append-only too.  pyfuse3 doesn't tell, so
+ * Python finds it where a device's number would be, which no request changes.
+ */
+static void on_setattr(fuse_req_t request, fuse_ino_t ino, struct stat *wanted, int fields, struct fuse_file_info *info)
+{
+	const int both = FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
+
+	wanted->st_rdev = (fields & both) == both;
+	inner.setattr(request, ino, wanted, fields, info);
+}
+
 /* ---- set-id bits and capabilities ---- */
 
 /*
@@ -719,6 +769,9 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 		table->lseek = on_lseek;
 		table->copy_file_range = on_copy_file_range;
 	}
+	if (on_flags != NULL)
+		table->ioctl = on_ioctl;
+	table->setattr = table->setattr == NULL ? NULL : on_setattr;
 	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
 	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
 	table->write = table->write == NULL ? NULL : on_write;
@@ -903,17 +956,32 @@ PyDoc_STRVAR(set_range_handler_doc,
 	     "from the next session on; None: by nobody.\nrequest(operation, number, ...) answers at once or later by reply_err, "
 	     "reply_seek or reply_written.");
 
-static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+static PyObject *set_handler(PyObject **handler, PyObject *request)
 {
-	PyObject *old = on_range;
+	PyObject *old = *handler;
 
 	if (request != Py_None && !PyCallable_Check(request)) {
 		PyErr_SetString(PyExc_TypeError, "a callable, or None");
 		return NULL;
 	}
-	on_range = request == Py_None ? NULL : Py_NewRef(request);
+	*handler = request == Py_None ? NULL : Py_NewRef(request);
 	Py_XDECREF(old); /* last: what it frees may call anything */
 	Py_RETURN_NONE;
+}
+
+static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	return set_handler(&on_range, request);
+}
+
+PyDoc_STRVAR(set_flag_handler_doc,
+	     "set_flag_handler(request) -> None\n\nHave ioctl(2) for flags and projects of files answered by Python, from the next "
+	     "session on; None: by nobody.\nrequest(operation, number, node, uid, pid, argument) answers at once or later by "
+	     "reply_ioctl or reply_err.");
+
+static PyObject *set_flag_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	return set_handler(&on_flags, request);
 }
 
 PyDoc_STRVAR(reply_err_doc, "reply_err(number: int, error: int) -> int\n\nAnswer a parked request with an errno, 0 for success.\nReturns 0, "
@@ -986,6 +1054,23 @@ static PyObject *reply_written(PyObject *Py_UNUSED(module), PyObject *args)
 		return NULL;
 	request = unpark(number);
 	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_write(request, count));
+}
+
+PyDoc_STRVAR(reply_ioctl_doc,
+	     "reply_ioctl(number: int, answer: bytes) -> int\n\nAnswer ioctl with success; answer: what it returns.  Returns as "
+	     "reply_err.");
+
+static PyObject *reply_ioctl(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	const char *answer;
+	Py_ssize_t length;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "Ky#:reply_ioctl", &number, &answer, &length))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_ioctl(request, 0, answer, (size_t)length));
 }
 
 PyDoc_STRVAR(count_locks_doc, "count_locks(ino: int, change: int) -> None\n\nOne more (1) or one less (-1) reason to have closes of the inode told to "
@@ -1083,9 +1168,11 @@ static PyObject *notify_prune(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
 	{"set_lock_handlers", set_lock_handlers, METH_VARARGS, set_lock_handlers_doc},
 	{"set_range_handler", set_range_handler, METH_O, set_range_handler_doc},
+	{"set_flag_handler", set_flag_handler, METH_O, set_flag_handler_doc},
 	{"reply_err", reply_err, METH_VARARGS, reply_err_doc},
 	{"reply_seek", reply_seek, METH_VARARGS, reply_seek_doc},
 	{"reply_written", reply_written, METH_VARARGS, reply_written_doc},
+	{"reply_ioctl", reply_ioctl, METH_VARARGS, reply_ioctl_doc},
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},

@@ -158,6 +158,10 @@ class Attributes(Protocol):
     async def readlink(self, volume: Any, ino: int, /) -> bytes:  # noqa: D102
         ...
 
+    def check_open(self, inode: Any, flags: int, /) -> None:
+        """OSError EPERM where it must not be opened so."""
+        ...
+
     async def permits(self, volume: Any, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool], /) -> bool:
         """Whether a caller may do all that is ``wanted`` (4 read, 2 write)."""
         ...
@@ -210,9 +214,20 @@ class Data(Protocol):
         ...
 
     async def write(
-        self, volume: Any, ino: int, offset: int, buf: bytes, append: bool, changer: Changer | None, /
+        self,
+        volume: Any,
+        ino: int,
+        offset: int,
+        buf: bytes,
+        append: bool,
+        changer: Changer | None,
+        overwrites: bool,
+        /,
     ) -> int:
-        """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping."""
+        """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping.
+
+        Without ``overwrites`` an append-only file (chattr +a) is written to its end only.
+        """
         ...
 
     def version(self, volume: Any, ino: int, /) -> int | None:
@@ -244,7 +259,16 @@ class Ranges(Protocol):
         ...
 
     async def copy(  # noqa: D102
-        self, volume: Any, source: int, at: int, target: int, to: int, length: int, changer: Changer, /
+        self,
+        volume: Any,
+        source: int,
+        at: int,
+        target: int,
+        to: int,
+        length: int,
+        changer: Changer,
+        overwrites: bool,
+        /,
     ) -> int: ...
 
 
@@ -316,9 +340,28 @@ class ClusterLocks:
     node: int
 
 
+class Flags(Protocol):
+    """Flags and projects of files.  Numbers are Linux's: of FS_IOC_SETFLAGS ("ext4") and FS_IOC_FSSETXATTR ("xfs").
+
+    ``has``: whether the caller has a capability, by its number.
+    """
+
+    async def show(self, volume: Any, ino: int, /) -> Any:
+        """With ``ext4``, ``xfs``, ``project`` and ``version``."""
+        ...
+
+    async def set_flags(  # noqa: D102
+        self, volume: Any, ino: int, numbers: int, uid: int, has: Callable[[int], bool], /
+    ) -> Any: ...
+
+    async def set_project(  # noqa: D102
+        self, volume: Any, ino: int, numbers: int, project: int, uid: int, has: Callable[[int], bool], /
+    ) -> Any: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """The modules together.  Without ``ranges`` the kernel tells applications that there is no such thing."""
+    """The modules together.  Without ``ranges`` and ``flags`` applications are told that there is no such thing."""
 
     namespace: Namespace
     attributes: Attributes
@@ -326,3 +369,4 @@ class Filesystem:
     readdir: Readdir
     xattrs: Xattrs
     ranges: Ranges | None = None
+    flags: Flags | None = None

@@ -131,11 +131,17 @@ class Handle:
     flags: int
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
+    unasked: bool = False  # the kernel opened it without asking
 
     @property
     def append(self) -> bool:
         """Writes go to the true end of the file, whatever offset the kernel believes in (coherence.md 7)."""
         return bool(self.flags & os.O_APPEND) if self.append_now is None else self.append_now
+
+    @property
+    def overwrites(self) -> bool:
+        """Writes may go over what an append-only file holds: it was opened before it was that, or would not be open."""
+        return not (self.around_pages or self.unasked)
 
     @property
     def around_pages(self) -> bool:
@@ -174,7 +180,7 @@ class HandleTable:
 
     def __getitem__(self, number: int) -> Handle:
         if number & INODE_HANDLE:
-            handle = Handle(number & _NUMBER, 0)
+            handle = Handle(number & _NUMBER, 0, unasked=True)
         else:
             try:
                 handle = self._handles[number & (_NUMBER | READ_ONLY_HANDLE)]
@@ -182,7 +188,8 @@ class HandleTable:
                 raise OSError(errno.EBADF, f"file handle {number} is not open") from None
         if not number & TOLD_HANDLE:
             return handle
-        return Handle(handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE))
+        append = bool(number & APPEND_HANDLE)
+        return Handle(handle.ino, handle.flags, append_now=append, unasked=handle.unasked)
 
     def remove(self, number: int) -> Handle:
         """Forget a handle and return it."""

@@ -57,9 +57,11 @@ __all__ = [
     "prune",
     "pyfuse3",
     "reply_err",
+    "reply_ioctl",
     "reply_lock",
     "reply_seek",
     "reply_written",
+    "serve_flags",
     "serve_locks",
     "serve_ranges",
     "session_fd",
@@ -196,6 +198,16 @@ def serve_ranges(request: Callable[..., None] | None) -> None:
         _extension.set_range_handler(request)
 
 
+def serve_flags(request: Callable[..., None] | None) -> None:
+    """Before the session is made: who answers ioctl(2) for flags and projects of files; None: nobody.
+
+    ``request`` is told (operation, number, node, uid, pid, argument); it answers at once or later, by
+    ``reply_ioctl`` or ``reply_err``.
+    """
+    if _extension is not None:
+        _extension.set_flag_handler(request)
+
+
 def reply_err(number: int, code: int) -> int:
     """Answer a parked request: an errno, 0 for success.  Returns 0, ESRCH if it was answered, or the kernel's errno."""
     return int(_extension.reply_err(number, code))
@@ -214,6 +226,11 @@ def reply_seek(number: int, offset: int) -> int:
 def reply_written(number: int, count: int) -> int:
     """Answer COPY_FILE_RANGE.  Returns as ``reply_err``."""
     return int(_extension.reply_written(number, count))
+
+
+def reply_ioctl(number: int, answer: bytes) -> int:
+    """Answer an ioctl: what it returns.  Returns as ``reply_err``."""
+    return int(_extension.reply_ioctl(number, answer))
 
 
 def count_locks(node: int, change: int) -> None:

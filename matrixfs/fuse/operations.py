@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from matrixfs.fuse.attribute_requests import AttributeRequests
 from matrixfs.fuse.edge import Edge, upcall
 from matrixfs.fuse.file_handles import DOTS, by_number
+from matrixfs.fuse.flag_requests import FlagRequests
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
@@ -95,14 +96,14 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._data = filesystem.data
         self._readdir = filesystem.readdir
         self._xattrs = filesystem.xattrs
-        self._caches = caches
-        self._nodes = caches.nodes
+        self._caches, self._nodes = caches, caches.nodes
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
         self.parked = ParkedRequests(self.edge)
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
-        ranges = filesystem.ranges
+        ranges, flags = filesystem.ranges, filesystem.flags
         self.range_requests = None if ranges is None else RangeRequests(volume, ranges, caches, self.edge, self.parked)
+        self.flag_requests = None if flags is None else FlagRequests(volume, flags, caches, self.edge, self.parked)
 
     # ---- replies ----
 
@@ -268,6 +269,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             changer=caller.of_setattr(fields),
+            times_are_now=bool(attr.st_rdev),  # the extension says so there
         )
         inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
         reply = self._fill(inode)
@@ -321,6 +323,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
                 inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
+            self._attributes.check_open(inode, flags)
             return inode if named else self._checked_inode(ino, inode)
         except BaseException:
             self._volume.opens.closed(ino)
@@ -394,7 +397,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         changer = None if caller.of_pages else caller
         if not handle.around_pages and (handle.append or self._opened_by_kernel):
             return await self._write_cached(handle, offset, buf, changer)
-        written: int = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, changer)
+        written: int = await self._data.write(
+            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
+        )
         if not handle.around_pages:
             self._nodes.wrote(handle.ino, self._data.version(self._volume, handle.ino))
         if handle.synchronous:
@@ -406,7 +411,9 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
         read(2) then asks for the size and drops them; a mapping would not.
         """
-        written: int = await self._data.write(self._volume, handle.ino, offset, buf, handle.append, changer)
+        written: int = await self._data.write(
+            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
+        )
         if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:

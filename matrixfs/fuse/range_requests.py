@@ -78,4 +78,6 @@ class RangeRequests:
         self, source: Handle, target: Handle, at: int, to: int, length: int, caller: Caller
     ) -> int:
         """Copy bytes between files, or within one."""
-        return await self._ranges.copy(self._volume, source.ino, at, target.ino, to, length, caller)
+        return await self._ranges.copy(
+            self._volume, source.ino, at, target.ino, to, length, caller, target.overwrites
+        )

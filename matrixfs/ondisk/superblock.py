@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from matrixfs.ondisk.extent import UNWRITTEN
+from matrixfs.ondisk.inode import FLAG_JOURNAL_DATA, FLAGS_OF_USERS
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, NAME_BYTES_MAX
 from membership.records import Record, i64, record, text, u32, u64, u64_array
@@ -27,7 +28,7 @@ UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
 FILE_FLAGS = 8  # incompatible: inodes have flags as chattr(1) sets them, and projects
 JOURNALLED_DATA = 16  # incompatible: journals may hold file data
-INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS  # of filesystems that this version makes
+INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | FILE_FLAGS  # of filesystems that this version makes
 INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
@@ -71,6 +72,13 @@ class Superblock(Record):
     def extent_flags(self) -> int:
         """Flags that extents may have here."""
         return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
+
+    @property
+    def user_flags(self) -> int:
+        """Flags of users that inodes may have here."""
+        if not self.features_incompatible & FILE_FLAGS:
+            return 0
+        return FLAGS_OF_USERS if self.features_incompatible & JOURNALLED_DATA else FLAGS_OF_USERS & ~FLAG_JOURNAL_DATA
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""

@@ -28,6 +28,7 @@ from membership.label import BLOCK_BYTES
 from tests.sim.checkers import difference
 from tests.sim.disk import SimDisk
 
+FLAGS = b"(flags, project)"  # the name of an extended attribute that none can have
 SECTOR = 512
 ROOT = 0  # the root directory's thing
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,8 @@ def fill(top: Path) -> None:
     os.chmod(top / "small", 0o4751)  # after chown, which takes the set-user-ID bit away
     os.setxattr(top / "small", "user.small", b"in the inode")  # from version 2 on, as what follows
     os.setxattr(top / "sparse", "user.large", b"in a chain" * 2000)
+    subprocess.run(["chattr", "+dA", top / "second name"], check=True)  # from version 3 on, as what follows
+    subprocess.run(["chattr", "-p", "77", "+P", top / "many"], check=True)
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 

@@ -15,6 +15,7 @@ from matrixfs.fs import attributes, data, namespace, readdir, xattrs
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
+from matrixfs.ondisk.inode import FLAG_NOATIME, FLAG_NODUMP, FLAG_PROJECT_INHERIT
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.label import BLOCK_BYTES, DATA_BLOCK, read_label
 from tests.golden.make import NAMES, SPARSE_AT
@@ -84,6 +85,11 @@ async def look(volume: Volume, *, crashed: bool) -> None:
         assert tagged is not None
         assert (await xattrs.get(volume, small.ino, b"user.small"))[1] == b"in the inode"
         assert (await xattrs.get(volume, tagged.ino, b"user.large"))[1] == b"in a chain" * 2000
+    if small.flags:  # not in version 1 and 2
+        assert small.flags == FLAG_NODUMP | FLAG_NOATIME
+        directory = await namespace.lookup(volume, ROOT_INODE, b"many")
+        assert directory is not None
+        assert (directory.flags, directory.project) == (FLAG_PROJECT_INHERIT, 77)
     sparse = await read(b"sparse")
     assert sparse[:SPARSE_AT] == b"".join(b"%04d" % i * 1024 + bytes(4096) for i in range(200)).ljust(SPARSE_AT, b"\0")
     assert sparse[SPARSE_AT:] == b"the end"

@@ -132,6 +132,8 @@ def test_what_is_printed_is_true(made: Made) -> None:
     assert (head["filesystem"], head["blocks"], head["groups"]) == ("web", superblock.blocks_total, superblock.groups)
     assert [item["state"] for item in journals] == ["clean", "dirty"]
     assert made.items("inode", "/small")[0]["fields"]["size"] == 5
+    flags = next(line for line in made.run("inode", "/empty").stdout.splitlines() if line.split()[:1] == ["flags"])
+    assert flags.split()[1:3] == ["0x14", "id"]
     assert made.items("inode", inodes["small"]) == made.items("inode", "/small")
     assert made.items("inode", hex(inodes["small"])) == made.items("inode", "/small")
     assert [item["length"] for item in made.items("extents", "/extents")[:-1]] == [1, 2, 3]

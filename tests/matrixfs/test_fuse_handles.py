@@ -136,7 +136,7 @@ def test_handle_numbers_tell_what_the_extension_asks() -> None:
     assert handles.remove(reader).ino == 100
     assert handles[INODE_HANDLE | 77].ino == 77
     assert not handles[INODE_HANDLE | 77].append
-    assert handles[INODE_HANDLE | TOLD_HANDLE | APPEND_HANDLE | 77] == Handle(77, 0, append_now=True)
+    assert handles[INODE_HANDLE | TOLD_HANDLE | APPEND_HANDLE | 77] == Handle(77, 0, append_now=True, unasked=True)
 
 
 def test_a_write_tells_the_flags_of_now() -> None:

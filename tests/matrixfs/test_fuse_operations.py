@@ -46,7 +46,10 @@ class Kernelless:
             forgotten=self._forgotten,
         )
         modules: Any = SimpleNamespace(
-            Changes=lambda **changes: changes, generation=lambda _volume, inode: inode.incarnation, **functions
+            Changes=lambda **changes: changes,
+            generation=lambda _volume, inode: inode.incarnation,
+            check_open=lambda _inode, _flags: None,
+            **functions,
         )
         self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
         self.caches.nodes.root = ROOT
@@ -174,7 +177,10 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     await world.operations.setattr(1, wanted, fields, None, CALLER)
     assert seen[0][1].pop("changer").of_setattr(fields) is not None, "it truncates"
     nothing = {"uid": None, "gid": None, "atime_ns": None}
-    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
+    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, "times_are_now": False, **nothing})]
+    wanted.st_rdev = 1  # from the extension
+    await world.operations.setattr(1, wanted, fields, None, CALLER)
+    assert seen[1][1]["times_are_now"]
 
 
 async def test_attributes_are_told_only_when_pages_left_behind_are_dropped() -> None:

@@ -262,7 +262,9 @@ async def read(volume: FakeVolume, ino: int, offset: int, length: int) -> bytes:
     return bytes(volume.at(ino).data[offset : offset + length])
 
 
-async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, changer: Any) -> int:
+async def write(
+    volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, changer: Any, _overwrites: bool
+) -> int:
     inode = volume.at(ino)
     take_away(inode, changer)
     volume.sizes["write"] = max(volume.sizes["write"], len(buf))
@@ -306,6 +308,7 @@ FILESYSTEM = Filesystem(
     SimpleNamespace(
         Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs,
         by_number=getattr_, generation=lambda _volume, inode: inode.incarnation,
+        check_open=lambda _inode, _flags: None,
     ),
     SimpleNamespace(read=read, write=write, version=version, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),

@@ -265,3 +265,28 @@ def test_attributes_and_access_control_lists(lab: Lab, tree: Tree) -> None:
             file.write(b"x")
     after = lab.counters(lab.nodes[1])["fuse"]["calls"]
     assert after.get("getxattr", 0) == before.get("getxattr", 0)
+
+
+def test_flags_of_files_hold_though_nobody_asks_to_open(tree: Tree) -> None:
+    """The kernel lets everything be opened; what is written through it is refused."""
+    fixed, log = tree.a / "fixed", tree.a / "log"
+    for path in (fixed, log):
+        path.write_text("content")
+    subprocess.run(["chattr", "+i", fixed], check=True)
+    subprocess.run(["chattr", "+a", log], check=True)
+    for path in (tree.a / "fixed", tree.b / "fixed"):
+        with pytest.raises(PermissionError), path.open("r+b", buffering=0) as file:
+            file.write(b"C")
+        for attempt in (path.unlink, lambda path=path: os.truncate(path, 0), lambda path=path: path.chmod(0)):
+            with pytest.raises(PermissionError):
+                attempt()
+    for path in (tree.b / "log", tree.a / "log"):
+        with pytest.raises(PermissionError), path.open("r+b", buffering=0) as file:
+            file.write(b"C")
+        with path.open("ab") as file:
+            file.write(b"+")
+    assert (tree.a / "log").read_text() == "content++"
+    assert (tree.b / "fixed").read_text() == "content"
+    subprocess.run(["chattr", "-ia", tree.b / "fixed", tree.b / "log"], check=True)
+    for path in (fixed, log):
+        path.write_text("new")

@@ -35,6 +35,16 @@ DIFFERENCES: tuple[Difference, ...] = (
         "FUSE takes direct I/O of any alignment; ext4 refuses what the disk could not do",
     ),
     Difference(
+        "fixed-dir/*-unlink|fixed-dir/*-rmdir",
+        "unlink of a directory, or rmdir of a file, in an immutable directory: the kernel tells by itself that it is "
+        "the wrong type; to ext4 EPERM comes first",
+    ),
+    Difference(
+        "fixed-denied/i|fixed-denied/ia",
+        "the kernel checks permissions by itself and knows nothing of immutable files: EACCES where neither permits "
+        "it, and access(2) says that it may be written",
+    ),
+    Difference(
         "map/append",
         "descriptors opened with O_APPEND go around the page cache, so that appends of several nodes don't overwrite "
         "one another: a shared mapping of such a one is ENODEV",
