@@ -6,6 +6,7 @@ INCOMPATIBLE_NAMES = {
     1: "extended attributes",
     2: "unwritten extents",
     4: "journals in several runs",
+    16: "file data in journals",
 }
 
 

@@ -27,7 +27,7 @@ UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
 FILE_FLAGS = 8  # incompatible: inodes have flags as chattr(1) sets them, and projects
 JOURNALLED_DATA = 16  # incompatible: journals may hold file data
-INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS  # of filesystems that this version makes
+INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | JOURNALLED_DATA  # of filesystems that this version makes
 INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
@@ -71,6 +71,11 @@ class Superblock(Record):
     def extent_flags(self) -> int:
         """Flags that extents may have here."""
         return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
+
+    @property
+    def may_journal_data(self) -> bool:
+        """Whether images of file data may lie in journals."""
+        return bool(self.features_incompatible & JOURNALLED_DATA)
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""
