@@ -173,6 +173,39 @@ async def ranges(world: World, apps: list[Application], rng: random.Random) -> N
     await app.sync()
 
 
+async def data_journal(world: World, apps: list[Application], rng: random.Random) -> None:
+    """A mail spool and a table: small appends and overwrites of several blocks, each all there or not at all."""
+    app = apps[0]
+    await _leave_blocks(app, 60)
+    spool, table, plain = [await app.create(ROOT, name) for name in (b"spool", b"table", b"plain")]
+    app.history.exact |= {spool, table}
+    app.history.in_place.add(plain)
+    await app.write(table, 0, 6 * BLOCK_BYTES)
+    await app.append(plain, 5 * BLOCK_BYTES)
+    await app.sync()
+    for number in range(24):
+        await app.append(spool, rng.choice((300, 3000, 9000)))
+        if number % 3 == 0:
+            await app.fsync(spool)
+        await app.write(table, rng.randrange(2 * BLOCK_BYTES), rng.choice((100, 4096, 15_000)))
+        if number % 4 == 0:
+            await app.fsync(table)
+        if number % 5 == 0:  # ends what the log has of a file, and begins it again
+            app.volume.journal_data = not app.volume.journal_data
+            await app.write(plain, rng.randrange(3 * BLOCK_BYTES), 6000)
+            await app.fsync(plain)
+            app.volume.journal_data = True
+        if number % 8 == 7:  # its blocks become somebody else's
+            await app.unlink(ROOT, b"plain")
+            await app.fsync(ROOT)
+            await trio.sleep(0.1)
+            plain = await app.create(ROOT, b"plain")
+            app.history.in_place.add(plain)
+            await app.append(plain, 5 * BLOCK_BYTES)
+        await trio.sleep(rng.choice((0.0, 0.3, 2.5)))
+    await app.sync()
+
+
 async def _leave_blocks(app: Application, count: int) -> None:
     """Have so many free blocks hold what a file had in them that is gone."""
     old = await app.create(ROOT, b"old")

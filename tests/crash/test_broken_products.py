@@ -26,7 +26,7 @@ def data_is_not_flushed_before_the_commit(patch: Patch) -> None:  # J4, R10
 
 
 def freed_blocks_are_given_out_at_once(patch: Patch) -> None:  # J5
-    patch.setattr(Journal, "on_commit", lambda _, action: action())
+    patch.setattr(Journal, "free_data", lambda _, start, length, reuse: reuse())
 
 
 def the_log_is_trimmed_before_the_blocks_are_safe(patch: Patch) -> None:  # J6
@@ -131,7 +131,7 @@ def reserved_blocks_count_as_written_before_they_are(patch: Patch) -> None:  # J
         new_blocks.size_follows(write_back._volume, inode, piece.end)
         await write_back._write(inode, piece, mapped=False)
 
-    patch.setattr(WriteBack, "_write_reserved", careless)
+    patch.setattr(WriteBack, "write_reserved", careless)
 
 
 def blocks_of_attributes_are_freed_like_data(patch: Patch) -> None:  # R7
