@@ -21,7 +21,7 @@ Data has no generation, so replay can't tell which of two contents is newer (rep
 
 One transaction holds what a step writes over blocks that the file has, the last new blocks of the step, and the size.
 Where a step fills several holes, or space is in pieces, new blocks come one transaction each, before that one.  More
-than ``IN_PLACE_BLOCKS`` new blocks that lie together are written to their place before they are named (J4): a crash
+than ``LOGGED_BLOCKS_MAX`` new blocks that lie together are written to their place before they are named (J4): a crash
 shows the same of them, and they are written once instead of twice.
 
 Source: issue 5, ext4's data=journal; decision 0024.
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matrixfs.fs.inode import Inode
     from matrixfs.fs.volume import Volume
 
-IN_PLACE_BLOCKS = 64  # of more new blocks that lie together the log holds no images
+LOGGED_BLOCKS_MAX = 64  # of more new blocks that lie together the log holds no images
 
 Images = list[tuple[int, bytes]]  # (block of the store, content)
 
@@ -137,11 +137,11 @@ async def _write_step(volume: Volume, inode: Inode, runs: list[tuple[int, int]])
 
 async def _write_new(volume: Volume, inode: Inode, hole: Extent, over: Images) -> None:
     async def fill(extent: Extent) -> None:
-        if extent.length > IN_PLACE_BLOCKS:
+        if not _for_log(volume, extent):
             await volume.write_back.write_in_place(inode, extent)
 
     def named(extent: Extent) -> None:
-        if extent.length <= IN_PLACE_BLOCKS:
+        if _for_log(volume, extent):
             stage(volume, inode, _images(extent, volume.write_back.new_content(inode, extent)))
         if extent.end == hole.end:
             stage(volume, inode, over)
@@ -151,7 +151,7 @@ async def _write_new(volume: Volume, inode: Inode, hole: Extent, over: Images) -
 
 async def _write_reserved(volume: Volume, inode: Inode, piece: Extent, over: Images) -> None:
     """As ``WriteBack.write_reserved``."""
-    in_log = piece.length <= IN_PLACE_BLOCKS
+    in_log = _for_log(volume, piece)
     try:
         if in_log:
             await remap.set_flags(volume, inode, piece, 0)
@@ -165,6 +165,11 @@ async def _write_reserved(volume: Volume, inode: Inode, piece: Extent, over: Ima
     else:
         await volume.write_back.write_reserved(inode, piece)
     stage(volume, inode, over)
+
+
+def _for_log(volume: Volume, extent: Extent) -> bool:
+    """Whether these new blocks are few enough for the log."""
+    return extent.length <= min(LOGGED_BLOCKS_MAX, volume.journal.large // 2)
 
 
 def _images(extent: Extent, content: Buffer) -> Images:

@@ -162,6 +162,6 @@ WORKLOADS: dict[str, Workload] = {
     "attributes": Workload(1, fixed.attributes),
     "transactions": Workload(1, fixed.transactions, size=32 * MIB, journal_blocks=8 * (IMAGES_MAX + 60)),
     "data-journal": Workload(1, fixed.data_journal, journal_data=True),
-    "data-journal-full": Workload(1, at_random(operations=40, workers=3, leave_free=90), journal_data=True),
+    "data-journal-full": Workload(1, at_random(operations=50, workers=2, leave_free=90), journal_data=True),
     "data-journal-two": Workload(2, deaths, journal_data=True),
 }

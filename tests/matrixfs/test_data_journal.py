@@ -112,12 +112,12 @@ async def test_many_new_blocks_are_written_once_and_few_twice() -> None:
     async with journalling(journal_blocks=1024, size=64 * MIB) as mount:
         ino = await file_of(mount, b"f", b"")
         before = mount.volume.journal.statistics["blocks_logged"]
-        await put(mount, ino, 0, NEW * (data_journal.IN_PLACE_BLOCKS + 1))
+        await put(mount, ino, 0, NEW * (data_journal.LOGGED_BLOCKS_MAX + 1))
         assert mount.volume.journal.statistics["blocks_logged"] - before < 10
-        assert await found_after_crash(mount.disk) == NEW * (data_journal.IN_PLACE_BLOCKS + 1)
-        await put(mount, ino, 1 << 20, OTHER * data_journal.IN_PLACE_BLOCKS)
-        assert mount.volume.journal.statistics["blocks_logged"] - before > data_journal.IN_PLACE_BLOCKS
-        assert (await found_after_crash(mount.disk))[1 << 20 :] == OTHER * data_journal.IN_PLACE_BLOCKS
+        assert await found_after_crash(mount.disk) == NEW * (data_journal.LOGGED_BLOCKS_MAX + 1)
+        await put(mount, ino, 1 << 20, OTHER * data_journal.LOGGED_BLOCKS_MAX)
+        assert mount.volume.journal.statistics["blocks_logged"] - before > data_journal.LOGGED_BLOCKS_MAX
+        assert (await found_after_crash(mount.disk))[1 << 20 :] == OTHER * data_journal.LOGGED_BLOCKS_MAX
 
 
 async def test_the_flag_of_a_file_does_it_too() -> None:
