@@ -129,6 +129,11 @@ class _Mount:
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
                     f"serves {superblock.name!r}"
                 )
+            if self._options.journal_data and not superblock.may_journal_data:
+                raise OperatorError(
+                    f"{superblock.name} was made without room for data in its journals: mount it without data=journal,"
+                    " or unmount it everywhere and run fsck.matrixfs --upgrade"
+                )
             self._mesh = self._make_mesh(superblock)
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
@@ -229,6 +234,7 @@ class _Mount:
     async def _serve(self) -> None:
         volume = await self._member.wait_ready()
         volume.kernel = self._caches
+        volume.journal_data = self._options.journal_data
         volume.atimes.enabled = not self._options.read_only and "noatime" not in self._options.kernel_options
         try:
             await volume.opens.adopt(volume.journal.index)

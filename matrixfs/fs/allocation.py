@@ -282,7 +282,7 @@ class Allocator:
         """File data blocks are named no more.  Part of a change."""
         group.release(start, length)
         self._journal.add(group)
-        self._journal.on_commit(lambda: group.reuse(start, length))
+        self._journal.free_data(start, length, lambda: group.reuse(start, length))
 
     def retire(self, group: Group, lock: Lock) -> None:
         """An inode's block is free, but its lock still covers the tombstone: reuse after ``settle``."""

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
 Fill = Callable[[Extent], Awaitable[None]]  # writes the blocks of an extent that nothing names yet
+Named = Callable[[Extent], None]  # adds to the change that names it
 
 
-async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None) -> int:
+async def allocate(
+    volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None, named: Named | None = None
+) -> int:
     """Give an exclusively held file blocks for ``hole``; return where the next ones would best lie.
 
     Args:
@@ -30,6 +33,7 @@ async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: 
         hole: blocks of the file, within one of ``extents.pieces``.
         near: where they would best lie; 0 for no wish.
         fill: writes them before they are named; None reserves them unwritten.
+        named: called in each change that names some, without a checkpoint since.
 
     Raises:
         OSError: ENOSPC; some blocks may be the file's by then.
@@ -49,8 +53,9 @@ async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: 
                 with Reservation(volume.journal, group, needed) as spare:
                     if fill is not None:
                         await fill(extent)
-                        volume.journal.data_written()
                     await _name(volume, inode, group, extent, spare)
+                    if named is not None:
+                        named(extent)
             except BaseException:
                 group.untake(start, length)
                 raise

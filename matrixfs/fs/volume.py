@@ -100,6 +100,7 @@ class Volume:
         self.clock = clock
         self.rng = rng
         self.kernel: KernelCaches = NoKernelCaches()
+        self.journal_data = False  # -o data=journal
         start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
         self.allocator = Allocator(device, superblock, locks, journal, clock, is_local, start)
         self.atimes = Atimes(self)

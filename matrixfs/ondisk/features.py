@@ -7,6 +7,7 @@ INCOMPATIBLE_NAMES = {
     2: "unwritten extents",
     4: "journals in several runs",
     8: "flags and projects of files",
+    16: "file data in journals",
 }
 
 

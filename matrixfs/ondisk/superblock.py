@@ -28,7 +28,8 @@ UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
 FILE_FLAGS = 8  # incompatible: inodes have flags as chattr(1) sets them, and projects
 JOURNALLED_DATA = 16  # incompatible: journals may hold file data
-INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | FILE_FLAGS  # of filesystems that this version makes
+# Of filesystems that this version makes.
+INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | FILE_FLAGS | JOURNALLED_DATA
 INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
@@ -78,7 +79,12 @@ class Superblock(Record):
         """Flags of users that inodes may have here."""
         if not self.features_incompatible & FILE_FLAGS:
             return 0
-        return FLAGS_OF_USERS if self.features_incompatible & JOURNALLED_DATA else FLAGS_OF_USERS & ~FLAG_JOURNAL_DATA
+        return FLAGS_OF_USERS if self.may_journal_data else FLAGS_OF_USERS & ~FLAG_JOURNAL_DATA
+
+    @property
+    def may_journal_data(self) -> bool:
+        """Whether images of file data may lie in journals."""
+        return bool(self.features_incompatible & JOURNALLED_DATA)
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key, pack_entries
-from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, pack_extents
+from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord, pack_pairs
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE, InodeRecord
@@ -20,7 +20,7 @@ from membership.label import BLOCK_BYTES, DATA_BLOCK
 from membership.records import GENERATION_MAX
 from tests.damage.build import Built, sample
 from tests.damage.fuzz import MASK, Image
-from tests.damage.volume import LogWriter, Volume, small_store
+from tests.damage.volume import DataImage, LogWriter, Volume, small_store
 from tests.sim.disk import SimDisk
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -60,7 +60,9 @@ async def _build() -> Built:
     for image in images:
         image.generation += 1
     await writer.frame(images[:2], part=0, parts=2)
-    await writer.frame(images[2:], revokes=[built.superblock.group_start + 200], part=1, parts=2)
+    data_block = unpack_extents_untrusted((await built.inode("extents")).tail, 1, "", BLOCKS)[0].physical
+    data = DataImage(data_block, b"data".ljust(BLOCK_BYTES))
+    await writer.frame([*images[2:], data], revokes=[built.superblock.group_start + 200], part=1, parts=2)
     built.volume.disk.mark()
     return built
 

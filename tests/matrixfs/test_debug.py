@@ -146,8 +146,8 @@ def test_what_is_printed_is_true(made: Made) -> None:
     assert {item["level"] for item in made.items("tree", "/deep")} == {2, 1, 0}
     assert [item["orphans"] for item in made.items("orphans") if item["kind"] == "orphans"] == [1, 1]
     frames = made.items("journal", 1, "--frames")
-    assert [item["fields"]["images"] for item in frames if item.get("structure") == "FrameRecord"] == [2, 3]
-    assert {"InodeRecord", "IndexRecord", "GroupRecord"} <= {
+    assert [item["fields"]["images"] for item in frames if item.get("structure") == "FrameRecord"] == [2, 4]
+    assert {"InodeRecord", "IndexRecord", "GroupRecord", "data"} <= {
         item["structure"] for item in frames if item["kind"] == "image"
     }
     free = [item["free"] for item in made.items("map")[:-1]]

@@ -52,6 +52,12 @@ def test_localflocks_is_an_option() -> None:
     assert not mount_cmd.parse(["web", "/tmp"])[0].local_locks
 
 
+def test_data_journal_is_an_option() -> None:
+    assert mount_cmd.parse(["web", "/tmp", "-o", "data=journal"])[0].journal_data
+    assert not mount_cmd.parse(["web", "/tmp", "-o", "data=journal,data=ordered"])[0].journal_data
+    assert not mount_cmd.parse(["web", "/tmp"])[0].journal_data
+
+
 def test_state_directory_names_the_log() -> None:
     options, _flags = mount_cmd.parse(["web", "/tmp", "-o", "state=/srv/n1"])
     assert (options.state_dir, options.log_path) == ("/srv/n1", "/srv/n1/mount-web.log")
@@ -68,6 +74,7 @@ def test_state_directory_names_the_log() -> None:
         (["a/b", "/tmp"], "name"),
         (["x" * 65, "/tmp"], "name"),
         (["a\x1bb", "/tmp"], "name"),
+        (["web", "/tmp", "-o", "data=writeback"], "choose data=ordered"),
         (["web", "/tmp", "-o", "strange"], "unknown mount option 'strange'"),
         (["web", "/tmp", "-o", "remount,ro"], "unmount and mount again"),
     ],

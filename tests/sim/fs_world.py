@@ -105,6 +105,7 @@ class World:
         self.journals = journals
         self.journal_blocks = journal_blocks
         self.superblock: Superblock
+        self.journal_data = False  # of mounts that start from now on
         self.mounts: dict[int, SimMount] = {}
         self.dead: list[DeadInstance] = []
         self.attempt = 0
@@ -145,7 +146,7 @@ class World:
         await self.change()
         started = [self.mounts[node] for node in nodes if node in self.mounts]
         for mount in started:
-            await mount.member.wait_ready()
+            (await mount.member.wait_ready()).journal_data = self.journal_data
         return started
 
     def kill(self, node: int) -> SimMount:
