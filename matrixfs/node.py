@@ -28,6 +28,7 @@ from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
 from matrixfs.growing import Grower, current_superblock
+from matrixfs.limiting import Limiter
 from matrixfs.locks.file_locks import Kind
 from matrixfs.locks.pressure import MemoryPressure
 from matrixfs.member import Member, journal_states
@@ -109,6 +110,7 @@ class _Mount:
         self._grower: Grower
         self._freezer: Freezer
         self._scrubber: Scrubber
+        self._limiter: Limiter
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -160,6 +162,7 @@ class _Mount:
             self._grower = Grower(self._member, self._store, disk, area)
             self._freezer = Freezer(self._member)
             self._scrubber = Scrubber(self._member)
+            self._limiter = Limiter(self._member)
             self._session.pulse = self._pulse
             self._answer_more()
             await self._live()
@@ -174,7 +177,7 @@ class _Mount:
         """What can only be answered once there is a member."""
         named = NamedLocks(self._member.file_locks)
         watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
-        for part in (watch, named, self._grower, self._freezer, self._scrubber):
+        for part in (watch, named, self._grower, self._freezer, self._scrubber, self._limiter):
             self._answers.add(part.handlers())
 
     def _make_mesh(self, superblock: Superblock) -> LinkMesh:
@@ -224,6 +227,7 @@ class _Mount:
                     nursery.start_soon(self._grower.run)
                     nursery.start_soon(self._freezer.run)
                     nursery.start_soon(self._scrubber.run)
+                    nursery.start_soon(self._limiter.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -258,6 +262,7 @@ class _Mount:
         log.info("unmounted; flushing")
         self._scrubber.close()
         await self._freezer.close()
+        await self._limiter.close()
         await self._grower.close()
         await self._member.leave()
         await self._gate.drained()

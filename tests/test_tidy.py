@@ -41,6 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "matrixfs.freezing": {"membership", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
     "matrixfs.scrubbing": {"membership", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
+    "matrixfs.limiting": {
+        "membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
+    },
     "matrixfs.lock_names": set(),
     "matrixfs.named_locks": {"membership", "matrixfs.locks", "matrixfs.answers", "matrixfs.lock_names"},
 }

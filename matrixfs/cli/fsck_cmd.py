@@ -39,6 +39,7 @@ EXIT_CANCELLED: Final = 32
 @click.option(
     "--upgrade", is_flag=True, help="If it is clean, let it use all of this version; older ones can't mount it then."
 )
+@click.option("--quota", is_flag=True, help="If it is clean, turn quotas on: count what is used, and keep it counted.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every problem and what the replay did.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -51,6 +52,7 @@ def command(
     yes: bool,
     preen: bool,
     upgrade: bool,
+    quota: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -62,18 +64,18 @@ def command(
 
     if look + yes + preen > 1:
         raise click.UsageError("choose one of -n, -y and -p")
-    if look and upgrade:
-        raise click.UsageError("-n writes nothing: leave it out to upgrade")
+    if look and (upgrade or quota):
+        raise click.UsageError("-n writes nothing: leave it out to upgrade, or to turn quotas on")
     if yes:
         mode = Mode.REPAIR
     elif preen:
         mode = Mode.PREEN
-    elif look or ((as_json or not sys.stdin.isatty()) and not upgrade):
+    elif look or ((as_json or not sys.stdin.isatty()) and not (upgrade or quota)):
         mode = Mode.LOOK
     else:
         mode = Mode.ASK
     run_one = _check_as_json if as_json else functools.partial(_check, verbose=verbose)
-    context.exit(run_one(store, mode, upgrade=upgrade))
+    context.exit(run_one(store, mode, upgrade=upgrade, quota=quota))
 
 
 def main() -> None:
@@ -110,21 +112,23 @@ def _cancelled() -> int:
     return EXIT_CANCELLED
 
 
-def _check(store: str, mode: Mode, *, upgrade: bool, verbose: bool) -> int:
+def _check(store: str, mode: Mode, *, upgrade: bool, quota: bool, verbose: bool) -> int:
     """Check and print for people."""
-    from matrixfs.fsck.report import TextReporter, summary, upgrade_line
+    from matrixfs.fsck.report import TextReporter, quotas_line, summary, upgrade_line
     from membership.clock import SystemClock
 
     terminal = sys.stderr if sys.stderr.isatty() else None
     confirm = click.confirm if sys.stdin.isatty() else _nobody
     reporter = TextReporter(sys.stdout, terminal, SystemClock(), confirm, verbose=verbose)
     try:
-        outcome = _run(store, mode, reporter, upgrade=upgrade)
+        outcome = _run(store, mode, reporter, upgrade=upgrade, quota=quota)
     finally:
         reporter.close()
     reporter.say(summary(outcome))
     if upgrade:
         reporter.say(f"{printable(outcome.name)}: {upgrade_line(outcome)}")
+    if quota:
+        reporter.say(f"{printable(outcome.name)}: {quotas_line(outcome)}")
     return outcome.exit_code
 
 
@@ -133,17 +137,17 @@ def _nobody(question: str) -> bool:  # noqa: ARG001 - as click.confirm
     return False
 
 
-def _check_as_json(store: str, mode: Mode, *, upgrade: bool) -> int:
+def _check_as_json(store: str, mode: Mode, *, upgrade: bool, quota: bool) -> int:
     """Check and print one document."""
     from matrixfs.fsck.report import SilentReporter, document
 
     reporter = SilentReporter()
-    outcome = _run(store, mode, reporter, upgrade=upgrade)
+    outcome = _run(store, mode, reporter, upgrade=upgrade, quota=quota)
     click.echo(json.dumps(document(public_name(store), outcome, reporter), indent=2))
     return outcome.exit_code
 
 
-def _run(store: str, mode: Mode, reporter: Reporter, *, upgrade: bool) -> Outcome:
+def _run(store: str, mode: Mode, reporter: Reporter, *, upgrade: bool, quota: bool) -> Outcome:
     """Open the store and check it.  Raises MatrixError."""
     import trio
 
@@ -160,7 +164,14 @@ def _run(store: str, mode: Mode, reporter: Reporter, *, upgrade: bool) -> Outcom
         try:
             clock, rng = SystemClock(), SystemRng()
             return await run_fsck(
-                device, mode, clock, rng, reporter, lambda label: seize(device, label, incarnation), upgrade=upgrade
+                device,
+                mode,
+                clock,
+                rng,
+                reporter,
+                lambda label: seize(device, label, incarnation),
+                upgrade=upgrade,
+                quotas=quota,
             )
         finally:
             with trio.CancelScope(shield=True):

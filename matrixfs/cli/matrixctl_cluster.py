@@ -22,7 +22,7 @@ from matrixfs.cli.common import (
     printable,
     state_argument,
 )
-from matrixfs.cli.mkfs_cmd import Request, make, parse_size, trust_option
+from matrixfs.cli.mkfs_cmd import Request, make, parse_size, quota_option, trust_option
 from membership.errors import MatrixError, OperatorError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def cluster() -> None:
 @click.option("-f", "--force", is_flag=True, help="Overwrite what the stores hold.  Never overwrites a store in use.")
 @click.option("--size", type=parse_size, metavar="SIZE", help="The stores are files: create them, sparse, of SIZE.")
 @click.option("-j", "--journals", default=8, show_default=True, help="How many nodes can mount a filesystem at once.")
+@quota_option
 @trust_option
 @click.option("--plain-links", is_flag=True, help="Authenticate what nodes send each other, but do not encrypt it.")
 @click.option(
@@ -66,6 +67,7 @@ def init(
     force: bool,
     size: int | None,
     journals: int,
+    quota: bool,
     trust_reservations: bool,
     plain_links: bool,
     timing: tuple[str, ...],
@@ -95,7 +97,8 @@ def init(
         raise OperatorError(f"can't use the state directory {directory}: {error.strerror} (see --state)") from None
     made: list[str] = []
     for (filesystem, _), path, identity in zip(asked, paths, identities, strict=True):
-        made += _make(Request(path, filesystem, journals, None, size, force, trust_reservations, identity), identity)
+        request = Request(path, filesystem, journals, None, size, force, trust_reservations, quota, identity)
+        made += _make(request, identity)
     first = identities[0]
     save(directory, NodeCredentials(name, first.cluster, key, not plain_links, node_name, paths, contacts))
     click.echo("\n".join(made))  # only now: whoever reads this may hang up

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrixfs.cli.common import MatrixCommand, echo_json, json_option, own_state_option, printable
-from matrixfs.cli.mkfs_cmd import JOURNALS_DEFAULT, Request, make, parse_size, trust_option
+from matrixfs.cli.mkfs_cmd import JOURNALS_DEFAULT, Request, make, parse_size, quota_option, trust_option
 from membership.errors import MatrixError, OperatorError, PeerError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--fs", "filesystem", default="", metavar="NAME", help="Make a filesystem NAME on it.  [default: none]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite what STORE holds.  Never overwrites a store in use.")
 @click.option("--size", type=parse_size, metavar="SIZE", help="STORE is a file: create or extend it, sparse, to SIZE.")
+@quota_option
 @trust_option
 @click.option("-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it.")
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
@@ -40,6 +41,7 @@ def add(
     trust_reservations: bool,
     journals: int,
     journal_size: int | None,
+    quota: bool,
     state: str,
 ) -> None:
     """Add STORE to the cluster as disk NAME, while all goes on.  All nodes must reach it."""
@@ -54,9 +56,8 @@ def add(
     status = ask(state, {"kind": "status"})
     _refuse_known(status, name, filesystem)
     path = checked_store(store)
-    request = Request(
-        path, filesystem, journals, journal_size, size, force, trust_reservations, identity=_identity(status, name)
-    )
+    identity = _identity(status, name)
+    request = Request(path, filesystem, journals, journal_size, size, force, trust_reservations, quota, identity)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
     row = _row(label, path, superblock.owner if superblock is not None else b"", filesystem)
     try:

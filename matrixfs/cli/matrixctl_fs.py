@@ -19,6 +19,7 @@ from matrixfs.cli.common import (
     size_text,
     table,
 )
+from matrixfs.cli.matrixctl_fs_quota import quota
 from matrixfs.cli.matrixctl_fs_scrub import scrub
 from matrixfs.cli.mkfs_cmd import parse_size
 
@@ -38,6 +39,7 @@ def fs() -> None:
 
 
 fs.add_command(scrub)
+fs.add_command(quota)
 
 
 @fs.command("list", cls=MatrixCommand)

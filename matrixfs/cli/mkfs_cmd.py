@@ -44,7 +44,15 @@ class FormatVolume(Protocol):
     """``matrixfs.fs.mkfs.format_volume``; tests put another in its place."""
 
     async def __call__(
-        self, device: SectorDevice, *, name: str, journals: int, journal_blocks: int | None, clock: Clock, rng: Rng
+        self,
+        device: SectorDevice,
+        *,
+        name: str,
+        journals: int,
+        journal_blocks: int | None,
+        clock: Clock,
+        rng: Rng,
+        quotas: bool = False,
     ) -> Superblock:
         """Write an empty filesystem to ``device``."""
         ...
@@ -61,6 +69,7 @@ class Request:
     size: int | None = None
     force: bool = False
     vouched: bool = False  # its reservations are good, says the operator
+    quotas: bool = False
     identity: DiskIdentity | None = None  # None: the only disk of a new cluster called ``name``
 
 
@@ -73,6 +82,9 @@ def parse_size(text: str) -> int:
     return size
 
 
+quota_option = click.option(
+    "--quota", is_flag=True, help="Count what users, groups and projects use, and keep it within limits."
+)
 trust_option = click.option(
     "--trust-reservations",
     is_flag=True,
@@ -90,6 +102,7 @@ trust_option = click.option(
     "-j", "--journals", default=JOURNALS_DEFAULT, show_default=True, help="How many nodes can mount it at once."
 )
 @click.option("--journal-size", type=parse_size, metavar="SIZE", help="Of each journal.  [default: by STORE's size]")
+@quota_option
 @trust_option
 @click.version_option(__version__, prog_name="mkfs.matrixfs")
 def main(
@@ -100,6 +113,7 @@ def main(
     size: int | None,
     journals: int,
     journal_size: int | None,
+    quota: bool,
     trust_reservations: bool,
 ) -> None:
     """Make STORE a MatrixFS cluster disk with an empty filesystem.
@@ -109,7 +123,7 @@ def main(
     from matrixfs.fs.mkfs import format_volume
     from membership.clock import SystemClock, SystemRng
 
-    request = Request(store, name, journals, journal_size, size, force, trust_reservations)
+    request = Request(store, name, journals, journal_size, size, force, trust_reservations, quota)
     label, superblock = make(request, format_volume, SystemClock(), SystemRng())
     assert superblock is not None
     click.echo(summary(public_name(store), label, superblock))
@@ -178,6 +192,7 @@ async def _make(
                 journal_blocks=journal_blocks,
                 clock=clock,
                 rng=rng,
+                quotas=request.quotas,
             )
         else:
             await device.write(label.data_block * BLOCK_BYTES, bytes(BLOCK_BYTES))  # none that was there before
@@ -247,6 +262,7 @@ def summary(store: str, label: Label, superblock: Superblock) -> str:
         f"  cluster   {uuid.UUID(bytes=label.owner)}",
         f"  size      {size_text((label.data_block + label.data_blocks + 1) * BLOCK_BYTES)}",
         f"  journals  {superblock.journals} of {journal}: so many nodes can mount it at once",
+        f"  quotas    {'counted' if superblock.has_quotas else 'none'}",
         f"  fencing   {describe_fencing(label)}",
         "Next, on every node, with an address of that node:",
         f"  matrixd --daemon --store {shlex.quote(printable(store))} --address ADDRESS",

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from matrixfs.fs.groups import free_runs
 from matrixfs.fsck.context import printable, reason
+from matrixfs.fsck.quotas import TYPE_NAMES
 from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, unpack_entries_untrusted
 from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import IndexRecord, unpack_pairs_untrusted
 from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
 from matrixfs.ondisk.journal import FrameRecord, is_data, unpack_frame_body_untrusted
+from matrixfs.ondisk.quota import Counter, Limits, QuotaRecord, iterate_counters, iterate_limits, meaning_of
 from membership.errors import CorruptRecord
 from membership.records import Record
 
@@ -66,6 +68,8 @@ def content_of(kind: type[Record], data: bytes, fields: dict[str, Any], blocks_t
         return extents(fields["body"], fields["entries"], blocks_total)
     if kind is GroupRecord:
         return _bitmap(fields)
+    if kind is QuotaRecord:
+        return _quotas(fields)
     return _frame(data) if kind is FrameRecord else None
 
 
@@ -127,6 +131,20 @@ def _bitmap(fields: dict[str, Any]) -> Content:
     if free != fields["free"]:
         found.problems.append(f"{free} bits are clear, the count says {fields['free']}")
     return found
+
+
+def _quotas(fields: dict[str, Any]) -> Content:
+    """The ids of a block that have a counter or limits."""
+    meaning = meaning_of(fields["key"])
+    if meaning is None:
+        return Content("quotas", ("id",), [], [f"key {fields['key']:#x} means nothing"])
+    kind = TYPE_NAMES[meaning.type]
+    if meaning.journal < 0:
+        limits = [(number, *each) for number, each in enumerate(iterate_limits(fields["body"]), meaning.first)]
+        return Content(f"limits of {kind}s", ("id", *Limits._fields), [row for row in limits if any(row[1:])])
+    counters = [(number, *each) for number, each in enumerate(iterate_counters(fields["body"]), meaning.first)]
+    rows = [row for row in counters if any(row[1:])]
+    return Content(f"{kind}s counted by journal {meaning.journal}", ("id", *Counter._fields), rows)
 
 
 def _frame(data: bytes) -> Content:

@@ -15,7 +15,7 @@ from matrixfs.debug.trees import is_directory, leaf_items
 from matrixfs.fsck.context import printable
 from matrixfs.ondisk.directory import DISAMBIGUATION_BITS, Entry, first_key
 from matrixfs.ondisk.inode import InodeRecord
-from matrixfs.ondisk.superblock import ROOT_INODE
+from matrixfs.ondisk.superblock import QUOTA_INODE, ROOT_INODE
 from membership.errors import CorruptionError, OperatorError
 
 
@@ -44,7 +44,8 @@ async def find_inode(store: Store, what: str) -> tuple[InodeRecord, list[str]]:
             number = step.entry.inode
     else:
         number = number_of(what, "a path that begins with / or the number of an inode")
-        if not store.superblock.is_inode_number(number):
+        is_quotas = number == QUOTA_INODE and store.superblock.has_quotas
+        if not (is_quotas or store.superblock.is_inode_number(number)):
             raise OperatorError(f"{number} is no number that an inode can have")
     inode, wrong = await store.inode(number)
     if inode is None:

@@ -15,6 +15,7 @@ from matrixfs.fs.file_flags import check_open
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
+from matrixfs.fs.quotas import NOBODY, Owner, owner_of
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
 from matrixfs.ondisk.superblock import ROOT_INODE, SYSTEM_BLOCKS
@@ -126,7 +127,7 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """Change attributes; permissions were checked by the kernel.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EPERM.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EPERM, EDQUOT.
         CorruptionError, DeviceError, Fenced: the inode can't be read.
     """
     with Held(volume) as held:
@@ -134,20 +135,22 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         file_flags.check_write(inode, appends=changes.only_touches)
         if changes.changer is not None:
             await privileges.take_away(volume, inode, changes.changer)
+        owner = _new_owner(inode, changes)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
         if changes.size is not None:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "no regular file")
             await data.resize(volume, inode, changes.size)
+        if owner is not None:
+            await owner_changes(volume, held, inode, owner)
+        # No checkpoint from here (J1).
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if lists is not None:
             xattrs.rewrite(volume, inode, lists)
-        if changes.uid is not None:
-            inode.uid = changes.uid
-        if changes.gid is not None:
-            inode.gid = changes.gid
+        if owner is not None:
+            set_owner(volume, inode, owner)
         if changes.atime_ns is not None:
             inode.atime_ns = _storable(changes.atime_ns)
         volume.touch(inode, data=False)
@@ -155,6 +158,38 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             inode.mtime_ns = _storable(changes.mtime_ns)
         await file_flags.keep(volume, inode)
         return inode
+
+
+def _new_owner(inode: Inode, changes: Changes) -> Owner | None:
+    """Whom the inode is counted for after the changes; None where that stays."""
+    if changes.uid is None and changes.gid is None:
+        return None
+    before = owner_of(inode)
+    uid = before.uid if changes.uid is None else changes.uid
+    gid = before.gid if changes.gid is None else changes.gid
+    after = before._replace(uid=uid, gid=gid)
+    return None if after == before else after
+
+
+async def owner_changes(volume: Volume, held: Held, inode: Inode, owner: Owner) -> None:
+    """The last wait before ``set_owner``, for an exclusively held inode: room with its new owner.
+
+    Raises OSError EDQUOT, ENOSPC; CorruptRecord, DeviceError, Fenced.
+    """
+    if volume.quotas is not None:
+        await volume.write_back.flush(inode)  # what is buffered is promised to the old one
+        old = owner_of(inode)
+        moved = Owner(*(new if new != before else NOBODY for new, before in zip(owner, old, strict=True)))
+        await held.quota((old, 0, 0), (moved, inode.blocks, 1))
+    await volume.journal.admit()
+
+
+def set_owner(volume: Volume, inode: Inode, owner: Owner) -> None:
+    """Give an inode, for which ``owner_changes`` waited, to somebody else.  Part of a change."""
+    if volume.quotas is None:
+        inode.uid, inode.gid, inode.project = owner
+    else:
+        volume.quotas.move(inode, owner)
 
 
 def _storable(time_ns: int) -> int:

@@ -147,7 +147,7 @@ async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) ->
     await volume.journal.admit()
     put(volume, inode, offset, data, zero_tail=zero_tail)
     if volume.write_back.pressing(inode):
-        await volume.write_back.flush(inode)
+        await volume.write_back.relieve(inode)
     return len(data)
 
 

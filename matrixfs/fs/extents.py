@@ -9,6 +9,7 @@ from matrixfs.fs import tree
 from matrixfs.fs.blocks import ExtentList, TreeBlock
 from matrixfs.fs.held import Held, free_metadata
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import check_used
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING
@@ -78,6 +79,7 @@ async def truncate(volume: Volume, inode: Inode, from_block: int) -> None:
             blocks = [path.owner, *(step.owner for step in path.steps)]
             indexes |= {volume.superblock.group_of(block.address) for block in blocks if block is not inode}
         with Held(volume) as held:
+            await held.quota((owner_of(inode), 0, 0))
             groups = await held.groups(indexes)
             await volume.journal.admit()
             # No checkpoint from here (J1).
@@ -150,7 +152,7 @@ def _cut(
 
 def free(volume: Volume, inode: Inode, start: int, length: int, groups: dict[int, Group]) -> None:
     """A file's blocks are named no more.  Part of a change."""
-    inode.blocks = max(0, inode.blocks - length)  # a count that is wrong on the store stays within bounds
+    volume.use(inode, -length)
     while length:  # merged extents may cross from one group into the next
         index = volume.superblock.group_of(start)
         end = volume.superblock.group_block(index) + volume.superblock.group_size(index)
@@ -167,6 +169,7 @@ async def drop_tree(volume: Volume, inode: Inode) -> None:
         blocks = [path.owner, *(step.owner for step in path.steps)]
         indexes = {volume.superblock.group_of(block.address) for block in blocks if block is not inode}
         with Held(volume) as held:
+            await held.quota((owner_of(inode), 0, 0))
             groups = await held.groups(indexes)
             await volume.journal.admit()
             # No checkpoint from here (J1).

@@ -95,10 +95,8 @@ def check_project(directory: Inode, inode: Inode) -> None:
 
 
 def inherit(inode: Inode, directory: Inode) -> None:
-    """Give a new inode, whose type is known, what its directory hands down (FF2)."""
+    """Give a new inode, whose type is known, the flags that its directory hands down (FF2)."""
     inode.flags |= directory.flags & INHERITED & flags_of_type(inode.mode)
-    if directory.flags & FLAG_PROJECT_INHERIT:
-        inode.project = directory.project
 
 
 async def keep(volume: Volume, inode: Inode) -> None:

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from matrixfs.fs import file_flags
+from matrixfs.fs.attributes import generation, owner_changes, set_owner
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.quotas import owner_of
 from matrixfs.ondisk.inode import (
     FLAG_APPEND,
     FLAG_DIRSYNC,
@@ -87,7 +89,7 @@ async def show(volume: Volume, ino: int) -> Shown:
         inode = await held.shared(ino)
         found = [number for number in NUMBERS if inode.flags & number.flag]
         ext4, xfs = (sum(numbers) for numbers in ([n.ext4 for n in found], [n.xfs for n in found]))
-        return Shown(ext4, xfs, inode.project, inode.incarnation & 0xFFFFFFFF)
+        return Shown(ext4, xfs, inode.project, generation(volume, inode))
 
 
 def _check_feature(volume: Volume) -> None:
@@ -125,7 +127,7 @@ async def _put(volume: Volume, ino: int, flags: int, project: int | None, caller
         else:
             flags |= inode.flags & sum(number.flag for number in NUMBERS if not number.xfs)
         _check(volume, inode, flags, project, caller, unknown=bool(unknown))
-        await _change(volume, inode, flags, project)
+        await _change(volume, held, inode, flags, project)
         await file_flags.keep_metadata(volume, inode)
         return inode
 
@@ -146,10 +148,17 @@ def _check(volume: Volume, inode: Inode, flags: int, project: int, caller: Calle
         raise OSError(errno.EPERM, "journalled data is for root to ask for")
 
 
-async def _change(volume: Volume, inode: Inode, flags: int, project: int) -> None:
-    """Set flags and project of an exclusively held inode: the one place where a project changes."""
-    await volume.journal.admit()
+async def _change(volume: Volume, held: Held, inode: Inode, flags: int, project: int) -> None:
+    """Set flags and project of an exclusively held inode: the one place where a project changes.
+
+    Raises OSError EDQUOT, when its new project can't take it.
+    """
+    owner = owner_of(inode)._replace(project=project)
+    if owner == owner_of(inode):
+        await volume.journal.admit()
+    else:
+        await owner_changes(volume, held, inode, owner)
     # No checkpoint from here (J1).
     inode.flags = inode.flags & ~volume.superblock.user_flags | flags
-    inode.project = project
+    set_owner(volume, inode, owner)
     volume.touch(inode, data=False)

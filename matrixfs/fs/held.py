@@ -14,6 +14,7 @@ from matrixfs.locks.modes import EX, PR
 from membership.errors import CorruptRecord
 
 if TYPE_CHECKING:
+    from matrixfs.fs.quotas import Demand, Entered
     from matrixfs.fs.volume import Volume
 
 
@@ -24,6 +25,7 @@ class Held:
         self._volume = volume
         self._locks: list[tuple[Lock, int, bool]] = []
         self._groups: list[Group] = []
+        self._quotas: Entered = []
         self._changes = False
 
     def __enter__(self) -> Self:
@@ -34,6 +36,8 @@ class Held:
     ) -> None:
         for group in self._groups:
             self._volume.allocator.drop(group)
+        if self._quotas and self._volume.quotas is not None:
+            self._volume.quotas.leave(self._quotas)
         for lock, mode, exclusive in reversed(self._locks):
             lock.drop(mode, exclusive)
         if self._changes:
@@ -73,6 +77,14 @@ class Held:
         await self.lock(lock, EX, True)
         inode: Inode | None = lock.subject
         return inode if inode is not None and inode.mode else await self._volume.load(lock)
+
+    async def quota(self, *demands: Demand) -> None:
+        """Hold what counts whatever these owners may use more, once, after all inodes.  OSError EDQUOT, ENOSPC."""
+        quotas = self._volume.quotas
+        if quotas is not None:
+            assert not self._quotas
+            assert not self._groups, "groups come after quotas"
+            self._quotas = await quotas.enter(demands)
 
     async def group(self, count: int, near: int = 0, wanted: int = 0) -> Group:
         """Hold a group with at least ``count`` free blocks.  OSError ENOSPC."""

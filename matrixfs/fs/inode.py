@@ -27,6 +27,7 @@ from matrixfs.ondisk.inode import (
     TREE,
     InodeRecord,
 )
+from matrixfs.ondisk.quota import QuotaRecord
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
 from membership.errors import CorruptRecord
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 NLINK_MAX = (1 << 31) - 1  # counts that leave room for one more; fsck corrects greater ones
 COUNT_MAX = 1 << 52
 OTHER_MAGICS = frozenset(
-    kind.MAGIC for kind in (IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
+    kind.MAGIC
+    for kind in (IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord, QuotaRecord)
 )
 
 _COPIED = (

@@ -377,6 +377,14 @@ class Journal:
             await self.commit()
         release.done = True
 
+    async def place(self, addresses: Iterable[int]) -> None:
+        """Make blocks durable in place, which nobody but this journal's owner writes; their last change is committed.
+
+        So their images stay in the log, and who changes something else in them goes on.
+        """
+        async with self._place_lock:
+            await self._place(sorted(addresses), durable=True)
+
     async def checkpoint(self) -> None:
         """Write all committed images in place, flush, and trim the log (J6)."""
         if not self._pending and not self._frames:

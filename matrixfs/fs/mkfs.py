@@ -27,6 +27,8 @@ from matrixfs.ondisk.superblock import (
     JOURNAL_BLOCKS_MIN,
     JOURNALS_MAX,
     ORPHANS_START,
+    QUOTA_INODE,
+    QUOTAS,
     ROOT_INODE,
     SYSTEM_BLOCKS,
     Superblock,
@@ -100,7 +102,14 @@ def plan_volume(blocks_total: int, journals: int, journal_blocks: int | None) ->
 
 
 async def format_volume(
-    device: SectorDevice, *, name: str, journals: int, journal_blocks: int | None, clock: Clock, rng: Rng
+    device: SectorDevice,
+    *,
+    name: str,
+    journals: int,
+    journal_blocks: int | None,
+    clock: Clock,
+    rng: Rng,
+    quotas: bool = False,
 ) -> Superblock:
     """Write an empty filesystem.
 
@@ -111,6 +120,7 @@ async def format_volume(
         journal_blocks: blocks of each journal, or None to choose by the size of the area.
         clock: for the time of creation.
         rng: for the uuid, the directory hash seed and the journals' salts.
+        quotas: whether what users, groups and projects use is counted.
 
     Raises:
         OperatorError: the name or the sizes won't do; nothing was written.
@@ -119,6 +129,7 @@ async def format_volume(
     _check_name(name)
     geometry = plan_volume(device.size_bytes // BLOCK_BYTES, journals, journal_blocks)
     superblock = _superblock(name, geometry, clock, rng)
+    superblock.features_read_only = QUOTAS if quotas else 0
     await device.write(0, bytes(BLOCK_BYTES), durable=True)  # M1
     await clear_journals(device, superblock.journal_start, superblock.journals * superblock.journal_blocks)
     await write_all(device, _system_records(superblock, rng))
@@ -216,6 +227,8 @@ def _system_records(superblock: Superblock, rng: Rng) -> list[Record]:
     records: list[Record] = [_directory(superblock, ROOT_INODE, 0o755)]
     for index in range(superblock.journals):
         records += journal_records(superblock, index, rng)
+    if superblock.has_quotas:
+        records.append(quota_inode(superblock))
     records.append(superblock_copy(superblock))
     return records
 
@@ -233,6 +246,14 @@ def journal_records(superblock: Superblock, index: int, rng: Rng) -> list[Record
         block_first=1,
     )
     return [_directory(superblock, ORPHANS_START + index, 0o700), header]
+
+
+def quota_inode(superblock: Superblock) -> InodeRecord:
+    """The inode of the quotas' tree, with nothing in it."""
+    return InodeRecord(
+        owner=superblock.owner, address=QUOTA_INODE, generation=1,
+        mode=stat.S_IFREG | 0o600, nlink=1, incarnation=1, layout=TREE,
+    )  # fmt: skip
 
 
 def _directory(superblock: Superblock, inode: int, permissions: int) -> InodeRecord:

@@ -11,6 +11,7 @@ from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.opens import orphan_name
+from matrixfs.fs.quotas import owner_of
 from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.superblock import ORPHANS_START
 from membership.errors import CorruptionError
@@ -53,9 +54,12 @@ async def hold_named(held: Held, parent: int, entry: Entry) -> Inode:
 async def add_name(
     volume: Volume, held: Held, directory: Inode, place: Place, name: bytes, ino: int, kind: int
 ) -> None:
-    """Add a name, with blocks if the tree must grow.  No checkpoint at its end.  OSError ENOSPC."""
+    """Add a name, with blocks if the tree must grow.  No checkpoint at its end.  OSError ENOSPC, EDQUOT."""
     entry = directories.new_entry(place, name, ino, kind)
-    with await reserve(volume, held, directories.blocks_needed(place, name), directory.ino) as spare:
+    blocks = directories.blocks_needed(place, name)
+    if blocks and volume.superblock.is_counted(directory.ino):
+        await held.quota((owner_of(directory), blocks, 0))
+    with await reserve(volume, held, blocks, directory.ino) as spare:
         directories.add(volume, directory, place, entry, spare)
 
 

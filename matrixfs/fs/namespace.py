@@ -27,13 +27,14 @@ from matrixfs.fs.names import (
     means_no_inode,
 )
 from matrixfs.fs.opens import orphan_name
+from matrixfs.fs.quotas import Owner, owner_of
 from matrixfs.fs.rename import rename
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
 from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.extent import Extent
-from matrixfs.ondisk.inode import TAIL_BYTES
+from matrixfs.ondisk.inode import FLAG_PROJECT_INHERIT, TAIL_BYTES
 from matrixfs.ondisk.superblock import ORPHANS_START
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
@@ -107,7 +108,7 @@ async def create(
         umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
-        OSError: EEXIST, ENOENT, ENOSPC, ENOTDIR, ENAMETOOLONG, EPERM for an immutable directory.
+        OSError: EEXIST, ENOENT, ENOSPC, EDQUOT, ENOTDIR, ENAMETOOLONG, EPERM for an immutable directory.
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
 
@@ -134,6 +135,8 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
         inheritance = await access_lists.inheritance(volume, directory, stat.S_IFREG | stat.S_IMODE(mode), umask)
         orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
         # The number, and so the name among the orphans, is known only then: hence room for any name.
+        owner = _heir(directory, uid, gid)
+        await held.quota((owner, inheritance.blocks, 1))
         count = 1 + TREE_BLOCKS_MAX + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
@@ -144,7 +147,7 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
             await volume.journal.admit()
             # No checkpoint from here (J1).
             inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
-            _own(volume, inode, directory, uid, gid)
+            _own(volume, inode, directory, owner)
             inode.nlink = 0
             inode.orphaned_by = volume.journal.index + 1
             lock.subject = inode
@@ -204,7 +207,12 @@ async def _make(
         if is_directory and directory.nlink >= DIRECTORY_LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
         inheritance = await access_lists.inheritance(volume, directory, mode, umask)
-        count = 1 + bool(content) + directories.blocks_needed(place, name) + inheritance.blocks
+        owner, tree_blocks = _heir(directory, uid, gid), directories.blocks_needed(place, name)
+        demands = [(owner, bool(content) + inheritance.blocks, 1)]
+        if tree_blocks and volume.superblock.is_counted(parent):
+            demands.append((owner_of(directory), tree_blocks, 0))
+        await held.quota(*demands)
+        count = 1 + bool(content) + tree_blocks + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
             lock = volume.inode_lock(spare.first)
@@ -216,10 +224,10 @@ async def _make(
             await volume.journal.admit()
             # No checkpoint from here (J1).
             inode = new_inode(spare.pop(), group.generation_floor, lock, inheritance.mode)
-            _own(volume, inode, directory, uid, gid)
+            _own(volume, inode, directory, owner)
             fill(inode)
             if content:
-                _put_block(inode, content, spare.pop())
+                _put_block(volume, inode, content, spare.pop())
             lock.subject = inode
             lock.hint = (parent, name)
             lock.blocks = {inode.ino: inode}
@@ -232,25 +240,30 @@ async def _make(
         return inode
 
 
-def _put_block(inode: Inode, content: bytes, block: int) -> None:
+def _put_block(volume: Volume, inode: Inode, content: bytes, block: int) -> None:
     """Let a new inode name its first block, which is written."""
     inode.root = ExtentList([Extent(0, block, 1)], TAIL_BYTES)
-    inode.blocks = 1
+    volume.use(inode, 1)
     inode.size = inode.size_on_disk = len(content)
 
 
-def _own(volume: Volume, inode: Inode, directory: Inode, uid: int, gid: int) -> None:
-    """Times, owner, and what a directory hands down."""
+def _heir(directory: Inode, uid: int, gid: int) -> Owner:
+    """Whom something new is counted for: a directory may hand down its group, and its project."""
+    project = directory.project if directory.flags & FLAG_PROJECT_INHERIT else 0
+    return Owner(uid, directory.gid if directory.mode & stat.S_ISGID else gid, project)
+
+
+def _own(volume: Volume, inode: Inode, directory: Inode, owner: Owner) -> None:
+    """Times, owner, and what a set-group-id directory hands down.  The inode is counted from here on."""
     now = volume.clock.wall_ns()
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
     inode.incarnation = int.from_bytes(volume.rng.randbytes(8), "little") | 1
-    inode.uid = uid
-    inode.gid = gid
-    if directory.mode & stat.S_ISGID:
-        inode.gid = directory.gid
-        if inode.is_directory:
-            inode.mode |= stat.S_ISGID
+    inode.uid, inode.gid, inode.project = owner
+    if directory.mode & stat.S_ISGID and inode.is_directory:
+        inode.mode |= stat.S_ISGID
     file_flags.inherit(inode, directory)
+    if volume.quotas is not None:
+        volume.quotas.charge(inode, 0, 1)
 
 
 async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:

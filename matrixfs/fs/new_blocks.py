@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from matrixfs.fs import extents, tree
 from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.groups import Group
+from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
+from matrixfs.fs.quotas import owner_of
 from matrixfs.ondisk.extent import UNWRITTEN, Extent
 from membership.label import BLOCK_BYTES
 
@@ -36,9 +38,18 @@ async def allocate(
         named: called in each change that names some, without a checkpoint since.
 
     Raises:
-        OSError: ENOSPC; some blocks may be the file's by then.
+        OSError: ENOSPC, EDQUOT where nothing is written; some blocks may be the file's by then.
         CorruptionError, DeviceError, Fenced.
     """
+    with Held(volume) as held:
+        # What was buffered is written whatever it takes: its room was asked for at write(2) (quotas, Q4).
+        await held.quota((owner_of(inode), 0 if fill else hole.length, 0))
+        return await _allocate(volume, inode, hole, near, fill, named)
+
+
+async def _allocate(
+    volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None, named: Named | None
+) -> int:
     logical, left = hole.logical, hole.length
     while left:
         near = near or await _after(volume, inode, logical)
@@ -91,7 +102,7 @@ async def _name(volume: Volume, inode: Inode, group: Group, extent: Extent, spar
     group.use(extent.physical, extent.length)
     volume.journal.add(group)
     tree.insert(volume, inode, path, extent, spare)
-    inode.blocks += extent.length
+    volume.use(inode, extent.length)
     volume.journal.add(inode)
     if extent.written:
         size_follows(volume, inode, extent.end)

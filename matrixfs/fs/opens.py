@@ -25,6 +25,7 @@ import trio
 from matrixfs.fs import directories, extents, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import check_used
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
@@ -215,12 +216,16 @@ class Opens:
             await empty(volume, inode)
             orphans = await held.exclusive(ORPHANS_START + inode.orphaned_by - 1)
             place = await directories.locate(volume, orphans, orphan_name(ino))
+            await held.quota((owner_of(inode), 0, 0))
             groups = await held.groups({volume.superblock.group_of(ino)})
             await volume.journal.admit()
             # No checkpoint from here (J1).
             check_used(volume.superblock, groups, [(ino, 1)])
             if place.entry is not None:
                 directories.remove(volume, orphans, place)
+            if volume.quotas is not None:
+                volume.quotas.charge(inode, -inode.blocks, -1)
+                inode.blocks = 0
             inode.mode = inode.nlink = inode.orphaned_by = inode.flags = 0
             inode.root = b""
             inode.size = inode.size_on_disk = 0

@@ -15,6 +15,7 @@ from matrixfs.fs.blocks import ExtentList, TreeBlock
 from matrixfs.fs.extents import GROUPS_PER_STEP
 from matrixfs.fs.held import Held, free_metadata
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import check_used
 from matrixfs.fs.tree import Path
 from matrixfs.ondisk.extent import Extent
@@ -46,6 +47,7 @@ async def set_flags(volume: Volume, inode: Inode, piece: Extent, flags: int) -> 
     parts.insert(bool(parts) and parts[0].logical < piece.logical, piece._replace(flags=flags))
     with Held(volume) as held:
         needed = _tree_blocks(path, len(parts) - 1)
+        await held.quota((owner_of(inode), 0, 0))
         group = await held.group(needed, piece.physical) if needed else None
         with Reservation(volume.journal, group, needed) as spare:
             await volume.journal.admit()
@@ -101,6 +103,7 @@ async def _free(volume: Volume, inode: Inode, path: Path, victims: list[Extent],
     needed = _tree_blocks(path, 1) if len(cuts[0][1]) == 2 else 0
     spare_in = await _group_with(volume, needed, victims[0].physical) if needed else None
     with Held(volume) as held:
+        await held.quota((owner_of(inode), 0, 0))
         groups = await held.groups(indexes if spare_in is None else indexes | {spare_in})
         group = None if spare_in is None else groups[spare_in]
         if group is not None and group.available < needed:

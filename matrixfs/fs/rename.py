@@ -15,6 +15,7 @@ from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.names import check_directory, check_living, hold_named, make_orphan
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.superblock import ROOT_INODE
@@ -165,6 +166,8 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
     else:
         entry = directories.new_entry(new.place, new_name, moved.ino, old.place.entry.kind)
         count = directories.blocks_needed(new.place, new_name)
+        if count and volume.superblock.is_counted(new.directory.ino):
+            await held.quota((owner_of(new.directory), count, 0))
         with await reserve(volume, held, count, new.directory.ino) as spare:
             # No checkpoint from here (J1).  First out, then in: adding may split the leaf that has the old name.
             directories.remove(volume, old.directory, old.place)

@@ -38,7 +38,8 @@ from matrixfs.ondisk.journal import (
     unescaped,
     unpack_frame_body_untrusted,
 )
-from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.quota import QuotaRecord
+from matrixfs.ondisk.superblock import QUOTA_INODE, Superblock
 from matrixfs.ondisk.xattr import AttributeRecord
 from membership.errors import CorruptionError, CorruptRecord
 from membership.label import BLOCK_BYTES
@@ -47,7 +48,9 @@ from membership.seams import Buffer, SectorDevice
 
 JOURNALLED: dict[bytes, type[Record]] = {
     kind.MAGIC: kind
-    for kind in (InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord)
+    for kind in (
+        InodeRecord, IndexRecord, DirectoryLeafRecord, ExtentLeafRecord, AttributeRecord, GroupRecord, QuotaRecord
+    )
 }
 WORKERS = 32  # in-place reads and writes in flight
 WINDOW_BLOCKS = 512  # of the log, read at once: 2 MiB
@@ -243,7 +246,8 @@ class _LogReader:
                 raise CorruptRecord(where, "image address", "a block of a group", block)
             return
         in_groups = superblock.group_start <= block < superblock.blocks_total - 1
-        if superblock.is_in_a_journal(block) or not (in_groups or superblock.is_inode_number(block)):
+        is_system = block == QUOTA_INODE or superblock.is_inode_number(block)  # turned on: first the tree, then the bit
+        if superblock.is_in_a_journal(block) or not (in_groups or is_system):
             raise CorruptRecord(where, "image address", "a metadata block", block)
         found = check_image_untrusted(superblock, image, block, f"{where}, image of block {block}")
         if found != generation:

@@ -123,7 +123,7 @@ def _new_block(
 ) -> TreeBlock:
     block = TreeBlock(spare.pop(), spare.group.generation_floor, inode.ino, level, content)
     inode.lock.blocks[block.address] = block
-    inode.blocks += 1
+    volume.use(inode, 1)
     volume.journal.add(block)
     volume.journal.add(inode)
     return block
@@ -173,6 +173,6 @@ def prune(volume: Volume, inode: Inode, path: Path) -> list[TreeBlock]:
             freed.append(owner)
     for block in freed:
         del inode.lock.blocks[block.address]
-    inode.blocks = max(0, inode.blocks - len(freed))
+    volume.use(inode, -len(freed))
     volume.journal.add(inode)
     return freed

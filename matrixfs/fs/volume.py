@@ -15,6 +15,7 @@ from matrixfs.fs.changes import Changes
 from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
+from matrixfs.fs.quotas import Quotas
 from matrixfs.fs.room import Room
 from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.fs.writeback import WriteBack
@@ -109,6 +110,7 @@ class Volume:
         self.changes = Changes(self)
         self.room = Room(self)
         self.inode_callouts = InodeCallouts(self)
+        self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
         self._background_ended: trio.Event | None = None  # None: ``run`` was not called
@@ -152,6 +154,15 @@ class Volume:
                 raise OSError(errno.ESTALE, "deleted, and its block is used for something else")
             lock.subject = decode_inode_untrusted(data, self.superblock, lock)
             lock.blocks[lock.number] = lock.subject
+
+    def use(self, inode: Inode, blocks: int) -> None:
+        """An exclusively held inode has so many blocks more, or less.  Part of a change.
+
+        A count that is wrong on the store stays within bounds, until fsck corrects it.
+        """
+        before, inode.blocks = inode.blocks, max(0, inode.blocks + blocks)
+        if self.quotas is not None:
+            self.quotas.charge(inode, inode.blocks - before)
 
     def rename_lock(self) -> Lock:
         """The one lock under which directories move."""

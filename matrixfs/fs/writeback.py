@@ -17,6 +17,7 @@ from membership.label import BLOCK_BYTES
 from membership.seams import Buffer
 
 if TYPE_CHECKING:
+    from matrixfs.fs.quotas import Quotas
     from matrixfs.fs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,37 @@ class WriteBack:
         self.length = 0  # buffered bytes
 
     async def admit(self, inode: Inode, offset: int, length: int) -> None:
-        """Before ``length`` bytes are buffered at ``offset``: make sure they will find room.  OSError ENOSPC."""
+        """Before ``length`` bytes are buffered at ``offset``: have room for them.  OSError ENOSPC, EDQUOT."""
         blocks = length // BLOCK_BYTES + 2
+        quotas = self._volume.quotas
+        if quotas is not None and not quotas.has_room(inode, blocks):
+            await self._ask_quotas(quotas, inode, offset, length)
         try:
             await self._volume.allocator.promise(blocks)
         except OSError:
             if not await self._has_blocks(inode, offset, length):
                 await self.make_room(inode, blocks)
+
+    async def _ask_quotas(self, quotas: Quotas, inode: Inode, offset: int, length: int) -> None:
+        """Room is short, or not known yet.  Promises are upper bounds: near a limit only exact ones do."""
+        try:
+            await quotas.check(inode, length // BLOCK_BYTES + 2, is_bound=True)
+        except OSError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+            await self._idle_ones()
+            await self.flush(inode)
+            wanted = await self._missing(inode, offset, length)
+            if wanted:
+                await quotas.check(inode, wanted)
+
+    async def _missing(self, inode: Inode, offset: int, length: int) -> int:
+        """How many blocks an exclusively held file that has nothing buffered needs for these bytes."""
+        first, end = offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)
+        if isinstance(inode.root, bytes):  # what lies in the inode moves out
+            return end - first + (-(-min(len(inode.root), offset) // BLOCK_BYTES) if first else 0)
+        found = await extents.pieces(self._volume, inode, first, end - first)
+        return sum(piece.length for piece in found if not piece.physical)
 
     async def _has_blocks(self, inode: Inode, offset: int, length: int) -> bool:
         """Whether an exclusively held file has blocks for these bytes already."""
@@ -81,7 +106,10 @@ class WriteBack:
         return not self._since
 
     def _promise(self, inode: Inode, blocks: int) -> None:
-        self._volume.allocator.promised += blocks - self._promised.pop(inode.ino, 0)
+        more = blocks - self._promised.pop(inode.ino, 0)
+        self._volume.allocator.promised += more
+        if more and self._volume.quotas is not None:
+            self._volume.quotas.promise(inode, more)
         if blocks:
             self._promised[inode.ino] = blocks
 
@@ -102,8 +130,18 @@ class WriteBack:
     def pressing(self, inode: Inode) -> bool:
         """Whether the writer should write back now."""
         return inode.dirty is not None and (
-            inode.dirty.length >= FILE_BYTES_MAX or self.length >= TOTAL_BYTES_MAX
+            inode.dirty.length >= FILE_BYTES_MAX or self.length >= TOTAL_BYTES_MAX or self._presses_quotas(inode)
         )
+
+    def _presses_quotas(self, inode: Inode) -> bool:
+        quotas = self._volume.quotas
+        return quotas is not None and quotas.is_pressing(inode)
+
+    async def relieve(self, inode: Inode) -> None:
+        """Write back what presses: the writer's file, and where it presses a quota others of its owners.  OSError."""
+        await self.flush(inode)
+        if self._presses_quotas(inode):
+            await self._idle_ones()
 
     # --- rounds --------------------------------------------------------------------------------------------
 

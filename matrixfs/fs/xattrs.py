@@ -22,6 +22,7 @@ from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.held import Held, free_metadata, reserve
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import check_used
 from matrixfs.ondisk.superblock import EXTENDED_ATTRIBUTES
 from matrixfs.ondisk.xattr import (
@@ -166,8 +167,8 @@ async def put(
             set by such only.
 
     Raises:
-        OSError: EEXIST, ENODATA by the flags; EOPNOTSUPP, EINVAL, ERANGE for the name; E2BIG for the value; ENOSPC;
-            EINVAL, EACCES for an access control list; ESTALE; EPERM by flags.
+        OSError: EEXIST, ENODATA by the flags; EOPNOTSUPP, EINVAL, ERANGE for the name; E2BIG for the value; ENOSPC,
+            EDQUOT; EINVAL, EACCES for an access control list; ESTALE; EPERM by flags.
         CorruptionError, DeviceError, Fenced: the present ones can't be read.
     """
     _check_name(name)
@@ -222,6 +223,7 @@ async def store(volume: Volume, held: Held, inode: Inode, entries: dict[bytes, b
     chain = (await load(volume, inode)).chain
     blocks = blocks_needed(entries)
     gone = {volume.superblock.group_of(block.address) for block in chain[blocks:]}
+    await held.quota((owner_of(inode), max(0, blocks - len(chain)), 0))
     groups = await held.groups(gone) if gone else {}
     with await reserve(volume, held, max(0, blocks - len(chain)), inode.ino) as spare:
         write(volume, inode, entries, spare, groups)
@@ -236,6 +238,7 @@ async def drop(volume: Volume, inode: Inode) -> None:
         return
     chain = await _read_chain(volume, inode)
     with Held(volume) as held:
+        await held.quota((owner_of(inode), 0, 0))
         groups = await held.groups({volume.superblock.group_of(block.address) for block in chain})
         await volume.journal.admit()
         inode.extended = Attributes({}, chain)
@@ -259,12 +262,12 @@ def write(
         assert spare is not None
         block = AttributeBlock(spare.pop(), spare.group.generation_floor, inode.ino)
         inode.lock.blocks[block.address] = block
-        inode.blocks += 1
+        volume.use(inode, 1)
         chain.append(block)
     check_used(volume.superblock, groups, [(block.address, 1) for block in chain[wanted:]])
     for block in chain[wanted:]:
         del inode.lock.blocks[block.address]
-        inode.blocks = max(0, inode.blocks - 1)  # as in extents.free
+        volume.use(inode, -1)
         free_metadata(volume, groups[volume.superblock.group_of(block.address)], block)
     del chain[wanted:]
     following = [*(block.address for block in chain[1:]), 0]

@@ -9,19 +9,30 @@ from matrixfs.fsck.groups import check_groups
 from matrixfs.fsck.lost import find_lost
 from matrixfs.fsck.orphans import check_orphans
 from matrixfs.fsck.problems import Findings
+from matrixfs.fsck.quotas import check_usage, claim_quotas
 from matrixfs.fsck.walk import NamespaceWalk, check_link_counts
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from membership.errors import CorruptRecord
 
 
-async def check_filesystem(area: Area, findings: Findings, progress: Progress) -> Context:
-    """Check everything behind the superblock; the journals must be clean.  Raises DeviceError."""
+async def check_filesystem(
+    area: Area, findings: Findings, progress: Progress, *, counts_usage: bool = False
+) -> Context:
+    """Check everything behind the superblock; the journals must be clean.  Raises DeviceError.
+
+    ``counts_usage``: count what users, groups and projects use, though there are no quotas.
+    """
     context = Context(area, BlockMap(area.superblock.blocks_total), progress, findings)
+    context.counts_usage = counts_usage or area.superblock.has_quotas
     _claim_system(context)
     context.expected_blocks = await _expected_blocks(area)
     await NamespaceWalk(context).run_root()
     await check_orphans(context)
+    if area.superblock.has_quotas:
+        quotas = await claim_quotas(context)
     await find_lost(context)
+    if area.superblock.has_quotas:
+        check_usage(context, quotas)
     check_link_counts(context)
     await check_groups(context)
     context.counts.blocks_used += area.superblock.group_start + 1

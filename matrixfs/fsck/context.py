@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.blockmap import BlockMap
 from matrixfs.fsck.links import LinkCounts
 from matrixfs.fsck.problems import BLOCK_FORBIDDEN, BLOCK_SHARED, Findings
+from matrixfs.ondisk.inode import InodeRecord
 from membership.errors import CorruptRecord
+
+Usage: TypeAlias = dict[tuple[int, int], list[int]]  # by (type, id): blocks, inodes
 
 STAGES = ("names", "lost", "groups")  # of one check, in order
 
@@ -42,7 +45,17 @@ class Context:
     findings: Findings
     counts: Counts = field(default_factory=Counts)
     names: LinkCounts = field(default_factory=LinkCounts)  # only of inodes whose nlink is not 1 or whose names are more
+    usage: Usage = field(default_factory=dict)  # what users, groups and projects use,
+    counts_usage: bool = False  # where that is wanted
     expected_blocks: int = 0  # that the groups say are in use: what progress is measured against
+
+    def use(self, inode: InodeRecord, blocks: int) -> None:
+        """Count an inode for its owners."""
+        if self.counts_usage and self.area.superblock.is_counted(inode.address):
+            for owner in enumerate((inode.uid, inode.gid, inode.project)):
+                used = self.usage.setdefault(owner, [0, 0])
+                used[0] += blocks
+                used[1] += 1
 
     def claim(self, inode: int, start: int, length: int = 1) -> bool:
         """Blocks belong to ``inode``; False, with a finding, when they can't or something else has them."""

@@ -85,6 +85,7 @@ class DirectoryCheck:
         await self.walk.run()
         await self._judge_all()
         await check_attributes(self._context, self._inode, self.walk)
+        self._context.use(self._inode, self.walk.blocks)
         if self.walk.is_whole:
             self._check_totals()
 

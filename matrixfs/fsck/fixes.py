@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from matrixfs.ondisk.quota import Limits
+
 
 @dataclass(frozen=True, slots=True)
 class Fix:
@@ -57,6 +59,22 @@ class FreeInode(Fix):
     needs_whole: ClassVar[bool] = True
     inode: int
     entry: RemoveEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildQuotas(Fix):
+    """Write the quotas' tree anew.
+
+    Attributes:
+        limits: (type, id, limits) of all that have some, and the grace periods.
+        usage: (type, id, blocks, inodes) of all that use something.
+        old: blocks of the old tree, to be freed.
+    """
+
+    needs_whole: ClassVar[bool] = True
+    limits: tuple[tuple[int, int, Limits], ...]
+    usage: tuple[tuple[int, int, int, int], ...]
+    old: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,10 @@ async def check_content(context: Context, inode: InodeRecord) -> TreeWalk:
     if inode.layout == TREE:
         await content.walk.run()
     await check_attributes(context, inode, content.walk)
+    blocks = content.walk.blocks + content.blocks
+    context.use(inode, blocks)
     if content.walk.is_whole:
-        check_blocks(context.findings, inode, content.walk.blocks + content.blocks)
+        check_blocks(context.findings, inode, blocks)
     if content.is_past_end and not inode.flags & FLAG_TRUNCATING:
         fix = SetInode(inode.address, (("flags", inode.flags | FLAG_TRUNCATING),))
         context.findings.add(EXTENT_PAST_EOF, fix, inode=inode.address)

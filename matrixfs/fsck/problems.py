@@ -143,6 +143,22 @@ ORPHAN_UNLISTED = _problem(
 )
 LOST_INODE = _problem("lost-inode", "inode {inode} (mode {mode:#o}, {size} bytes) has content but no name", taints=True)
 
+# --- quotas -------------------------------------------------------------------------------------------------
+QUOTA_TREE = _problem(
+    "quota-tree", "the tree of the quotas is damaged ({reason})", "made anew, with the limits that can be read",
+    decides=True,
+)  # fmt: skip
+QUOTA_BLOCK = _problem(
+    "quota-block", "block {block} of the quotas is damaged ({reason})", "made anew; limits in it are lost", decides=True
+)
+QUOTA_LIMITS = _problem("quota-limits", "{who} has limits that nobody can have set", "removed", decides=True)
+QUOTA_USAGE = _problem(
+    "quota-usage",
+    "what is counted of {count} users, groups or projects is wrong"
+    " (of {who}: {found} blocks and inodes, {expected} are used)",
+    "counted anew",
+)
+
 # --- blocks ---------------------------------------------------------------------------------------------------------
 BLOCK_FORBIDDEN = _problem("block-forbidden", "inode {inode} refers to block {block}, which can't be its", taints=True)
 BLOCK_SHARED = _problem("block-shared", "block {block} belongs to inode {inode} and to something else", taints=True)

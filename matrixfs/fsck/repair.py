@@ -17,6 +17,7 @@ from fastcrc import crc32
 
 from matrixfs.fs.mkfs import superblock_copy
 from matrixfs.fs.replay import read_journal_header, replay
+from matrixfs.fsck import quota_tree
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.blockmap import BlockMap
 from matrixfs.fsck.context import Context, Progress
@@ -26,6 +27,7 @@ from matrixfs.fsck.fixes import (
     FreeInode,
     LowerLinks,
     RebuildGroup,
+    RebuildQuotas,
     RemoveEntry,
     SetBits,
     SetInode,
@@ -35,6 +37,7 @@ from matrixfs.fsck.fixes import (
 )
 from matrixfs.fsck.groups import enlarge, is_short, padding
 from matrixfs.fsck.inodes import check_content
+from matrixfs.fsck.lost import greatest_generation
 from matrixfs.fsck.problems import Findings
 from matrixfs.fsck.trees import Leaf, TreeWalk
 from matrixfs.fsck.xattrs import check_attributes
@@ -42,6 +45,7 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, pack_entries, 
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.inode import INLINE, InodeRecord
 from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, pack_frame_body
+from matrixfs.ondisk.superblock import QUOTA_INODE
 from membership.errors import CorruptRecord, OperatorError
 from membership.label import BLOCK_BYTES, Label
 from membership.records import Record, next_generation
@@ -81,11 +85,16 @@ class Repair:
             DeviceError, Fenced: I/O failed.
         """
         freed: list[FreeInode] = []
+        quotas: RebuildQuotas | None = None
         for fix in fixes:
             if isinstance(fix, FreeInode):
                 freed.append(fix)
+            elif isinstance(fix, RebuildQuotas):  # whatever is wrong with them, once, where nothing else lies
+                quotas = fix
             else:
                 await self._apply(fix)
+        if quotas is not None:
+            await self.rebuild_quotas(quotas)
         if freed:
             await self._free(freed)
         await self._commit()
@@ -181,6 +190,47 @@ class Repair:
         else:
             walk = await check_content(freed, inode)
         return walk.generation
+
+    # --- quotas -----------------------------------------------------------------------------------------------
+
+    async def rebuild_quotas(self, fix: RebuildQuotas) -> None:
+        """Write the quotas' tree anew, then free the old one: what a crash leaves is rebuilt by the next fsck.
+
+        Raises OperatorError when there is no space; DeviceError, Fenced.
+        """
+        found = quota_tree.bodies(fix)
+        places = await self._take(quota_tree.blocks_needed(len(found)))
+        try:
+            inode = await self._edit(QUOTA_INODE, InodeRecord)
+        except CorruptRecord:
+            inode = InodeRecord(owner=self._owner, address=QUOTA_INODE, generation=1)
+            self._changed[QUOTA_INODE] = inode
+        for record in quota_tree.plant(inode, found, iter(places), self._owner):
+            self._changed[record.address] = record
+        await self._commit()
+        by_group: dict[int, int] = {}
+        for block in fix.old:
+            index = self._area.superblock.group_of(block)
+            by_group[index] = by_group.get(index, 0) | 1 << (block - self._area.superblock.group_block(index))
+        for index, bits in by_group.items():
+            floor = await greatest_generation(self._area, index, bits)
+            await self._set_group(index, clear_bits=bits, floor=floor)
+
+    async def _take(self, count: int) -> list[quota_tree.Place]:
+        """Mark free blocks in use; (block, generation to begin with) of each."""
+        superblock = self._area.superblock
+        taken: list[quota_tree.Place] = []
+        for index in range(superblock.groups):
+            if len(taken) == count:
+                break
+            group = await self._edit(superblock.group_block(index), GroupRecord)
+            bits = int.from_bytes(group.bitmap, "little")
+            free = [at for at in range(group.blocks) if not bits >> at & 1][: count - len(taken)]
+            await self._set_group(index, set_bits=sum(1 << at for at in free))
+            taken += [(group.address + at, next_generation(group.generation_floor)) for at in free]
+        if len(taken) < count:
+            raise OperatorError(f"{self._area.device.name}: no space for the quotas: {count} blocks are needed")
+        return taken
 
     # --- groups ---------------------------------------------------------------------------------------------------
 

@@ -176,6 +176,15 @@ def upgrade_line(outcome: Outcome) -> str:
     return f"upgraded: {names}; versions of MatrixFS that do not know these can't mount, check or change it any more"
 
 
+def quotas_line(outcome: Outcome) -> str:
+    """What ``--quota`` did."""
+    if outcome.left.errors:
+        return "quotas not turned on: only on a clean filesystem; repair it first (-y)"
+    if not outcome.quotas_new:
+        return "quotas were on already"
+    return "quotas are on; versions of MatrixFS that do not know them can't mount, check or change it any more"
+
+
 def _many(count: int, word: str) -> str:
     """``count`` of something."""
     if count == 1:
@@ -195,6 +204,7 @@ def document(store: str, outcome: Outcome, reporter: SilentReporter) -> dict[str
         "problems_found": outcome.found.errors,
         "problems_left": [_item(outcome.left, finding) for finding in outcome.left.kept] if outcome.rounds else None,
         "repaired": outcome.repaired,
+        "quotas_new": outcome.quotas_new,
         "features_new": feature_names(outcome.features_new),
         "files": outcome.counts.files,
         "directories": outcome.counts.directories,

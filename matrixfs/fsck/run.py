@@ -13,11 +13,13 @@ from matrixfs.fs.replay import ReplayReport
 from matrixfs.fsck.alive import NodeWatch
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.check import check_filesystem
-from matrixfs.fsck.context import Counts, Progress
+from matrixfs.fsck.context import Counts, Progress, Usage
 from matrixfs.fsck.overlay import Overlay
 from matrixfs.fsck.problems import Findings
+from matrixfs.fsck.quotas import rebuild
 from matrixfs.fsck.repair import Repair
 from matrixfs.fsck.store import check_label_copies, read_superblock, replay_journals
+from matrixfs.fsck.upgrade import turn_on_quotas
 from matrixfs.fsck.upgrade import upgrade as upgrade_superblock
 from matrixfs.ondisk.superblock import Superblock
 from membership.label import Label, read_label
@@ -75,6 +77,7 @@ class Outcome:
     repaired: int = 0
     rounds: int = 0
     features_new: int = 0  # that an upgrade set
+    quotas_new: bool = False  # they were turned on
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +96,7 @@ async def run_fsck(
     seize: Seize | None = None,
     *,
     upgrade: bool = False,
+    quotas: bool = False,
 ) -> Outcome:
     """Check, and with ``mode`` repair, the filesystem on a cluster disk.
 
@@ -104,6 +108,7 @@ async def run_fsck(
         reporter: told everything as it happens.
         seize: called before the first write: nobody else can write from now on.
         upgrade: when it is clean in the end, let it use all that this version can do; not with mode LOOK.
+        quotas: when it is clean in the end, have what users, groups and projects use counted; not with mode LOOK.
 
     Raises:
         OperatorError: no cluster disk, in use, or of a newer version.
@@ -116,7 +121,7 @@ async def run_fsck(
     if mode is not Mode.LOOK and seize is not None:
         await seize(label)
     outcome = Outcome()
-    session = _Session(device, label, watch, rng, reporter)
+    session = _Session(device, label, watch, rng, reporter, counts_usage=quotas)
     match mode:
         case Mode.LOOK:
             await session.look(outcome)
@@ -128,13 +133,24 @@ async def run_fsck(
                 await session.repair(outcome)
     if upgrade and not outcome.left.errors:
         await session.upgrade(outcome)
+    if quotas and not outcome.left.errors:
+        await session.turn_on_quotas(outcome)
     return outcome
 
 
 class _Session:
     """What stays the same between two checks."""
 
-    def __init__(self, disk: SectorDevice, label: Label, watch: NodeWatch, rng: Rng, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        disk: SectorDevice,
+        label: Label,
+        watch: NodeWatch,
+        rng: Rng,
+        reporter: Reporter,
+        *,
+        counts_usage: bool,
+    ) -> None:
         self._disk = disk
         self._label = label
         self._watch = watch
@@ -142,6 +158,8 @@ class _Session:
         self._reporter = reporter
         self._device: SectorDevice = data_window(disk, label)
         self._superblock: Superblock | None = None
+        self._counts_usage = counts_usage
+        self._usage: Usage = {}  # as the last check counted it
         self._replayed = 0  # journals, by the last check
 
     async def look(self, outcome: Outcome) -> None:
@@ -169,7 +187,9 @@ class _Session:
             outcome.name, outcome.blocks_total = superblock.name, superblock.blocks_total
             outcome.uuid = str(uuid.UUID(bytes=superblock.owner))
             await self._replay(superblock, findings)
-            context = await check_filesystem(Area(self._device, superblock), findings, self._reporter)
+            area = Area(self._device, superblock)
+            context = await check_filesystem(area, findings, self._reporter, counts_usage=self._counts_usage)
+            self._usage = context.usage
             outcome.counts = context.counts
         self._reporter.found(findings)
         outcome.left = findings
@@ -193,6 +213,16 @@ class _Session:
         if self._superblock is not None:
             await self._watch.recheck()
             outcome.features_new = await upgrade_superblock(self._device, self._superblock)
+
+    async def turn_on_quotas(self, outcome: Outcome) -> None:
+        """Write what a clean filesystem uses, then say that it is counted.  Raises as ``run_fsck``."""
+        if self._superblock is not None and not self._superblock.has_quotas:
+            await self._watch.recheck()
+            area = Area(self._device, self._superblock)
+            repair = Repair(self._disk, self._label, area, self._rng, self._reporter)
+            await repair.rebuild_quotas(rebuild(self._usage, {}, []))
+            await turn_on_quotas(self._device, self._superblock)
+            outcome.quotas_new = True
 
     async def _replay(self, superblock: Superblock, findings: Findings) -> None:
         reports = await replay_journals(self._device, superblock, findings)

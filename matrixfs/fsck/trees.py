@@ -52,14 +52,22 @@ class TreeWalk:
         context: the check.
         inode: whose tree, with a layout and depth that are sound.
         visit: gets every leaf, in order; raises CorruptRecord for content that can't be taken apart.
+        taken: told each index block and leaf that was claimed.
 
     ``is_whole`` is False when something was reported that hides part of the tree.
     """
 
-    def __init__(self, context: Context, inode: InodeRecord, visit: Callable[[Leaf], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        inode: InodeRecord,
+        visit: Callable[[Leaf], Awaitable[None]],
+        taken: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._context = context
         self._inode = inode
         self._visit = visit
+        self._taken = taken
         self._where = f"inode {inode.address}"
         self.blocks = 0
         self.generation = 0
@@ -104,6 +112,7 @@ class TreeWalk:
             self.is_whole = False
             return False
         self.blocks += 1
+        self._taken(block)
         return True
 
     async def _child(self, block: int, data: bytes, level: int, low: int, high: int) -> None:

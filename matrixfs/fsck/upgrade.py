@@ -8,7 +8,7 @@ filesystem that uses a feature and a copy that does not say so.
 from __future__ import annotations
 
 from matrixfs.fs.mkfs import superblock_copy
-from matrixfs.ondisk.superblock import INCOMPATIBLE_NEW, Superblock
+from matrixfs.ondisk.superblock import INCOMPATIBLE_NEW, QUOTAS, Superblock
 from membership.label import BLOCK_BYTES
 from membership.records import next_generation
 from membership.seams import SectorDevice
@@ -26,11 +26,20 @@ async def upgrade(area: SectorDevice, superblock: Superblock, known: int = INCOM
         DeviceError: I/O failed; the filesystem is as it was, or has the features.
     """
     new = known & ~superblock.features_incompatible
-    if not new:
-        return 0
-    superblock.features_incompatible |= new
+    if new:
+        superblock.features_incompatible |= new
+        await _write(area, superblock)
+    return new
+
+
+async def turn_on_quotas(area: SectorDevice, superblock: Superblock) -> None:
+    """Say that all that is used is counted: the quotas' tree is durable.  Raises as ``upgrade``."""
+    superblock.features_read_only |= QUOTAS
+    await _write(area, superblock)
+
+
+async def _write(area: SectorDevice, superblock: Superblock) -> None:
     superblock.generation = next_generation(superblock.generation)
     copy = superblock_copy(superblock)
     for record in (copy, superblock):
         await area.write(record.address * BLOCK_BYTES, record.encode(), durable=True)
-    return new

@@ -10,7 +10,8 @@ rank  domain    rule among several
 1     RENAME    one for the filesystem: held to move a directory to another parent
 2     INODE     ancestors before descendants, then directories before others, then by number
 3     OPEN      after the inode's own lock; waited for only with a time-out
-4     GROUP     by number; held only while blocks are taken or given back
+4     QUOTA     by number (type << 32 | id), and after them the quota inode's INODE lock
+5     GROUP     by number; held only while blocks are taken or given back
 ===== ========= ==========================================================================
 
 One exception: the lock of an inode number just taken from a group's free blocks is acquired under the

@@ -13,6 +13,7 @@ from membership.records import Record, i64, record, text, u32, u64, u64_array
 ROOT_INODE = 1
 ORPHANS_START = 2
 JOURNALS_MAX = 64
+QUOTA_INODE = ORPHANS_START + JOURNALS_MAX  # of the quotas' tree (quota.py), where there are some
 SYSTEM_BLOCKS = 128
 GROUP_SHIFT_MIN = 8
 GROUP_SHIFT_MAX = 14
@@ -22,7 +23,7 @@ RUNS_MAX = 8  # further runs of journals
 # R12.  Unknown bits: compatible ones are ignored, read-only-compatible ones forbid writing, incompatible ones opening.
 COMPATIBLE_KNOWN = 0
 QUOTAS = 1  # read-only-compatible: whoever changes anything counts it
-READ_ONLY_COMPATIBLE_KNOWN = 0
+READ_ONLY_COMPATIBLE_KNOWN = QUOTAS
 EXTENDED_ATTRIBUTES = 1  # inodes may have some (xattr.py)
 UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
@@ -85,6 +86,15 @@ class Superblock(Record):
     def may_journal_data(self) -> bool:
         """Whether images of file data may lie in journals."""
         return bool(self.features_incompatible & JOURNALLED_DATA)
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether all that is used is counted."""
+        return bool(self.features_read_only & QUOTAS)
+
+    def is_counted(self, number: int) -> bool:
+        """Whether what an inode uses is counted: the filesystem's own directories belong to nobody."""
+        return number >= SYSTEM_BLOCKS
 
     def group_of(self, block: int) -> int:
         """Index of the group that holds ``block``.  Raises CorruptRecord when it lies in none."""

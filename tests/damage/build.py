@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrixfs.fs.mkfs import empty_group
+from matrixfs.fs.mkfs import empty_group, quota_inode, superblock_copy
 from matrixfs.ondisk.directory import (
     DISAMBIGUATION_BITS,
     DirectoryLeafRecord,
@@ -21,7 +21,21 @@ from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, pack_extents
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import BODY_BYTES, IndexRecord, pack_pairs
 from matrixfs.ondisk.inode import FLAG_IMMUTABLE, FLAG_NODUMP, INLINE, TAIL_BYTES, TREE, InodeRecord
-from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE, Superblock
+from matrixfs.ondisk.quota import (
+    COUNTERS_PER_BLOCK,
+    GROUP,
+    LIMITS_PER_BLOCK,
+    NO_LIMITS,
+    PROJECT,
+    USER,
+    Limits,
+    QuotaRecord,
+    counters_key,
+    limits_key,
+    pack_counters,
+    pack_limits,
+)
+from matrixfs.ondisk.superblock import ORPHANS_START, QUOTAS, ROOT_INODE, SYSTEM_BLOCKS, Superblock
 from matrixfs.ondisk.xattr import BODY_BYTES as CHAIN_BODY_BYTES
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
@@ -111,6 +125,7 @@ class Builder:
     directories: dict[int, InodeRecord] = field(default_factory=dict)
     next: int = 0
     used: list[tuple[int, int]] = field(default_factory=list)
+    has_quotas: bool = False
 
     def __post_init__(self) -> None:
         self.superblock = self.volume.superblock
@@ -273,9 +288,41 @@ class Builder:
         self._index(inode, children)
         self.records.append(inode)
 
+    def _plant_quotas(self) -> None:
+        """Count everything, in journal 0's counters and some in journal 1's; user 1000 has limits."""
+        counted = [inode for inode in self.records if isinstance(inode, InodeRecord) and inode.address >= SYSTEM_BLOCKS]
+        extents = []
+        for kind in (USER, GROUP, PROJECT):
+            usage: dict[int, list[int]] = {}
+            for inode in counted:
+                used = usage.setdefault((inode.uid, inode.gid, inode.project)[kind], [0, 0])
+                used[0] += inode.blocks
+                used[1] += 1
+            for journal, share in ((0, 5), (1, -5)):
+                rows = [(0, 0)] * COUNTERS_PER_BLOCK
+                for number, (blocks, inodes) in usage.items():
+                    rows[number] = (blocks + share, inodes) if journal == 0 else (share, 0)
+                extents.append(self._quota_block(counters_key(journal, kind, 0), pack_counters(rows)))
+        rows = [NO_LIMITS] * LIMITS_PER_BLOCK
+        rows[1000 % LIMITS_PER_BLOCK] = Limits(blocks_hard=100, blocks_soft=80)
+        extents.append(self._quota_block(limits_key(USER, 1000), pack_limits(rows)))
+        self.superblock.features_read_only |= QUOTAS
+        tree = quota_inode(self.superblock)
+        tree.tail, tree.entries, tree.blocks = pack_extents(sorted(extents)), len(extents), len(extents)
+        self.records += [tree, self.superblock, superblock_copy(self.superblock)]
+
+    def _quota_block(self, key: int, body: bytes) -> Extent:
+        block = self.take()
+        self.take()  # so that they don't lie together
+        self.used.pop()
+        self.records.append(QuotaRecord(key=key, body=body, **self._head(block)))
+        return Extent(key, block, 1)
+
     async def write(self) -> Built:
         for number, inode in self.directories.items():
             self._finish_directory(inode, self.entries[number])
+        if self.has_quotas:
+            self._plant_quotas()
         groups = [empty_group(self.superblock, index) for index in range(self.superblock.groups)]
         starts = [group.address for group in groups]
         bits = [int.from_bytes(group.bitmap, "little") for group in groups]

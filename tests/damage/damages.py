@@ -22,7 +22,17 @@ from matrixfs.ondisk.inode import (
     INLINE,
     TREE,
 )
-from matrixfs.ondisk.superblock import FILE_FLAGS, ORPHANS_START, ROOT_INODE
+from matrixfs.ondisk.quota import (
+    GROUP,
+    USER,
+    Limits,
+    QuotaRecord,
+    counters_key,
+    iterate_limits,
+    limits_key,
+    pack_limits,
+)
+from matrixfs.ondisk.superblock import FILE_FLAGS, ORPHANS_START, QUOTA_INODE, ROOT_INODE
 from matrixfs.ondisk.xattr import ACL_ACCESS, BODY_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
 from tests.damage.build import Builder, Built, sample
@@ -691,6 +701,71 @@ async def _(built: Built) -> None:
 async def _(built: Built) -> None:
     block = await _attribute_block(built, "tagged dir")
     block.body = b"\x08" + block.body[1:]
+    await built.put(block)
+
+
+# --- quotas -------------------------------------------------------------------------------------------------
+
+
+def _with_quotas(builder: Builder) -> None:
+    builder.has_quotas = True
+    for path in ("small", "dir/f1", "extents"):
+        inode = next(record for record in builder.records if record.address == builder.inodes[path])
+        inode.uid = 100  # type: ignore[attr-defined]
+
+
+async def _quota_block(built: Built, key: int) -> QuotaRecord:
+    inode = await built.inode(QUOTA_INODE)
+    extents = unpack_extents_untrusted(inode.tail, inode.entries, "", 1 << 40)
+    block = next(extent.physical for extent in extents if extent.logical == key)
+    return await built.record(block, QuotaRecord)
+
+
+@damage("quota-tree", prepare=_with_quotas, also=("block-leaked",))
+async def _(built: Built) -> None:
+    await flip(built, QUOTA_INODE, 100)
+
+
+@damage("quota-tree", prepare=_with_quotas, also=("block-leaked",))
+async def _(built: Built) -> None:
+    """The tree names a file's block."""
+    inode, file = await built.inode(QUOTA_INODE), await built.inode("extents")
+    extents = unpack_extents_untrusted(inode.tail, inode.entries, "", 1 << 40)
+    theirs = unpack_extents_untrusted(file.tail, file.entries, "", 1 << 40)
+    extents[2] = extents[2]._replace(physical=theirs[0].physical)
+    await built.change(QUOTA_INODE, tail=pack_extents(extents))
+
+
+@damage("quota-block", prepare=_with_quotas)
+async def _(built: Built) -> None:
+    await flip(built, (await _quota_block(built, counters_key(1, GROUP, 0))).address)
+
+
+@damage("quota-block", prepare=_with_quotas)
+async def _(built: Built) -> None:
+    """Counters of a journal that there is not."""
+    inode = await built.inode(QUOTA_INODE)
+    *extents, last = unpack_extents_untrusted(inode.tail, inode.entries, "", 1 << 40)
+    key = counters_key(7, USER, 0)
+    block = await _quota_block(built, last.logical)
+    block.key = key
+    await built.put(block)
+    await built.change(QUOTA_INODE, tail=pack_extents([*extents, last._replace(logical=key)]))
+
+
+@damage("quota-limits", prepare=_with_quotas)
+async def _(built: Built) -> None:
+    block = await _quota_block(built, limits_key(USER, 1000))
+    limits = list(iterate_limits(block.body))
+    limits[1000 % len(limits)] = Limits(blocks_hard=10, blocks_soft=11)
+    block.body = pack_limits(limits)
+    await built.put(block)
+
+
+@damage("quota-usage", prepare=_with_quotas)
+async def _(built: Built) -> None:
+    block = await _quota_block(built, counters_key(1, USER, 0))
+    block.body = block.body[: 100 * 16] + (7).to_bytes(8, "little") + block.body[100 * 16 + 8 :]
     await built.put(block)
 
 

@@ -83,10 +83,14 @@ class Local:
         await eventually(lambda: not lock.mode)
 
 
-async def small_disk(*, size: int = 16 * MIB, journal_blocks: int | None = 64, seed: int = 1) -> SimDisk:
+async def small_disk(
+    *, size: int = 16 * MIB, journal_blocks: int | None = 64, seed: int = 1, quotas: bool = False
+) -> SimDisk:
     """A disk with an empty filesystem of two journals."""
     disk = SimDisk(size, 4096, seed)
-    await format_volume(disk, name="t", journals=2, journal_blocks=journal_blocks, clock=SimClock(), rng=SimRng(seed))
+    await format_volume(
+        disk, name="t", journals=2, journal_blocks=journal_blocks, clock=SimClock(), rng=SimRng(seed), quotas=quotas
+    )
     disk.mark()
     return disk
 

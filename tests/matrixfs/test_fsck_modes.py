@@ -90,7 +90,9 @@ async def test_preen_of_a_clean_filesystem_reads_once_and_writes_nothing() -> No
 
 
 def test_what_needs_a_decision_can_be_repaired() -> None:
-    assert {problem.code for problem in PROBLEMS.values() if problem.decides} == {"entry-dangling", "orphan-unlisted"}
+    assert {problem.code for problem in PROBLEMS.values() if problem.decides} == {
+        "entry-dangling", "orphan-unlisted", "quota-block", "quota-limits", "quota-tree",
+    }  # fmt: skip
     assert all(problem.cure and not problem.is_note for problem in PROBLEMS.values() if problem.decides)
 
 

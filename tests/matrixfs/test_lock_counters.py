@@ -43,7 +43,7 @@ def test_a_histogram_counts_every_wait_once(waits: list[float]) -> None:
 
 async def test_every_kind_is_there_before_anything_happens(bench: Bench) -> None:
     types = bench.cache.statistics()["types"]
-    assert sorted(types) == ["change", "group", "inode", "open", "rename", "shape"]
+    assert sorted(types) == ["change", "group", "inode", "open", "quota", "rename", "shape"]
     json.dumps(types)
 
 

@@ -97,6 +97,7 @@ class World:
         journal_blocks: int | None = None,
         latency: tuple[float, float] = (0.0, 0.0004),
         sector_bytes: int = 4096,
+        quotas: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.clock = SimClock()
@@ -104,6 +105,7 @@ class World:
         self.disk = SimDisk(size, sector_bytes, seed=seed, latency=latency)
         self.journals = journals
         self.journal_blocks = journal_blocks
+        self.quotas = quotas
         self.superblock: Superblock
         self.journal_data = False  # of mounts that start from now on
         self.mounts: dict[int, SimMount] = {}
@@ -125,6 +127,7 @@ class World:
             journal_blocks=self.journal_blocks,
             clock=self.clock,
             rng=SimRng(1),
+            quotas=self.quotas,
         )
 
     def replied(self, mount: SimMount, reply: Reply) -> None:
