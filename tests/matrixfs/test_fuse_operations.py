@@ -12,6 +12,7 @@ import pytest
 
 from matrixfs.fuse.api import Filesystem
 from matrixfs.fuse.attribute_requests import AttributeRequests
+from matrixfs.fuse.directory_requests import DirectoryRequests
 from matrixfs.fuse.handles import HandleTable
 from matrixfs.fuse.kernel_caches import FOREVER, KernelCaches
 from matrixfs.fuse.libfuse import pyfuse3
@@ -311,7 +312,8 @@ async def test_every_handler_is_behind_the_edge() -> None:
     """coherence.md 10; forget has its own, as it answers nothing."""
     handlers = [
         name
-        for name, member in [*vars(Operations).items(), *vars(AttributeRequests).items()]
+        for part in (Operations, AttributeRequests, DirectoryRequests)
+        for name, member in vars(part).items()
         if callable(member) and not name.startswith("_") and name != "forget"
     ]
     assert len(handlers) == 27

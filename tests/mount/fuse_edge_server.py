@@ -85,6 +85,7 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     changer: Any = None
+    times_are_now: bool = False
 
 
 class RealClock:
