@@ -323,5 +323,7 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         if inode.is_directory:
             lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
+        if last:
+            volume.opens.removed(inode.ino)
         volume.touch(inode, data=False)
         return inode.ino if last else 0
