@@ -358,6 +358,8 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         if inode.is_directory:
             lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
+        if last:
+            volume.opens.removed(inode.ino)
         volume.touch(inode, data=False)
         await file_flags.keep_metadata(volume, directory)
         return inode.ino if last else 0

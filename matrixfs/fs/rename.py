@@ -162,6 +162,8 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
         if replaced.is_directory:
             lose_subdirectory(new.directory)
         replaced.nlink = 0 if last else replaced.nlink - 1
+        if last:
+            volume.opens.removed(replaced.ino)
         volume.touch(replaced, data=False)
     else:
         entry = directories.new_entry(new.place, new_name, moved.ino, old.place.entry.kind)

@@ -49,7 +49,11 @@ class KernelCaches(Protocol):
         ...
 
     async def shed(self, ino: int) -> None:
-        """Where all that the kernel knows counts as open: have it forget an inode that nobody uses."""
+        """Have the kernel forget an inode that nobody uses, if its being known counts as open."""
+        ...
+
+    def keep(self, ino: int) -> bool:
+        """An inode lost its last name: whether from now on its being known counts as open, and did not before."""
         ...
 
 
@@ -67,6 +71,10 @@ class NoKernelCaches:
 
     async def shed(self, ino: int) -> None:
         """Nothing is known."""
+
+    def keep(self, ino: int) -> bool:
+        """Nothing is known."""
+        return False
 
 
 class Volume:

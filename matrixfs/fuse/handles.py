@@ -38,7 +38,7 @@ class Node:
     pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
     data_version: int | None = None  # of the data in the kernel's pages (H5); None: not known
     was_read: bool = False  # a READ was asked for since nobody had it open
-    kept: bool = False  # where the kernel opens by itself: counts as open as long as it is known
+    kept: bool = False  # it counts as open as long as it is known (K6, K8)
 
     def opened(self, data_version: int) -> bool:
         """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5)."""

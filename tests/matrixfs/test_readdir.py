@@ -133,6 +133,9 @@ async def test_nothing_is_listed_from_under_a_lock_that_is_being_given_up(autoju
             async def shed(self, ino: int) -> None:
                 """Nothing."""
 
+            def keep(self, ino: int) -> bool:
+                return False
+
         mount.volume.kernel = Slow()
         lock = mount.volume.inode_lock(made.ino)
         answers: list[int] = []

@@ -5,6 +5,7 @@ And files without a name: O_TMPFILE, and those that are opened by a handle.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -258,6 +259,73 @@ def test_a_file_that_never_gets_a_name(lab: Lab, tree: Tree) -> None:
     wait_until(lambda: lab.counters(lab.nodes[1])["deleted"] == deleted + 1, "its blocks are freed")
     assert outcome(os.open, tree.b / "none", os.O_TMPFILE | os.O_RDWR, 0o600) == "ENOENT"
     assert outcome(os.open, tree.b, os.O_TMPFILE | os.O_RDONLY, 0o600) == "EINVAL"
+
+
+def results(*calls: Callable[[], Any]) -> list[Any]:
+    return [outcome(call) for call in calls]
+
+
+def use_a_removed_file(top: Path) -> list[Any]:
+    """By O_PATH alone, and when it was replaced."""
+    found = []
+    for remove in ((top / "f").unlink, lambda: os.rename(top / "g", top / "f")):
+        (top / "f").write_bytes(b"content")
+        (top / "g").write_bytes(b"other")
+        fd = os.open(top / "f", os.O_PATH)
+        remove()
+        again = f"/proc/self/fd/{fd}"
+        found += results(
+            lambda: os.fstat(fd).st_nlink, lambda: os.fstat(fd).st_size, lambda: Path(again).read_bytes(),  # noqa: B023
+            lambda: os.truncate(again, 3), lambda: Path(again).read_bytes(), lambda: os.fstat(fd).st_nlink,  # noqa: B023
+        )  # fmt: skip
+        os.close(fd)
+        (top / "f").unlink(missing_ok=True)
+    return found
+
+
+def use_a_removed_directory(top: Path) -> list[Any]:
+    """As a working directory, and by O_PATH."""
+    (top / "d").mkdir()
+    (top / "e").mkdir()
+    (top / "g").touch()
+    fd = os.open(top / "e", os.O_PATH)
+    (top / "e").rmdir()
+    with contextlib.chdir(top):
+        os.chdir("d")
+        (top / "d").rmdir()
+        found = results(
+            lambda: os.stat(".").st_nlink, lambda: os.fstat(fd).st_nlink, os.getcwd, lambda: os.listdir("."),
+            lambda: os.mkdir("new"), lambda: Path("new").touch(), lambda: os.stat("absent"),
+            lambda: os.chmod(".", 0o700), lambda: stat.S_IMODE(os.stat(".").st_mode), lambda: os.rmdir("."),
+            lambda: os.listdir(f"/proc/self/fd/{fd}"), lambda: os.link(top / "g", "here"),
+            lambda: os.rename(top / "g", "here"), lambda: os.stat(".").st_nlink,
+        )  # fmt: skip
+    os.close(fd)
+    return found
+
+
+def test_what_is_removed_where_it_is_in_use_goes_when_it_is_no_more(lab: Lab, tree: Tree, local: Path) -> None:
+    """Nobody tells us of O_PATH and of working directories; that the kernel does not forget them does (K8)."""
+    node = lab.nodes[0]
+    before = lab.counters(node)["deleted"]
+    for use in (use_a_removed_file, use_a_removed_directory):
+        assert use(tree.a) == use(local)
+    wait_until(lambda: lab.counters(node)["deleted"] == before + 5, "all are deleted")
+
+
+def test_another_node_finds_no_space_in_what_is_in_use(lab: Lab, tree: Tree) -> None:
+    """Its lock may go: the OPEN lock stands for it, as for an open file."""
+    (tree.a / "f").write_bytes(b"content")
+    fd = os.open(tree.a / "f", os.O_PATH)
+    handle = handle_of(tree.a / "f")
+    other = open_handle(tree.b, handle)
+    (tree.a / "f").unlink()
+    with open(f"/proc/self/fd/{other}", "wb") as file:
+        file.write(b"other")
+    os.close(other)
+    assert os.fstat(fd).st_nlink == 0
+    assert Path(f"/proc/self/fd/{fd}").read_bytes() == b"other"
+    os.close(fd)
 
 
 # --- file handles ----------------------------------------------------------------------------------------------
