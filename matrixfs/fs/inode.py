@@ -116,9 +116,14 @@ class Inode(Block):
 
     @property
     def blocks512(self) -> int:
-        """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks."""
+        """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks.
+
+        So does what lies in the inode: of a file without any space tar(1) and others don't read the content.
+        """
         blocks = self.blocks + (-(-self.dirty.length // BLOCK_BYTES) if self.dirty is not None else 0)
-        return blocks * 8 if blocks else (8 if self.size else 0)
+        if not blocks and self.size and not isinstance(self.root, ExtentList):
+            blocks = 1
+        return blocks * 8
 
     @property
     def bare(self) -> bool:
