@@ -15,6 +15,7 @@ class MountOptions:
         state_dir: directory of the local matrixd, where its socket is.
         read_only: mount read-only.
         local_locks: ``-o localflocks``: file locks hold on this node only, and the kernel opens and closes by itself.
+        discard: ``-o discard``: the store is told what is freed.
         kernel_options: for libfuse: ``dev suid`` unless ``nodev`` or ``nosuid`` was asked for, ``noexec`` and the like.
         log_path: where the mount process logs; "" for stderr (in the foreground).
         log_level: ``info``, or ``debug`` for ``-v -v``.
@@ -25,6 +26,7 @@ class MountOptions:
     state_dir: str
     read_only: bool = False
     local_locks: bool = False
+    discard: bool = False
     kernel_options: tuple[str, ...] = ("dev", "suid")
     log_path: str = ""
     log_level: str = "info"

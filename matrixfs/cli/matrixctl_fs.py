@@ -20,6 +20,7 @@ from matrixfs.cli.common import (
     table,
 )
 from matrixfs.cli.matrixctl_fs_scrub import scrub
+from matrixfs.cli.matrixctl_fs_trim import trim
 from matrixfs.cli.mkfs_cmd import parse_size
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def fs() -> None:
 
 
 fs.add_command(scrub)
+fs.add_command(trim)
 
 
 @fs.command("list", cls=MatrixCommand)

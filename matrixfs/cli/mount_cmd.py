@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         raise Refused(f"{printable(source)!r} is no name of a filesystem (see matrixctl status)", USAGE)
     options = [option for flag, value in pairs if flag == "-o" for option in value.split(",") if option]
     state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
-    read_only, local_locks, kernel = False, False, {"dev": "dev", "suid": "suid"}
+    read_only, local_locks, discard, kernel = False, False, False, {"dev": "dev", "suid": "suid"}
     for option in options:
         if option.startswith("state="):
             state = option.removeprefix("state=")
@@ -75,13 +75,16 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
             read_only = False
         elif option == "localflocks":
             local_locks = True
+        elif option in ("discard", "nodiscard"):
+            discard = option == "discard"
         elif option == "remount" or option.startswith("remount,"):
             raise Refused("remount is not supported: unmount and mount again", USAGE)
         elif option in _FOR_LIBFUSE:
             kernel[option.removeprefix("no")] = option
         elif option not in _FOR_OTHERS and not option.startswith(_FOR_OTHERS_PREFIXES) and "-s" not in flags:
             raise Refused(
-                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks; others: see mount(8))",
+                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks, discard; "
+                "others: see mount(8))",
                 USAGE,
             )
     state = os.path.abspath(state)
@@ -92,6 +95,7 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         state_dir=state,
         read_only=read_only,
         local_locks=local_locks,
+        discard=discard,
         kernel_options=tuple(sorted(kernel.values())),
         log_path=os.path.join(state, log_name),
         log_level="debug" if sum(flag == "-v" for flag, _ in pairs) > 1 else "info",

@@ -16,6 +16,7 @@ from matrixfs.fs.inode import Inode, decode_inode_untrusted, is_other_block
 from matrixfs.fs.journal import Journal
 from matrixfs.fs.opens import Opens
 from matrixfs.fs.surrender import InodeCallouts
+from matrixfs.fs.trim import Trims
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
@@ -105,6 +106,7 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
+        self.trims = self.allocator.trims = Trims(self)
         self._inode_callouts = InodeCallouts(self)
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
@@ -183,6 +185,7 @@ class Volume:
             async with trio.open_nursery() as background:
                 background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
+                background.start_soon(self.trims.run)
                 background.start_soon(self.write_back.run)
                 background.start_soon(self._settle)
             self._background_ended.set()
@@ -222,5 +225,6 @@ class Volume:
         await self.atimes.close()
         await self.sync()
         await self.allocator.settle()
+        await self.trims.round()
         await self.locks.leave()
         await self.journal.close()

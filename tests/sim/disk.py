@@ -330,6 +330,7 @@ class SimDisk(SimPort):
         self.latency = latency
         self.rng = random.Random(seed)
         self.faults: list[Fault] = []
+        self.discards: list[tuple[int, int]] = []  # (offset, length)
         self.operations = {"read": 0, "write": 0, "flush": 0}
         self.mark()
         self._paths = [_Path("")]

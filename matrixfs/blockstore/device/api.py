@@ -43,7 +43,7 @@ class GuardedDevice(SectorDevice, Protocol):
     async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
         """Tell the store that nobody needs these bytes: what is read there afterwards may be anything.
 
-        At most ``DISCARD_BYTES_MAX``.  Raises as ``write``, and DeviceError EOPNOTSUPP where the store has no such thing.
+        At most ``DISCARD_BYTES_MAX``.  Raises as ``write``, and DeviceError EOPNOTSUPP where the store has none.
         """
         ...
 
