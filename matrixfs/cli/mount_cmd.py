@@ -65,7 +65,8 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         raise Refused(f"{printable(source)!r} is no name of a filesystem (see matrixctl status)", USAGE)
     options = [option for flag, value in pairs if flag == "-o" for option in value.split(",") if option]
     state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
-    read_only, local_locks, journal_data, kernel = False, False, False, {"dev": "dev", "suid": "suid"}
+    read_only, local_locks, journal_data, discard = False, False, False, False
+    kernel = {"dev": "dev", "suid": "suid"}
     for option in options:
         if option.startswith("state="):
             state = option.removeprefix("state=")
@@ -77,13 +78,15 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
             local_locks = True
         elif option.startswith("data="):
             journal_data = _is_data_journal(option)
+        elif option in ("discard", "nodiscard"):
+            discard = option == "discard"
         elif option == "remount" or option.startswith("remount,"):
             raise Refused("remount is not supported: unmount and mount again", USAGE)
         elif option in _FOR_LIBFUSE:
             kernel[option.removeprefix("no")] = option
         elif option not in _FOR_OTHERS and not option.startswith(_FOR_OTHERS_PREFIXES) and "-s" not in flags:
             raise Refused(
-                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks, data=journal;"
+                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks, data=journal, discard;"
                 " others: see mount(8))",
                 USAGE,
             )
@@ -96,6 +99,7 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         read_only=read_only,
         local_locks=local_locks,
         journal_data=journal_data,
+        discard=discard,
         kernel_options=tuple(sorted(kernel.values())),
         log_path=os.path.join(state, log_name),
         log_level="debug" if sum(flag == "-v" for flag, _ in pairs) > 1 else "info",

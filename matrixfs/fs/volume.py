@@ -18,6 +18,7 @@ from matrixfs.fs.opens import Opens
 from matrixfs.fs.quotas import Quotas
 from matrixfs.fs.room import Room
 from matrixfs.fs.surrender import InodeCallouts
+from matrixfs.fs.trim import Trims
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
@@ -117,6 +118,7 @@ class Volume:
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
         self.room = Room(self)
+        self.trims = self.allocator.trims = Trims(self)
         self.inode_callouts = InodeCallouts(self)
         self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False
@@ -205,6 +207,7 @@ class Volume:
             async with trio.open_nursery() as background:
                 background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
+                background.start_soon(self.trims.run)
                 background.start_soon(self.write_back.run)
                 background.start_soon(self._settle)
             self._background_ended.set()
@@ -244,5 +247,6 @@ class Volume:
         await self.atimes.close()
         await self.sync()
         await self.allocator.settle()
+        await self.trims.round()
         await self.locks.leave()
         await self.journal.close()

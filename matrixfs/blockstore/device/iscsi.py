@@ -31,7 +31,14 @@ from typing import Final
 
 import trio
 
-from matrixfs.blockstore.device.api import Counters, Guard, InFlight, buffer_bytes, check_range
+from matrixfs.blockstore.device.api import (
+    DISCARD_BYTES_MAX,
+    Counters,
+    Guard,
+    InFlight,
+    buffer_bytes,
+    check_range,
+)
 from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer, BufferPool
 from matrixfs.blockstore.scsi import answers, commands
 from matrixfs.blockstore.scsi import reservation_commands as reservations
@@ -260,6 +267,34 @@ class IscsiDevice:
                     guard()
                 await trio.lowlevel.checkpoint()
             self.counters.flushes += 1
+
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        """``GuardedDevice.discard``: UNMAP, where the unit says that it takes that (VPD page B2)."""
+        check_range(self, "discard", offset, length)
+        assert length <= DISCARD_BYTES_MAX, length
+        self._check_open()
+        unit = self.nexus.unit
+        step = unit.limits.unmap_blocks_max * self._sector_bytes
+        if not (unit.unmaps and step):
+            raise DeviceError(f"{self._name}: the unit takes no UNMAP (VPD pages B0, B2)", errno.EOPNOTSUPP)
+        if self._read_only:
+            raise DeviceError(f"{self._name}: is open for reading only", errno.EBADF)
+        with self._in_flight:
+            for at in range(offset, offset + length, step):
+                await self._unmap(at, min(step, offset + length - at), guard)
+            self.counters.discards += 1
+            self.counters.bytes_discarded += length
+
+    async def _unmap(self, offset: int, length: int, guard: Guard | None) -> None:
+        command = commands.unmap(offset // self._sector_bytes, length // self._sector_bytes)
+        size = len(command.data)
+        buffer = self._buffers.take(size)
+        try:
+            buffer.view[:size] = command.data
+            what = f"discard of {length} bytes at {offset}"
+            await self._issue(what, command.cdb, Direction.WRITE, buffer.address, size, guard)
+        finally:
+            self._buffers.give(buffer)
 
     async def aclose(self) -> None:
         """``SectorDevice.aclose``.  In an outage what waits for the disk fails now."""
