@@ -24,6 +24,7 @@ from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
 from matrixfs.blockstore.fencing.luns import discard_of, mount_access
 from matrixfs.freezing import Freezer
 from matrixfs.fs import attributes, data, fileattr, namespace, ranges, readdir, xattrs
+from matrixfs.fs.opening import check_may_journal_data
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
@@ -136,11 +137,8 @@ class _Mount:
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
                     f"serves {superblock.name!r}"
                 )
-            if self._options.journal_data and not superblock.may_journal_data:
-                raise OperatorError(
-                    f"{superblock.name} was made without room for data in its journals: mount it without data=journal,"
-                    " or unmount it everywhere and run fsck.matrixfs --upgrade"
-                )
+            if self._options.journal_data:
+                check_may_journal_data(superblock)
             self._mesh = self._make_mesh(superblock)
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)

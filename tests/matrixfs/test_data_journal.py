@@ -12,11 +12,13 @@ import trio.testing
 
 from matrixfs.fs import attributes, data, data_journal, extents, namespace, ranges
 from matrixfs.fs.held import Held
+from matrixfs.fs.opening import check_may_journal_data
 from matrixfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from matrixfs.fs.scrub import Scrub
 from matrixfs.ondisk.inode import FLAG_JOURNAL_DATA
 from matrixfs.ondisk.journal import FrameRecord
 from matrixfs.ondisk.superblock import JOURNALLED_DATA, ROOT_INODE
+from membership.errors import OperatorError
 from membership.label import BLOCK_BYTES
 from tests.matrixfs.local import MIB, Local, mounted, small_disk
 from tests.matrixfs.test_data import content, random_steps
@@ -133,6 +135,8 @@ async def test_the_flag_of_a_file_does_it_too() -> None:
 async def test_a_filesystem_without_the_feature_writes_to_the_place() -> None:
     async with journalling() as mount:
         mount.volume.superblock.features_incompatible &= ~JOURNALLED_DATA
+        with pytest.raises(OperatorError, match="t was made without room for data in its journals"):
+            check_may_journal_data(mount.volume.superblock)
         ino = await file_of(mount, b"f", OLD)
         await put(mount, ino, 0, NEW)
         assert not mount.volume.journal.data.of(ino)
