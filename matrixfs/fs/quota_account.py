@@ -60,9 +60,8 @@ class Account:
         limit = self.limits.blocks_hard or self.limits.blocks_soft
         return limit > 0 and self.promised * BUFFERED_SHARE > limit
 
-    def learn(self, block: CounterBlock, limits: Limits, others: Counter | None) -> None:
+    def learn(self, limits: Limits, others: Counter | None) -> None:
         """Know what was read; ``others`` only where there are limits."""
-        self.block = block
         self.limits = limits if self.number else NO_LIMITS
         self.known = True
         blocks, inodes = self.own
@@ -104,7 +103,7 @@ class Account:
         )
 
     def fits(self, blocks: int, inodes: int) -> bool:
-        """Whether so much more is within our room."""
+        """Whether so much more is within our room, as far as that is known; nothing always is."""
         if blocks > 0 and blocks > self.blocks_room - self.blocks_aside - self.promised:
             return False
         if inodes > 0 and inodes > self.inodes_room - self.inodes_aside:
@@ -119,7 +118,6 @@ class Account:
     def add(self, blocks: int, inodes: int) -> None:
         """Count; part of a change, under the lock."""
         lock = self.lock
-        assert self.known, "charged without its quota's lock"
         assert lock.readers or lock.exclusive or lock.writers, "charged without its quota's lock"
         own = self.own
         own[0] += blocks

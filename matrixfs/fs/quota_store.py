@@ -35,6 +35,7 @@ from matrixfs.ondisk.quota import (
     QuotaRecord,
     counters_key,
     limits_key,
+    meaning_of,
     pack_counters,
     pack_limits,
     unpack_counters_untrusted,
@@ -225,6 +226,18 @@ class QuotaStore:
         finally:
             self._lock.drop(PR)
         return found
+
+    async def check(self) -> None:
+        """Read all of it.  Raises CorruptRecord, DeviceError, Fenced."""
+        for extent in await self.extents():
+            for key in range(extent.logical, extent.end):
+                meaning = meaning_of(key)
+                if meaning is None:
+                    raise CorruptRecord(f"inode {QUOTA_INODE} (quotas)", "key", "a type of quotas", hex(key))
+                if meaning.journal < 0:
+                    await self.all_limits(key)
+                else:
+                    await self.counted(key, extent.physical + key - extent.logical)
 
     async def counted(self, key: int, address: int) -> list[list[int]]:
         """All counters of a block, whoever's it is.  Raises CorruptRecord, DeviceError, Fenced."""

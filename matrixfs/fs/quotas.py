@@ -124,7 +124,10 @@ class Quotas:
         if not lock.try_hold(CW):
             await lock.hold(CW)
         try:
-            if not account.known:
+            if account.block is None:
+                account.block = await self.store.own(account.kind, account.number)
+            # Who asks for no room needs no limits: write-back goes on where those can't be read.
+            if not account.known and (blocks > 0 or inodes > 0):
                 await self._read(account)
             if account.fits(blocks, inodes):
                 account.set_aside(blocks, inodes)
@@ -196,11 +199,10 @@ class Quotas:
 
     async def _read(self, account: Account) -> None:
         """What a holder of CW must know (Q3)."""
-        block = await self.store.own(account.kind, account.number)
         limits = await self.store.limits(account.kind, account.number) if account.number else Limits()
         others = await self.store.others(account.kind, account.number) if limits.are_set else None
         if not account.known:  # another task may have been faster
-            account.learn(block, limits, others)
+            account.learn(limits, others)
             account.share(self._volume.superblock.journals)
 
     async def _settle(self, account: Account, blocks: int, inodes: int) -> None:
@@ -216,9 +218,9 @@ class Quotas:
     async def learn_exactly(self, account: Account) -> None:
         """With EX: have exact sums.  Raises CorruptRecord, DeviceError, Fenced, OSError ENOSPC."""
         if not account.exact:
-            block = await self.store.own(account.kind, account.number)
+            account.block = await self.store.own(account.kind, account.number)
             limits = await self.store.limits(account.kind, account.number) if account.number else Limits()
-            account.learn(block, limits, await self.store.others(account.kind, account.number))
+            account.learn(limits, await self.store.others(account.kind, account.number))
             account.take_all()
             account.exact = True
 

@@ -28,7 +28,7 @@ from matrixfs.fs.blocks import EntryTable, ExtentList
 from matrixfs.fs.groups import decode_group_untrusted
 from matrixfs.fs.held import Held
 from matrixfs.ondisk.inode import FLAG_QUARANTINED
-from matrixfs.ondisk.superblock import ROOT_INODE
+from matrixfs.ondisk.superblock import QUOTA_INODE, ROOT_INODE
 from membership.errors import CorruptionError, DeviceError
 from membership.label import BLOCK_BYTES
 
@@ -111,6 +111,7 @@ class Scrub:
 
     async def run(self) -> None:
         """Walk all of it.  Raises DeviceError, Fenced: the store failed, and the walk with it."""
+        await self._judge_quotas()
         await self._judge(ROOT_INODE, b"/")
         way = [_Directory(ROOT_INODE, b"")]
         while way:
@@ -122,6 +123,14 @@ class Scrub:
             path = at.path + b"/" + entry.name
             if await self._is_as_named(at, entry, path) and await self._judge(entry.inode, path):
                 way.append(_Directory(entry.inode, path))
+
+    async def _judge_quotas(self) -> None:
+        """Whether all blocks of quotas can be read.  What they count is left to fsck: it changes all the time."""
+        if self._volume.quotas is not None:
+            try:
+                await self._volume.quotas.store.check()
+            except CorruptionError as error:
+                self._tell(QUOTA_INODE, b"(quotas)", str(error), is_quarantined=False)
 
     # --- names ---------------------------------------------------------------------------------------------
 

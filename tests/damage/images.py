@@ -15,7 +15,8 @@ from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord, pack_pairs
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, INLINE, TREE, InodeRecord
 from matrixfs.ondisk.journal import JournalHeader
-from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE, Superblock
+from matrixfs.ondisk.quota import AMOUNT_MAX, QuotaRecord
+from matrixfs.ondisk.superblock import ORPHANS_START, QUOTA_INODE, ROOT_INODE, Superblock
 from membership.label import BLOCK_BYTES, DATA_BLOCK
 from membership.records import GENERATION_MAX
 from tests.damage.build import Built, sample
@@ -41,6 +42,7 @@ async def build() -> Built:
 
 async def _build() -> Built:
     builder = sample(await small_store(blocks=BLOCKS))
+    builder.has_quotas = True
     orphan = builder.file("dir/open and unlinked")
     builder.extents(orphan, [3] * 40)
     builder.orphan(1, orphan)
@@ -260,6 +262,28 @@ async def _set_generations(built: Built, generation: int) -> None:
         header = await built.record(built.superblock.journal_block(journal), JournalHeader)
         header.generation = generation
         await built.put(header)
+
+
+@plot
+async def all_is_counted_as_the_greatest_that_can_be(built: Built) -> None:
+    for block in await _quota_blocks(built):
+        record = await built.record(block, QuotaRecord)
+        record.body = AMOUNT_MAX.to_bytes(8, "little") * (len(record.body) // 8)
+        await built.put(record)
+
+
+@plot
+async def the_quotas_tree_is_of_bitmaps_and_of_itself(built: Built) -> None:
+    tree = await built.inode(QUOTA_INODE)
+    extents = unpack_extents_untrusted(tree.tail, tree.entries, "", 1 << 40)
+    for at, block in enumerate((built.superblock.group_block(1), QUOTA_INODE, built.inodes["small"])):
+        extents[at] = extents[at]._replace(physical=block)
+    await built.change(QUOTA_INODE, tail=pack_extents(extents))
+
+
+async def _quota_blocks(built: Built) -> list[int]:
+    tree = await built.inode(QUOTA_INODE)
+    return [extent.physical for extent in unpack_extents_untrusted(tree.tail, tree.entries, "", 1 << 40)]
 
 
 @plot

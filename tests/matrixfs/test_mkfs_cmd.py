@@ -13,7 +13,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from matrixfs.blockstore import data_window, open_store
-from matrixfs.cli import mkfs_cmd
+from matrixfs.cli import fsck_cmd, mkfs_cmd
 from matrixfs.cli.mkfs_cmd import Request, main, make, parse_size
 from matrixfs.ondisk.superblock import Superblock
 from membership.clock import SystemClock
@@ -80,11 +80,20 @@ def test_a_file_becomes_a_cluster_disk(tmp_path) -> None:
     assert label.owner.hex() in done.stdout.replace("-", "")
     assert "size      64.0 MiB" in done.stdout
     assert "journals  3 of 1.0 MiB" in done.stdout
+    assert "quotas    none" in done.stdout
     assert "fencing   by lease time (only a LUN has reservations)" in done.stdout
     assert shlex.split(done.stdout.splitlines()[-1])[:4] == ["matrixd", "--daemon", "--store", store]
     assert label.cluster_key.hex() not in done.stdout
     assert os.stat(store).st_mode & 0o777 == 0o600, "the label holds the cluster's key"
     assert os.stat(store).st_blocks * 512 < SIZE // 2, "sparse"
+
+
+def test_quotas_are_asked_for(tmp_path) -> None:
+    store = str(tmp_path / "store")
+    done = run("-n", "web", "--size", "64M", "--quota", store)
+    assert "quotas    counted" in done.stdout
+    assert superblock_of(store).has_quotas
+    assert fsck_cmd.run(["-n", store]) == 0
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
@@ -199,7 +208,14 @@ def test_no_space_is_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_failure_on_the_way_leaves_no_cluster_disk(tmp_path) -> None:
     async def fails(
-        device: SectorDevice, *, name: str, journals: int, journal_blocks: int | None, clock: Clock, rng: Rng
+        device: SectorDevice,
+        *,
+        name: str,
+        journals: int,
+        journal_blocks: int | None,
+        clock: Clock,
+        rng: Rng,
+        quotas: bool = False,
     ) -> Superblock:
         await device.write(0, bytes(4096))
         raise DeviceError(f"{device.name}: write failed")

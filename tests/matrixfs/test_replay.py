@@ -419,7 +419,7 @@ async def test_hostile_frame_heads_with_good_checksums() -> None:
 
 def test_every_journalled_kind_is_checked_by_its_magic() -> None:
     superblock = Superblock(owner=b"0123456789abcdef", group_start=256, group_shift=8, groups=4, blocks_total=2000)
-    assert len(JOURNALLED) == 6
+    assert len(JOURNALLED) == 7
     for kind in JOURNALLED.values():
         data = kind(owner=superblock.owner, address=300, generation=9).encode()
         assert check_image_untrusted(superblock, data, 300, "t") == 9
