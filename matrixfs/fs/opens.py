@@ -118,8 +118,8 @@ class Opens:
     def removed(self, ino: int) -> None:
         """An exclusively held inode loses its last name: it counts as open while the kernel knows it.
 
-        Part of a change.  That is where the kernel can be made to forget what is not in use: a name of it that another node removed may
-        stay cached for long.
+        Part of a change.  That is where the kernel can be made to forget what is not in use: a name of it that
+        another node removed may stay cached for long.
         """
         if self._volume.kernel.keep(ino):
             self.opened(ino)
