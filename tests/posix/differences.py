@@ -39,6 +39,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "direct/100-0-0|direct/4096-100-0|direct/4096-0-1",
         "FUSE takes direct I/O of any alignment; ext4 refuses what the disk could not do",
     ),
+    Difference("reserve/8|reserve/32", "FUSE passes no collapsing and no inserting of ranges: EOPNOTSUPP"),
     Difference(
         "map/append",
         "descriptors opened with O_APPEND go around the page cache, so that appends of several nodes don't overwrite "

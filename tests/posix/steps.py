@@ -22,7 +22,9 @@ from tests.posix.cases import Case, Step
 from tests.posix.file_steps import call, content
 from tests.posix.range_steps import RangeSteps
 
-LOOKS = frozenset(("stat", "lstat", "readlink", "names", "content", "sparse", "moved", "statvfs", "tree", "order"))
+LOOKS = frozenset((
+    "stat", "lstat", "readlink", "names", "content", "sparse", "blocks", "moved", "statvfs", "tree", "order",
+))  # fmt: skip
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_EMPTY_PATH = -100, 0x100, 0x200, 0x1000
 CLONE_NEWNS = 0x20000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
