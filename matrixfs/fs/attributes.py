@@ -105,9 +105,9 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             inode.uid = changes.uid
         if changes.gid is not None:
             inode.gid = changes.gid
+        volume.touch(inode, data=False)
         if changes.atime_ns is not None:
             inode.atime_ns = _storable(changes.atime_ns)
-        volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
         return inode
