@@ -29,7 +29,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         "and the writer is no member",
     ),
     Difference("times-far/*", "an inode holds 1677 to 2262, of ext4 1901 to 2446; both cut what is beyond"),
-    Difference("moving/mmap-write|moving/mmap-unmap", "a mapping is not told to FUSE: it is no access"),
     Difference("reading/read-end", "the kernel answers a read at the end of file without us: it is no access"),
     Difference(
         "size/4611686018427387904|size/9223372036854775807|write-at/922*|seek/bad",
