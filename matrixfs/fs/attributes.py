@@ -151,9 +151,9 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             xattrs.rewrite(volume, inode, lists)
         if owner is not None:
             set_owner(volume, inode, owner)
+        volume.touch(inode, data=False)
         if changes.atime_ns is not None:
             inode.atime_ns = _storable(changes.atime_ns)
-        volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
         await file_flags.keep(volume, inode)

@@ -186,6 +186,7 @@ class Volume:
         It grows strictly as long as nodes' clocks are together; one set far ahead (``touch -d``) comes back to now.
         """
         now = self.clock.wall_ns()
+        self.atimes.take_along(inode)
         inode.ctime_ns = now
         if data:
             ahead_ns = inode.mtime_ns - now

@@ -24,6 +24,10 @@ class RangeSteps(FileSteps):
     def fallocate(self, key: str, mode: int, at: int, length: int) -> None:
         call("fallocate", self.files[key], mode, ctypes.c_long(at), ctypes.c_long(length))
 
+    def blocks(self, path: str) -> int:
+        """The space that stat(2) tells of, where filesystems have no choice."""
+        return os.stat(path).st_blocks
+
     def copy_range(self, source: str, target: str, count: int, at: int, to: int) -> int:
         """All of it, in as many calls as the kernel makes of it."""
         done = 0

@@ -24,7 +24,8 @@ from tests.posix.flag_steps import FlagSteps
 from tests.posix.range_steps import RangeSteps
 
 LOOKS = frozenset((
-    "stat", "lstat", "readlink", "names", "content", "sparse", "moved", "statvfs", "tree", "order", "flags", "project",
+    "stat", "lstat", "readlink", "names", "content", "sparse", "blocks", "moved", "statvfs", "tree", "order",
+    "flags", "project",
 ))  # fmt: skip
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_EMPTY_PATH = -100, 0x100, 0x200, 0x1000
 CLONE_NEWNS = 0x20000

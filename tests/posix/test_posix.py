@@ -28,10 +28,10 @@ from tests.posix.steps import tree as whole
 
 MODULES = (names, moves, attributes, contents, flags)
 GROUPS = {group.__name__: numbered(group()) for module in MODULES for group in module.GROUPS}
-ACROSS = {"nameless", "reading_and_writing", "within", "moving_times"}  # whose steps are about what others see
+ACROSS = {"nameless", "reading_and_writing", "reserving", "within", "moving_times"}  # about what others see
 FOUND = {  # cases that have found something: always run
     "gone/dir-in-use", "io/append-later", "moving/ahead-1000000", "nameless/dir-1", "reading/names", "reading/read",
-    "set-id/append/6777-0", "set-id/trunc/6777-65534", "times-far/1099511627776",
+    "reserve/punched-whole", "set-id/append/6777-0", "set-id/trunc/6777-65534", "times-far/1099511627776",
 }  # fmt: skip
 CASES_MAX = 12  # of a group, unless the long tests are run
 KIB = 1024
