@@ -21,7 +21,7 @@ def called(node: int) -> str:
     return NAMES.get(node, str(node))
 
 
-def test_generations_and_recoveries() -> None:
+async def test_generations_and_recoveries() -> None:
     book = EventBook(SimClock())
     book.called = called
     book.header(make_header(b"C" * 16, 7, administrator=0, members={0: 100, 1: 101}, fencing={2: 102}), is_member=True)
