@@ -118,6 +118,10 @@ async def test_all_that_is_free_and_nothing_else() -> None:
         longest = max(length for _, length in disk.discards) // BLOCK_BYTES
         await mount.volume.trims.all(trim.STEP_BLOCKS * 2 + longest, Totals())
         assert len(disk.discards) < before + before // 2, "short runs are left alone"
+        start, length = max(disk.discards, key=lambda run: run[1])
+        del disk.discards[:]
+        assert await mount.volume.trims.between(start + 1, length - 2, 0) == length - 2 * BLOCK_BYTES
+        assert discarded(disk) == set(range(start // BLOCK_BYTES + 1, (start + length) // BLOCK_BYTES - 1))
     await assert_clean(disk, mount.volume.superblock, notes=False)
     async with mounted(disk) as mount:
         found = await namespace.lookup(mount.volume, ROOT_INODE, b"1")

@@ -318,5 +318,11 @@ def test_the_store_gets_back_what_is_freed(lab: Lab, tree: Tree) -> None:
     assert taken() < full - 100 * mib
     found = lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--json")
     assert json.loads(found.stdout)["bytes"] > 100 * mib
+    with lab.store.open("r+b") as store:
+        os.posix_fallocate(store.fileno(), 0, lab.store.stat().st_size)
+    full = taken()
+    told = subprocess.run(["fstrim", "-v", by.mountpoint], check=True, capture_output=True, text=True).stdout
+    assert "bytes) trimmed" in told
+    assert taken() < full - 100 * mib
     assert "is not being trimmed" in lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--stop").stdout
     assert (tree.a / "kept").read_bytes() == kept
