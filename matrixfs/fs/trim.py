@@ -11,7 +11,7 @@ Rules:
         (``Allocator.hold``).  A group that a peer wants is given up between two steps.
     TR4 A discard is a write to the fencing gate.  A store that has none says so once; nothing else fails for it.
 
-Source: issue 5; mount(8) of ext4 (``discard``), fstrim(8), ioctl FITRIM.
+Source: issue 5; mount(8) of ext4 (``discard``), fstrim(8), ioctl(2) FITRIM.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ NOTED_MAX = 50_000  # runs; more are left to ``all``
 ROUND_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
+
+
+class NoDiscard(OperatorError):
+    """The store can't be told what is free."""
+
+    errno = errno.EOPNOTSUPP
 
 
 @dataclass(slots=True)
@@ -95,7 +101,7 @@ class Trims:
                         break
         except CorruptionError as error:  # the group has not changed: whoever uses it says so louder
             log.warning("what was freed is not discarded: %s", error)
-        except (DeviceError, OperatorError) as error:
+        except (DeviceError, NoDiscard) as error:
             self.automatic = False
             log.warning("what is freed is not discarded any more: %s", error)
 
@@ -122,22 +128,32 @@ class Trims:
         """Discard every free run of at least ``blocks_min`` blocks, of all groups, with the locks of each in turn.
 
         Raises:
-            OperatorError: the store has no discard.
+            NoDiscard: the store has none.
             CorruptionError, DeviceError, Fenced.
         """
         for index in range(self._volume.superblock.groups):
-            await self._group(index, blocks_min, totals)
+            await self._group(index, blocks_min, totals, 0, self._volume.superblock.blocks_total)
             totals.groups += 1
 
-    async def _group(self, index: int, blocks_min: int, totals: Totals) -> None:
-        at: int | None = self._volume.superblock.group_block(index)
-        while at is not None:
+    async def between(self, start: int, length: int, least: int) -> int:
+        """As ``all``, in a range of the area; in bytes, as FITRIM has them.  Returns how many.  Raises as ``all``."""
+        totals = Totals()
+        first, end = -(-start // BLOCK_BYTES), (start + length) // BLOCK_BYTES
+        for index in range(self._volume.superblock.groups):
+            await self._group(index, max(1, -(-least // BLOCK_BYTES)), totals, first, end)
+        return totals.blocks * BLOCK_BYTES
+
+    async def _group(self, index: int, blocks_min: int, totals: Totals, first: int, end: int) -> None:
+        superblock = self._volume.superblock
+        at: int | None = max(first, superblock.group_block(index))
+        end = min(end, superblock.group_block(index) + superblock.group_size(index))
+        while at is not None and at < end:
             await self._volume.changes.enter()
             try:
                 (group,) = await self._volume.allocator.hold_all([index])
                 try:
                     before = self.statistics["blocks"]
-                    at = await self._step(index, at, group.address + group.blocks, blocks_min)
+                    at = await self._step(index, at, min(end, group.address + group.blocks), blocks_min)
                 finally:
                     self._volume.allocator.drop(group)
             finally:
@@ -149,7 +165,7 @@ class Trims:
     async def _step(self, index: int, at: int, end: int, blocks_min: int) -> int | None:
         """Discard the next free run of a held group, or a part of it; where to go on, None at the end (TR1, TR3)."""
         if self.discard is None:
-            raise OperatorError("the store can't be told what is free: it has no discard")
+            raise NoDiscard("the store can't be told what is free: it has no discard")
         async with self._turn:
             group = await self._volume.allocator.load(self._volume.allocator.lock(index))
             found = group.next_free(at, end, blocks_min)
@@ -167,7 +183,7 @@ class Trims:
             except DeviceError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
-                raise OperatorError(f"the store can't be told what is free: {error}") from None
+                raise NoDiscard(f"the store can't be told what is free: {error}") from None
             finally:
                 group.untake(start, length)
                 self._step_ended.set()

@@ -592,8 +592,8 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 /* ---- flags and projects of files ---- */
 
 /*
- * What the kernel asks by itself for ioctl(2) with these commands (fs/fuse/ioctl.c), and the version, which it passes on
- * with room for a long, though it is an int.  The order is that of matrixfs/fuse/flag_requests.py.
+ * What the kernel asks by itself for ioctl(2) with these commands (fs/fuse/ioctl.c); the version, which it passes on with
+ * room for a long, though it is an int; and fstrim(8).  The order is that of matrixfs/fuse/flag_requests.py.
  */
 static const struct {
 	unsigned int command;
@@ -604,6 +604,7 @@ static const struct {
 	{FS_IOC_FSGETXATTR, 0, sizeof(struct fsxattr)},
 	{FS_IOC_FSSETXATTR, sizeof(struct fsxattr), 0},
 	{FS_IOC_GETVERSION, 0, sizeof(uint32_t)},
+	{FITRIM, sizeof(struct fstrim_range), sizeof(struct fstrim_range)},
 };
 
 static void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned int command, void *Py_UNUSED(argument),

@@ -1,4 +1,4 @@
-"""Flags and projects of files: ioctl(2) as chattr(1), lsattr(1) and xfs_io(8) use it.
+"""Flags and projects of files, and what is free: ioctl(2) as chattr(1), lsattr(1), xfs_io(8) and fstrim(8) use it.
 
 How the requests come and how they are answered: ``parked``.  For FS_IOC_GETFLAGS and the three like it the kernel asks
 twice for every change: first for what there is, by which it checks the caller's rights.  It sends them for files and
@@ -7,6 +7,7 @@ directories only.
 
 from __future__ import annotations
 
+import errno
 import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from matrixfs.fuse.parked import ParkedRequests
 
 _FLAGS = struct.Struct("=I")
+_RANGE = struct.Struct("=QQQ")  # struct fstrim_range: start, length, least
 _PROJECT = struct.Struct("=IIII12x")  # struct fsxattr: flags, hint for extents, their number, project
 
 _IMMUTABLE, _IMMUTABLE_XFS = 0x10, 0x8
+_CAP_SYS_ADMIN = 21
 
 
 def has_capability(pid: int, number: int) -> bool:
@@ -59,11 +62,11 @@ class FlagRequests:
     def request(self, operation: int, number: int, node: int, uid: int, pid: int, argument: bytes) -> None:
         """A request was parked; called within pyfuse3's loop."""
         works: tuple[Callable[..., Awaitable[bytes]], ...] = (  # in the extension's order
-            self.getflags, self.setflags, self.fsgetxattr, self.fssetxattr, self.getversion,
+            self.getflags, self.setflags, self.fsgetxattr, self.fssetxattr, self.getversion, self.fitrim,
         )  # fmt: skip
         work = works[operation]
         whole = partial(self._answer, number, work, node, argument, uid, partial(has_capability, pid))
-        self._parked.answer(number, work.__name__, whole)
+        self._parked.answer(number, work.__name__, whole, interruptible=work == self.fitrim)
 
     async def _answer(self, number: int, work: Callable[..., Awaitable[bytes]], *arguments: Any) -> None:
         libfuse.reply_ioctl(number, await work(*arguments))
@@ -103,3 +106,11 @@ class FlagRequests:
     async def getversion(self, ino: int, *_arguments: Any) -> bytes:
         """FS_IOC_GETVERSION: what tells apart successive files of one number."""
         return _FLAGS.pack((await self._flags.show(self._volume, ino)).version)
+
+    @upcall(0)
+    async def fitrim(self, _ino: int, argument: bytes, uid: int, has: Callable[[int], bool]) -> bytes:
+        """FITRIM: the store is told which blocks in a range of it are free."""
+        if uid != 0 and not has(_CAP_SYS_ADMIN):
+            raise OSError(errno.EPERM, "for root only")
+        start, length, least = _RANGE.unpack(argument)
+        return _RANGE.pack(start, await self._volume.trims.between(start, length, least), least)

@@ -58,6 +58,11 @@ def test_data_journal_is_an_option() -> None:
     assert not mount_cmd.parse(["web", "/tmp"])[0].journal_data
 
 
+def test_discard_is_an_option() -> None:
+    assert mount_cmd.parse(["web", "/tmp", "-o", "nodiscard,discard"])[0].discard
+    assert not mount_cmd.parse(["web", "/tmp", "-o", "discard,nodiscard"])[0].discard
+
+
 def test_state_directory_names_the_log() -> None:
     options, _flags = mount_cmd.parse(["web", "/tmp", "-o", "state=/srv/n1"])
     assert (options.state_dir, options.log_path) == ("/srv/n1", "/srv/n1/mount-web.log")

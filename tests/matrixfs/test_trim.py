@@ -8,6 +8,7 @@ import random
 import pytest
 import trio
 
+from dlm.names import Resource
 from matrixfs.fs import attributes, data, namespace, trim
 from matrixfs.fs.trim import Totals
 from matrixfs.ondisk.superblock import ROOT_INODE
@@ -118,6 +119,10 @@ async def test_all_that_is_free_and_nothing_else() -> None:
         longest = max(length for _, length in disk.discards) // BLOCK_BYTES
         await mount.volume.trims.all(trim.STEP_BLOCKS * 2 + longest, Totals())
         assert len(disk.discards) < before + before // 2, "short runs are left alone"
+        start, length = max(disk.discards, key=lambda run: run[1])
+        del disk.discards[:]
+        assert await mount.volume.trims.between(start + 1, length - 2, 0) == length - 2 * BLOCK_BYTES
+        assert discarded(disk) == set(range(start // BLOCK_BYTES + 1, (start + length) // BLOCK_BYTES - 1))
     await assert_clean(disk, mount.volume.superblock, notes=False)
     async with mounted(disk) as mount:
         found = await namespace.lookup(mount.volume, ROOT_INODE, b"1")
@@ -216,3 +221,34 @@ async def test_a_group_that_went_to_a_peer_is_left_alone() -> None:
         await eventually(lambda: not any(lock.mode for lock in groups))
         await mount.volume.trims.round()
         assert not disk.discards
+
+
+async def test_a_peer_gets_a_group_when_the_store_has_answered(autojump_clock: trio.abc.Clock) -> None:
+    """TR1: until then a block that is being discarded can't become anybody's."""
+    disk = await small_disk()
+    async with mounted(disk) as mount:
+        begun, go_on, given = trio.Event(), trio.Event(), trio.Event()
+        release = mount.manager.release
+
+        async def slow(_offset: int, _length: int) -> None:
+            begun.set()
+            await go_on.wait()
+
+        def releases(resource: Resource, mode: int, value: bytes | None) -> None:
+            release(resource, mode, value)
+            if resource == lock.resource:
+                given.set()
+
+        mount.volume.trims.discard = slow
+        mount.manager.release = releases  # type: ignore[method-assign]
+        lock = mount.volume.allocator.lock(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.volume.trims.between, 0, disk.size_bytes, 0)
+            await begun.wait()
+            assert lock.subject.taken
+            mount.locks.revoke(lock.resource, 0)
+            await trio.sleep(5)
+            assert not given.is_set()
+            nursery.start_soon(mount.file, b"in another group, or after the step")
+            go_on.set()
+            await given.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -31,7 +32,7 @@ def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
         for node in lab.nodes:
             lab.start(node)
         for node in lab.nodes:
-            lab.mount(node, "localflocks")
+            lab.mount(node, "localflocks,discard")
         yield lab
         lab.down()
         found = lab.fsck("-n")
@@ -290,3 +291,38 @@ def test_flags_of_files_hold_though_nobody_asks_to_open(tree: Tree) -> None:
     subprocess.run(["chattr", "-ia", tree.b / "fixed", tree.b / "log"], check=True)
     for path in (fixed, log):
         path.write_text("new")
+
+
+def test_the_store_gets_back_what_is_freed(lab: Lab, tree: Tree) -> None:
+    """By -o discard, and what was freed before by matrixctl fs trim."""
+
+    def taken() -> int:
+        return lab.store.stat().st_blocks * 512
+
+    mib = 1 << 20
+    kept = os.urandom(3 * mib)
+    (tree.b / "kept").write_bytes(kept)
+    (tree.a / "gone").write_bytes(os.urandom(24 * mib))
+    os.sync()
+    full = taken()
+    (tree.a / "gone").unlink()
+    wait_until(lambda: taken() < full - 23 * mib, "the store is told what was freed")
+    counters = lab.counters(lab.nodes[0])
+    assert counters["store"]["bytes_discarded"] >= 23 * mib
+    with lab.store.open("r+b") as store:  # what an older mount left behind
+        os.posix_fallocate(store.fileno(), 0, lab.store.stat().st_size)
+    full = taken()
+    by = lab.nodes[1]
+    found = lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--minimum", "64K")
+    assert "the store was told that" in found.stdout
+    assert taken() < full - 100 * mib
+    found = lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--json")
+    assert json.loads(found.stdout)["bytes"] > 100 * mib
+    with lab.store.open("r+b") as store:
+        os.posix_fallocate(store.fileno(), 0, lab.store.stat().st_size)
+    full = taken()
+    told = subprocess.run(["fstrim", "-v", by.mountpoint], check=True, capture_output=True, text=True).stdout
+    assert "bytes) trimmed" in told
+    assert taken() < full - 100 * mib
+    assert "is not being trimmed" in lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--stop").stdout
+    assert (tree.a / "kept").read_bytes() == kept

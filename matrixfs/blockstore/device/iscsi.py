@@ -292,7 +292,8 @@ class IscsiDevice:
         try:
             buffer.view[:size] = command.data
             what = f"discard of {length} bytes at {offset}"
-            await self._issue(what, command.cdb, Direction.WRITE, buffer.address, size, guard)
+            # Not whole: targets say that they took none of it.
+            await self._issue(what, command.cdb, Direction.WRITE, buffer.address, size, guard, whole=False)
         finally:
             self._buffers.give(buffer)
 
@@ -354,8 +355,9 @@ class IscsiDevice:
         await self._issue("flush", cdb, Direction.NONE, 0, 0, guard)
 
     async def _issue(
-        self, what: str, cdb: bytes, direction: Direction, address: int, length: int, guard: Guard | None
-    ) -> None:
+        self, what: str, cdb: bytes, direction: Direction, address: int, length: int, guard: Guard | None,
+        *, whole: bool = True,
+    ) -> None:  # fmt: skip
         """Send a command until it is answered (I1, I2)."""
         first_lost: float | None = None
         check = partial(self._check_right, guard)
@@ -365,7 +367,7 @@ class IscsiDevice:
                 with trio.CancelScope(shield=uncertain):
                     session = await self.nexus.session(check=guard)
                 try:
-                    await session.transfer(what, cdb, direction, address, length, guard=check, whole=True)
+                    await session.transfer(what, cdb, direction, address, length, guard=check, whole=whole)
                     return
                 except SessionLost as error:
                     now = trio.current_time()
