@@ -19,6 +19,7 @@ from tests.mount.lab import Lab
 HERE = Path(__file__).parent
 NAMES = 400  # in one directory: its tree gets an index
 SPARSE_AT = 3 << 20
+OLD, NEW = b"what was there " * 1000, b"what only the journal has " * 300
 
 
 def fill(top: Path) -> None:
@@ -46,6 +47,7 @@ def fill(top: Path) -> None:
     os.chmod(top / "small", 0o4751)  # after chown, which takes the set-user-ID bit away
     os.setxattr(top / "small", "user.small", b"in the inode")  # from version 2 on, as what follows
     os.setxattr(top / "sparse", "user.large", b"in a chain" * 2000)
+    (top / "overwritten").write_bytes(OLD)  # from version 3 on
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 
@@ -61,11 +63,14 @@ def main(version: str) -> None:
             lab.down()
             save(lab.store, f"v{version}-clean")
             lab.start(node)
-            lab.mount(node)
+            lab.mount(node, "data=journal")
             top = node.mountpoint
             (top / "only in the journal").write_bytes(b"synced\n")
             (top / "fifo").unlink()
             with (top / "only in the journal").open() as file:
+                os.fsync(file.fileno())
+            with (top / "overwritten").open("r+b") as file:
+                file.write(NEW)
                 os.fsync(file.fileno())
             lab.kill(node)
             save(lab.store, f"v{version}-crashed")
