@@ -19,10 +19,10 @@ Data has no generation, so replay can't tell which of two contents is newer (rep
 - **DJ5** Images are added in steps of at most ``Journal.large`` blocks, each after ``Journal.admit``, so a transaction
   fits the log.  A write is buffered only beside what fits the same step.
 
-One transaction holds what a step writes over blocks that the file has, the last new blocks of the step, and the size.
-Where a step fills several holes, or space is in pieces, new blocks come one transaction each, before that one.  More
-than ``LOGGED_BLOCKS_MAX`` new blocks that lie together are written to their place before they are named (J4): a crash
-shows the same of them, and they are written once instead of twice.
+A step is one transaction, with the size.  Where it fills several holes they get unwritten blocks first.  It is not one
+where space is in pieces, where the tree finds no block, and once in the life of a file that outgrows its inode.
+More than ``LOGGED_BLOCKS_MAX`` new blocks that lie together are written to their place before they are named (J4): a
+crash shows the same of them, and they are written once instead of twice.
 
 Source: issue 5, ext4's data=journal; decision 0024.
 """
@@ -86,7 +86,7 @@ async def bring_home(volume: Volume, blocks: Iterable[Block]) -> None:
 
 
 async def write_runs(volume: Volume, inode: Inode) -> Images:
-    """Bring what is buffered of an exclusively held inode into transactions.
+    """Bring what is buffered of an exclusively held inode into transactions, one for each step.
 
     Returns the images that are left for the last one: the caller admits and stages them, and the size with them.
 
@@ -95,16 +95,17 @@ async def write_runs(volume: Volume, inode: Inode) -> Images:
         DeviceError, Fenced: the mount withdraws.
     """
     assert inode.dirty is not None
+    steps = list(_steps(inode.dirty.block_runs(volume.journal.large), volume.journal.large))
     left: Images = []
-    for runs in _steps(list(inode.dirty.block_runs(volume.journal.large)), volume.journal.large):
+    for runs in steps:
         if left:
             await volume.journal.admit()
             stage(volume, inode, left)
-        left = await _write_step(volume, inode, runs)
+        left = await _Step(volume, inode, is_last=runs is steps[-1]).write(runs)
     return left
 
 
-def _steps(runs: list[tuple[int, int]], blocks_max: int) -> Iterator[list[tuple[int, int]]]:
+def _steps(runs: Iterable[tuple[int, int]], blocks_max: int) -> Iterator[list[tuple[int, int]]]:
     """The (first, count) runs in portions of at most so many blocks."""
     step: list[tuple[int, int]] = []
     for run in runs:
@@ -116,55 +117,89 @@ def _steps(runs: list[tuple[int, int]], blocks_max: int) -> Iterator[list[tuple[
         yield step
 
 
-async def _write_step(volume: Volume, inode: Inode, runs: list[tuple[int, int]]) -> Images:
-    """Give new blocks to what has none; return what goes over old ones, unless it went with the last new ones."""
-    new: list[Extent] = []
-    over: Images = []
-    for first, count in runs:
-        for piece in [Extent(first, 0, count)] if inode.inline else await extents.pieces(volume, inode, first, count):
-            if piece.written:
-                over += _images(piece, await volume.write_back.content(inode, piece))
-            else:
-                new.append(piece)
-    for number, piece in enumerate(new, 1):
-        with_it = over if number == len(new) else []
-        if piece.physical:
-            await _write_reserved(volume, inode, piece, with_it)
+class _Step:
+    """Buffered blocks that are written in one transaction."""
+
+    def __init__(self, volume: Volume, inode: Inode, *, is_last: bool) -> None:
+        self._volume = volume
+        self._inode = inode
+        self._is_last = is_last
+        self._images: Images = []
+
+    async def write(self, runs: list[tuple[int, int]]) -> Images:
+        """Do it, if any blocks are new; else return the images."""
+        volume, inode = self._volume, self._inode
+        new: list[Extent] = []
+        for first, count in runs:
+            for piece in (
+                [Extent(first, 0, count)] if inode.inline else await extents.pieces(volume, inode, first, count)
+            ):
+                if piece.written:
+                    self._images += _images(piece, await volume.write_back.content(inode, piece))
+                else:
+                    new.append(piece)
+        if inode.inline and len(new) > 1:  # what lies in the inode moves out with the first block, and no sooner
+            await self._name(new.pop(0), and_the_rest=False)
+        if not new:
+            return self._images
+        if len(new) == 1 and not new[0].physical:
+            await self._name(new[0], and_the_rest=True)
         else:
-            await _write_new(volume, inode, piece, with_it)
-    return [] if new else over
+            await self._mark([extent for piece in new for extent in await self._reserved(piece)])
+        return []
 
+    async def _name(self, hole: Extent, *, and_the_rest: bool) -> None:
+        """Give new blocks to the file in the change that fills them."""
+        volume, inode = self._volume, self._inode
 
-async def _write_new(volume: Volume, inode: Inode, hole: Extent, over: Images) -> None:
-    async def fill(extent: Extent) -> None:
-        if not _for_log(volume, extent):
-            await volume.write_back.write_in_place(inode, extent)
+        async def fill(extent: Extent) -> None:
+            if not _for_log(volume, extent):
+                await volume.write_back.write_in_place(inode, extent)
 
-    def named(extent: Extent) -> None:
-        if _for_log(volume, extent):
-            stage(volume, inode, _images(extent, volume.write_back.new_content(inode, extent)))
-        if extent.end == hole.end:
-            stage(volume, inode, over)
+        def named(extent: Extent) -> None:
+            if _for_log(volume, extent):
+                stage(volume, inode, self._new_images(extent))
+            if and_the_rest and extent.end == hole.end:
+                self._finish(extent.end)
 
-    await new_blocks.allocate(volume, inode, hole, 0, fill, named)
+        await new_blocks.allocate(volume, inode, hole, 0, fill, named)
 
+    async def _reserved(self, piece: Extent) -> list[Extent]:
+        """Blocks for a piece, unwritten."""
+        if piece.physical:
+            return [piece]
+        await new_blocks.allocate(self._volume, self._inode, piece, 0, None)
+        return await extents.pieces(self._volume, self._inode, piece.logical, piece.length)
 
-async def _write_reserved(volume: Volume, inode: Inode, piece: Extent, over: Images) -> None:
-    """As ``WriteBack.write_reserved``."""
-    in_log = _for_log(volume, piece)
-    try:
-        if in_log:
-            await remap.set_flags(volume, inode, piece, 0)
-    except OSError as error:  # no block for the tree
-        if error.errno != errno.ENOSPC:
-            raise
-        in_log = False
-    if in_log:  # no checkpoint since the change
-        stage(volume, inode, _images(piece, volume.write_back.new_content(inode, piece)))
-        new_blocks.size_follows(volume, inode, piece.end)
-    else:
-        await volume.write_back.write_reserved(inode, piece)
-    stage(volume, inode, over)
+    async def _mark(self, reserved: list[Extent]) -> None:
+        """Fill unwritten blocks, and say in one change that they are written."""
+        volume, inode = self._volume, self._inode
+        over = len(self._images)
+        for extent in reserved:
+            if _for_log(volume, extent):
+                self._images += self._new_images(extent)
+            else:
+                await volume.write_back.write_in_place(inode, extent)
+        try:
+            await remap.set_flags_of_all(volume, inode, reserved, 0)
+        except OSError as error:  # no blocks for the tree
+            if error.errno != errno.ENOSPC:
+                raise
+            del self._images[over:]
+            for extent in reserved:
+                await volume.write_back.write_reserved(inode, extent)
+        # No checkpoint since the change.
+        self._finish(reserved[-1].end)
+
+    def _new_images(self, extent: Extent) -> Images:
+        return _images(extent, self._volume.write_back.new_content(self._inode, extent))
+
+    def _finish(self, end: int) -> None:
+        """All of the step is in the running transaction with this.  Part of the change."""
+        stage(self._volume, self._inode, self._images)
+        new_blocks.size_follows(self._volume, self._inode, end)
+        if self._is_last:  # also by bytes in blocks that the file had
+            self._inode.size_on_disk = self._inode.size
 
 
 def _for_log(volume: Volume, extent: Extent) -> bool:

@@ -85,7 +85,8 @@ class Superblock(Record):
     @property
     def may_journal_data(self) -> bool:
         """Whether images of file data may lie in journals."""
-        return bool(self.features_incompatible & JOURNALLED_DATA)
+        wanted = JOURNALLED_DATA | UNWRITTEN_EXTENTS
+        return self.features_incompatible & wanted == wanted
 
     @property
     def has_quotas(self) -> bool:

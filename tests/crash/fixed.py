@@ -174,20 +174,23 @@ async def ranges(world: World, apps: list[Application], rng: random.Random) -> N
 
 
 async def data_journal(world: World, apps: list[Application], rng: random.Random) -> None:
-    """A mail spool and a table: small appends and overwrites of several blocks, each all there or not at all."""
+    """A spool, a table, a file with holes: small writes of several blocks, each all there or not at all, in order."""
     app = apps[0]
     await _leave_blocks(app, 60)
-    spool, table, plain = [await app.create(ROOT, name) for name in (b"spool", b"table", b"plain")]
-    app.history.exact |= {spool, table}
+    spool, table, sparse, plain = [await app.create(ROOT, name) for name in (b"spool", b"table", b"sparse", b"plain")]
+    app.history.exact |= {spool, table, sparse}
     app.history.in_place.add(plain)
     await app.write(table, 0, 6 * BLOCK_BYTES)
     await app.append(plain, 5 * BLOCK_BYTES)
+    await app.write(sparse, 0, 5000)
     await app.sync()
     for number in range(24):
         await app.append(spool, rng.choice((300, 3000, 9000)))
         if number % 3 == 0:
             await app.fsync(spool)
         await app.write(table, rng.randrange(2 * BLOCK_BYTES), rng.choice((100, 4096, 15_000)))
+        for _ in range(3):
+            await app.write(sparse, rng.randrange(60 * BLOCK_BYTES), rng.choice((100, 4096, 9000)))
         if number % 4 == 0:
             await app.fsync(table)
         if number % 5 == 0:

@@ -20,6 +20,7 @@ from tests.mount.lab import Lab
 HERE = Path(__file__).parent
 NAMES = 400  # in one directory: its tree gets an index
 SPARSE_AT = 3 << 20
+OLD, NEW = b"what was there " * 1000, b"what only the journal has " * 300
 
 
 def fill(top: Path) -> None:
@@ -49,6 +50,7 @@ def fill(top: Path) -> None:
     os.setxattr(top / "sparse", "user.large", b"in a chain" * 2000)
     subprocess.run(["chattr", "+dA", top / "second name"], check=True)  # from version 3 on, as what follows
     subprocess.run(["chattr", "-p", "77", "+P", top / "many"], check=True)
+    (top / "overwritten").write_bytes(OLD)  # from version 3 on
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 
@@ -64,11 +66,14 @@ def main(version: str) -> None:
             lab.down()
             save(lab.store, f"v{version}-clean")
             lab.start(node)
-            lab.mount(node)
+            lab.mount(node, "data=journal")
             top = node.mountpoint
             (top / "only in the journal").write_bytes(b"synced\n")
             (top / "fifo").unlink()
             with (top / "only in the journal").open() as file:
+                os.fsync(file.fileno())
+            with (top / "overwritten").open("r+b") as file:
+                file.write(NEW)
                 os.fsync(file.fileno())
             lab.kill(node)
             save(lab.store, f"v{version}-crashed")

@@ -18,7 +18,7 @@ from matrixfs.fs.volume import Volume
 from matrixfs.ondisk.inode import FLAG_NOATIME, FLAG_NODUMP, FLAG_PROJECT_INHERIT
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.label import BLOCK_BYTES, DATA_BLOCK, read_label
-from tests.golden.make import NAMES, SPARSE_AT
+from tests.golden.make import NAMES, NEW, OLD, SPARSE_AT
 from tests.matrixfs.local import mounted
 from tests.sim.disk import SimDisk
 
@@ -95,6 +95,8 @@ async def look(volume: Volume, *, crashed: bool) -> None:
     assert sparse[SPARSE_AT:] == b"the end"
     if await namespace.lookup(volume, ROOT_INODE, b"reserved") is not None:  # not in version 1
         assert await read(b"reserved") == (bytes(8192) + b"in the middle").ljust(SPARSE_AT, b"\0")
+    if await namespace.lookup(volume, ROOT_INODE, b"overwritten") is not None:  # not before version 3
+        assert await read(b"overwritten") == (NEW + OLD[len(NEW) :] if crashed else OLD)
     many = await namespace.lookup(volume, ROOT_INODE, b"many")
     assert many is not None
     listed = [name for _, name, _ in await readdir.entries(volume, many.ino, 0, 2 * NAMES)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -10,11 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from matrixfs.fs import attributes, data, data_journal, extents, namespace, ranges
+from matrixfs.fs import attributes, data, data_journal, extents, namespace, ranges, remap
 from matrixfs.fs.held import Held
+from matrixfs.fs.inode import Inode
 from matrixfs.fs.opening import check_may_journal_data
 from matrixfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from matrixfs.fs.scrub import Scrub
+from matrixfs.fs.volume import Volume
+from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import FLAG_JOURNAL_DATA
 from matrixfs.ondisk.journal import FrameRecord
 from matrixfs.ondisk.superblock import JOURNALLED_DATA, ROOT_INODE
@@ -346,6 +350,50 @@ async def test_dj5_small_writes_are_not_cut_in_two() -> None:
         await data.fsync(mount.volume, ino, False)
     for at in range(len(mount.disk.log) + 1):
         assert len(set(await found_after_crash(mount.disk.crash_image(at, "tear", seed=at)))) == 1
+
+
+async def test_what_is_buffered_is_written_in_one_change_with_holes_and_size() -> None:
+    """Over old blocks, into holes, into reserved blocks, and behind the end: all of it, or nothing."""
+    async with journalling(journal_blocks=256) as mount:
+        ino = await file_of(mount, b"f", OLD)
+        await data.write(mount.volume, ino, 5 * BLOCK_BYTES, OLD[:100])
+        await ranges.fallocate(mount.volume, ino, 0, 3 * BLOCK_BYTES, BLOCK_BYTES)
+        await mount.volume.sync()
+        mount.disk.mark()
+        before = await content(mount, ino)
+        for block in (0, 2, 3, 5, 8, 12):
+            await data.write(mount.volume, ino, block * BLOCK_BYTES + 50, NEW)
+        after = await content(mount, ino)
+        await data.fsync(mount.volume, ino, False)
+    found = set()
+    for at in range(len(mount.disk.log) + 1):
+        found.add(await found_after_crash(mount.disk.crash_image(at, "tear", seed=at)))
+    assert found == {before, after}
+
+
+async def test_the_tree_has_no_block_for_the_change() -> None:
+    """Then it goes the way that needs none, and nothing is lost."""
+    async with journalling() as mount:
+        ino = await file_of(mount, b"f", OLD)
+        await ranges.fallocate(mount.volume, ino, 0, 0, 12 * BLOCK_BYTES)
+        await mount.volume.sync()
+        calls, whole = [], remap.set_flags_of_all
+
+        async def no_space(volume: Volume, inode: Inode, pieces: list[Extent], flags: int) -> None:
+            calls.append(len(pieces))
+            if len(calls) == 1:
+                raise OSError(errno.ENOSPC, "no space left")
+            await whole(volume, inode, pieces, flags)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(remap, "set_flags_of_all", no_space)
+            for block in (0, 2, 5):
+                await data.write(mount.volume, ino, block * BLOCK_BYTES + 50, b"new")
+            expected = await content(mount, ino)
+            await data.fsync(mount.volume, ino, False)
+        assert calls == [2, 1, 1]
+        assert await content(mount, ino) == expected
+        assert await found_after_crash(mount.disk) == expected
 
 
 # --- everything together -----------------------------------------------------------------------------------------
