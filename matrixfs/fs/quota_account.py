@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from matrixfs.locks.modes import CW
 from matrixfs.ondisk.quota import COUNTERS_PER_BLOCK, NO_LIMITS, Counter, Limits
 
 if TYPE_CHECKING:
@@ -27,10 +28,26 @@ class Account:
     """
 
     __slots__ = (
-        "block", "blocks_aside", "blocks_room", "blocks_share", "blocks_used", "clock", "exact", "inodes_aside",
-        "inodes_room", "inodes_share", "inodes_used", "kind", "known", "limits", "lock", "number", "promised",
+        "block",
+        "blocks_aside",
+        "blocks_room",
+        "blocks_share",
+        "blocks_used",
+        "buffered_max",
+        "clock",
+        "exact",
+        "inodes_aside",
+        "inodes_room",
+        "inodes_share",
+        "inodes_used",
+        "kind",
+        "known",
+        "limits",
+        "lock",
+        "number",
+        "promised",
         "until_ns",
-    )  # fmt: skip
+    )
 
     def __init__(self, kind: int, number: int, lock: Lock, clock: Clock) -> None:
         self.kind = kind
@@ -46,19 +63,14 @@ class Account:
         self.blocks_share = self.inodes_share = 0  # and never more than so many, whatever we give back (Q3)
         self.until_ns = 0  # the room is good until then; 0: for ever
         self.blocks_aside = self.inodes_aside = 0  # set aside for operations under way
-        self.promised = 0  # blocks that are buffered
+        self.promised = 0  # blocks that are buffered: others can't see them,
+        self.buffered_max = ENDLESS  # so more than that is written back
 
     @property
     def own(self) -> list[int]:
         """Our counter: [blocks, inodes]."""
         assert self.block is not None
         return self.block.counters[self.number % COUNTERS_PER_BLOCK]
-
-    @property
-    def is_pressing(self) -> bool:
-        """Whether so much is buffered that it must be written back: others can't see it."""
-        limit = self.limits.blocks_hard or self.limits.blocks_soft
-        return limit > 0 and self.promised * BUFFERED_SHARE > limit
 
     def learn(self, limits: Limits, others: Counter | None) -> None:
         """Know what was read; ``others`` only where there are limits."""
@@ -85,6 +97,8 @@ class Account:
     def take_all(self) -> None:
         """Have all room that the limits leave."""
         limits, now = self.limits, self.clock.wall_ns()
+        limit = limits.blocks_hard or limits.blocks_soft
+        self.buffered_max = limit // BUFFERED_SHARE if limit else ENDLESS
         self.blocks_room = _room(self.blocks_used, limits.blocks_hard, limits.blocks_soft, limits.blocks_until_ns, now)
         self.inodes_room = _room(self.inodes_used, limits.inodes_hard, limits.inodes_soft, limits.inodes_until_ns, now)
         self.blocks_share = self.inodes_share = ENDLESS
@@ -109,6 +123,17 @@ class Account:
         if inodes > 0 and inodes > self.inodes_room - self.inodes_aside:
             return False
         return not self.until_ns or (blocks <= 0 and inodes <= 0) or self.clock.wall_ns() < self.until_ns
+
+    def try_enter(self, blocks: int, inodes: int) -> bool:
+        """Hold the lock and set room aside, if both are there: a plain call, no message."""
+        if self.block is None or not (self.known or (blocks <= 0 and inodes <= 0)) or not self.lock.try_hold(CW):
+            return False
+        if self.fits(blocks, inodes):
+            self.blocks_aside += blocks
+            self.inodes_aside += inodes
+            return True
+        self.lock.drop(CW)
+        return False
 
     def set_aside(self, blocks: int, inodes: int) -> None:
         """Keep room for an operation, or with less than 0 end that."""

@@ -30,7 +30,7 @@ Source: issue 5 ("Quotas"); decision 0023; quotactl(2) for what soft limits and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from matrixfs.fs.quota_account import Account
@@ -67,6 +67,20 @@ def owner_of(inode: Inode) -> Owner:
     return Owner(inode.uid, inode.gid, inode.project)
 
 
+def _merged(demands: Sequence[Demand]) -> list[tuple[tuple[int, int], int, int]]:
+    """What is wanted of each id, in the lock order."""
+    if len(demands) == 1:
+        owner, blocks, inodes = demands[0]
+        return [(key, blocks, inodes) for key in enumerate(owner) if key[1] != NOBODY]
+    wanted: dict[tuple[int, int], tuple[int, int]] = {}
+    for owner, blocks, inodes in demands:
+        for key in enumerate(owner):
+            if key[1] != NOBODY:
+                before = wanted.get(key, (0, 0))
+                wanted[key] = (before[0] + blocks, before[1] + inodes)
+    return [(key, *wanted[key]) for key in sorted(wanted)]
+
+
 class Quotas:
     """The quotas of one mount; also the callouts of their locks."""
 
@@ -92,26 +106,21 @@ class Quotas:
 
     # --- operations ----------------------------------------------------------------------------------------
 
-    async def enter(self, demands: Iterable[Demand], *, is_bound: bool = False) -> Entered:
+    async def enter(self, demands: Sequence[Demand], *, is_bound: bool = False) -> Entered:
         """Hold what these demands need, and set it aside; end with ``leave``.
 
         ``is_bound``: it may be less, so no grace begins for it.
 
         Raises OSError EDQUOT, ENOSPC; CorruptRecord, DeviceError, Fenced.
         """
-        wanted: dict[tuple[int, int], list[int]] = {}
-        for owner, blocks, inodes in demands:
-            for key in enumerate(owner):
-                if key[1] == NOBODY:
-                    continue
-                want = wanted.setdefault(key, [0, 0])
-                want[0] += blocks
-                want[1] += inodes
         entered: Entered = []
         try:
-            for key in sorted(wanted):  # the lock order
+            for key, blocks, inodes in _merged(demands):
                 account = self._accounts.get(key) or self.account(*key)
-                entered.append(await self._enter(account, *wanted[key], is_bound=is_bound))
+                if account.try_enter(blocks, inodes):
+                    entered.append((account, False, blocks, inodes))
+                else:
+                    entered.append(await self._enter(account, blocks, inodes, is_bound=is_bound))
         except BaseException:
             self.leave(entered)
             raise
@@ -151,7 +160,8 @@ class Quotas:
     def leave(entered: Entered) -> None:
         """End what ``enter`` began."""
         for account, exclusive, blocks, inodes in reversed(entered):
-            account.set_aside(-blocks, -inodes)
+            account.blocks_aside -= blocks
+            account.inodes_aside -= inodes
             account.lock.drop(EX if exclusive else CW, exclusive)
 
     def charge(self, inode: Inode, blocks: int, inodes: int = 0) -> None:
@@ -176,8 +186,9 @@ class Quotas:
 
     def has_room(self, inode: Inode, blocks: int) -> bool:
         """Whether blocks may be buffered for an inode, as far as is known here: a plain call, no message."""
-        for key in enumerate((inode.uid, inode.gid, inode.project)):
-            account = self._accounts.get(key)
+        accounts = self._accounts
+        for key in ((USER, inode.uid), (GROUP, inode.gid), (PROJECT, inode.project)):
+            account = accounts.get(key)
             if account is None or not account.known or not account.fits(blocks, 0):
                 return False
         return True
@@ -188,7 +199,12 @@ class Quotas:
 
     def is_pressing(self, inode: Inode) -> bool:
         """Whether too much is buffered for whom an inode is counted."""
-        return any(account.is_pressing for account in self._of(owner_of(inode)))
+        accounts = self._accounts
+        for key in ((USER, inode.uid), (GROUP, inode.gid), (PROJECT, inode.project)):
+            account = accounts.get(key)
+            if account is not None and account.promised > account.buffered_max:
+                return True
+        return False
 
     def promise(self, inode: Inode, blocks: int) -> None:
         """So many blocks more, or less, are buffered for an inode."""

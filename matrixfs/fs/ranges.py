@@ -124,8 +124,7 @@ async def _reserve(volume: Volume, inode: Inode, mode: int, offset: int, end: in
         raise OSError(errno.EOPNOTSUPP, "this filesystem was made without unwritten extents")
     if wanted:
         await volume.write_back.make_room(inode, wanted)
-        if volume.quotas is not None:
-            await volume.quotas.check(inode, wanted)
+        await volume.write_back.ask_quotas_exactly(inode, wanted)
     if not unwritten:
         await _reserve_by_zeros(volume, inode, mode, offset, end)
         return

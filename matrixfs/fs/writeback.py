@@ -60,11 +60,15 @@ class WriteBack:
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
-            await self._idle_ones()
             await self.flush(inode)
-            wanted = await self._missing(inode, offset, length)
-            if wanted:
-                await quotas.check(inode, wanted)
+            await self.ask_quotas_exactly(inode, await self._missing(inode, offset, length))
+
+    async def ask_quotas_exactly(self, inode: Inode, blocks: int) -> None:
+        """Make sure that an exclusively held file that has nothing buffered may have blocks.  OSError EDQUOT."""
+        quotas = self._volume.quotas
+        if quotas is not None and blocks:
+            await self._idle_ones()  # promises are upper bounds
+            await quotas.check(inode, blocks)
 
     async def _missing(self, inode: Inode, offset: int, length: int) -> int:
         """How many blocks an exclusively held file that has nothing buffered needs for these bytes."""
