@@ -151,6 +151,7 @@ class NamespaceWalk:
         if is_sound and has_blocks(inode):
             await check_content(context, inode)
         elif is_sound:
+            context.use(inode, 0)
             check_blocks(context.findings, inode, 0)
         return Verdict()
 

@@ -58,7 +58,7 @@ def main(version: str) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         lab = Lab(Path(scratch) / "lab", nodes=1, size="40M", name="golden")
         with lab:
-            lab.format("--journals", "2", "--journal-size", "1M")
+            lab.format("--journals", "2", "--journal-size", "1M", "--quota")
             node = lab.nodes[0]
             lab.start(node)
             lab.mount(node)

@@ -48,7 +48,7 @@ async def test_they_stay_and_are_shown_in_both_numberings() -> None:
         await fileattr.set_project(mount.volume, inode.ino, 0x80 | 0x8, 12, 0, none_of)
     async with mounted(disk) as mount:
         found = await fileattr.show(mount.volume, inode.ino)
-        assert found == (NODUMP | IMMUTABLE | DIRSYNC, 0x80 | 0x8, 12, inode.incarnation & 0xFFFFFFFF)
+        assert found == (NODUMP | IMMUTABLE | DIRSYNC, 0x80 | 0x8, 12, attributes.generation(mount.volume, inode))
     await assert_clean(disk, mount.volume.superblock, notes=False)
 
 
@@ -73,7 +73,7 @@ async def test_journalled_data_needs_its_feature() -> None:
         superblock = mount.volume.superblock
         before, superblock.features_incompatible = superblock.features_incompatible, FILE_FLAGS
         assert await put(mount, inode, JOURNAL) == errno.EOPNOTSUPP
-        superblock.features_incompatible |= JOURNALLED_DATA
+        superblock.features_incompatible |= JOURNALLED_DATA | UNWRITTEN_EXTENTS
         assert await put(mount, inode, JOURNAL, inode.uid) == 0
         assert inode.flags == FLAG_JOURNAL_DATA
         await attributes.setattr(mount.volume, inode.ino, attributes.Changes(uid=5))
@@ -100,13 +100,13 @@ async def test_a_descriptor_that_was_not_asked_for_writes_to_the_end_of_an_appen
         volume, inode = mount.volume, await mount.file(b"f")
         inode.flags = FLAG_APPEND
         for write in (
-            lambda: data.write(volume, inode.ino, 0, b"x", False, False),
-            lambda: ranges.copy(volume, inode.ino, 0, inode.ino, 100, 1, False),
+            lambda: data.write(volume, inode.ino, 0, b"x", overwrites=False),
+            lambda: ranges.copy(volume, inode.ino, 0, inode.ino, 100, 1, overwrites=False),
         ):
             with pytest.raises(PermissionError):
                 await write()
-        await data.write(volume, inode.ino, 0, b"x", True, False)
-        await data.write(volume, inode.ino, 1, b"y", False, True)
+        await data.write(volume, inode.ino, 0, b"x", append=True, overwrites=False)
+        await data.write(volume, inode.ino, 1, b"y")
         assert await data.read(volume, inode.ino, 0, 9) == b"xy"
 
 
