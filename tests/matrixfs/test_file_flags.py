@@ -15,7 +15,7 @@ import trio
 from matrixfs.fs import attributes, data, fileattr, namespace, ranges, xattrs
 from matrixfs.fs.inode import Inode
 from matrixfs.ondisk.inode import FLAG_APPEND, FLAG_IMMUTABLE, FLAG_JOURNAL_DATA, FLAG_LETTERS, FLAGS_OF_USERS
-from matrixfs.ondisk.superblock import FILE_FLAGS, JOURNALLED_DATA, ROOT_INODE
+from matrixfs.ondisk.superblock import FILE_FLAGS, JOURNALLED_DATA, ROOT_INODE, UNWRITTEN_EXTENTS
 from membership.errors import CorruptRecord
 from tests.matrixfs.local import Local, mounted, small_disk
 from tests.sim.checkers import assert_clean
