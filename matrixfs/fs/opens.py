@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 DELETE_TIMEOUT = 0.2  # seconds to wait for nodes that only cache the OPEN lock to give it up
 DELETES_AT_ONCE = 4
+BATCH_MAX = 32  # files whose OPEN locks are asked for together
+GATHER_SECONDS = 0.01
 SHED_INTERVAL = 2.0  # seconds between looks at files that count as open and may not be in use
 
 
@@ -58,7 +61,8 @@ class Opens:
         self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
         self._closed = False
         self._queued: set[int] = set()
-        self._at_work = 0  # deletions under way
+        self._gathering = trio.Lock()
+        self._at_work = 0  # deletions begun
         self._one_ended = trio.lowlevel.ParkingLot()
         self.deleted = 0
         self.left_to_others = 0
@@ -187,20 +191,33 @@ class Opens:
             await self._volume.kernel.shed(ino)
 
     async def _work(self) -> None:
-        async for ino in self._receive:
-            self._queued.discard(ino)
-            if self._closed:
-                continue
-            self._at_work += 1
-            try:
-                await self._delete(ino)
-            except OSError as error:
-                log.debug("inode %d: not deleted: %s", ino, error)
-            except MatrixError as error:
-                log.error("inode %d can't be deleted: %s", ino, error)
-            finally:
-                self._at_work -= 1
-                self._one_ended.unpark_all()
+        while batch := await self._next_batch():
+            self._at_work += len(batch)
+            if len(batch) > 1:
+                await self._volume.locks.prefetch([self._lock(ino) for ino in batch if not self.is_open(ino)], EX)
+            for ino in batch:
+                self._queued.discard(ino)
+                try:
+                    if not self._closed:
+                        await self._delete(ino)
+                except OSError as error:
+                    log.debug("inode %d: not deleted: %s", ino, error)
+                except MatrixError as error:
+                    log.error("inode %d can't be deleted: %s", ino, error)
+                finally:
+                    self._at_work -= 1
+                    self._one_ended.unpark_all()
+
+    async def _next_batch(self) -> list[int]:
+        """Files to delete, several if many are removed: their locks then cost a message for all.  [] at the end."""
+        batch: list[int] = []
+        async with self._gathering:
+            with suppress(trio.EndOfChannel, trio.WouldBlock):
+                batch.append(await self._receive.receive())
+                await self._volume.clock.sleep(GATHER_SECONDS)
+                while len(batch) < BATCH_MAX:
+                    batch.append(self._receive.receive_nowait())
+        return batch
 
     async def _delete(self, ino: int) -> None:
         """Delete an inode if it has no name and nobody has it open."""
