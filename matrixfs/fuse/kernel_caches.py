@@ -67,6 +67,7 @@ _COUNTERS = (
     "waited_out",
     "settled",
     "repeats",
+    "repeated_in_vain",
     "sheds",
     "shed_in_vain",
 )
@@ -241,7 +242,8 @@ class KernelCaches:
             if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
         self._bump()  # whoever finds it by name asks again
-        log.warning("inode %d: the kernel neither knows nor forgets it", ino)
+        self._counters["repeated_in_vain"] += 1
+        log.debug("inode %d: told to nobody yet, or its FORGET waits behind other requests", ino)
 
     async def _drop_pages(self, ino: int) -> None:
         job = self._page_jobs.get(ino)

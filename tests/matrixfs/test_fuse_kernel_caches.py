@@ -233,6 +233,7 @@ async def test_repeating_ends_with_the_forget_or_the_epoch(world: World) -> None
     world.kernel.unknown = 1000
     await world.caches.purge_inode(100)
     assert world.kernel.told.count(("attributes", 100)) == REPEAT_MAX + 1
+    assert world.caches.counters()["repeated_in_vain"] == 1
     assert world.kernel.told[-1] == ("epoch",)
 
 

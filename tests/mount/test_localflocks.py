@@ -18,6 +18,7 @@ import pytest
 
 from matrixfs.ondisk.acl import pack_acl
 from tests.matrixfs.acl_rules import rules
+from tests.mount.by_handle import handle_of, open_handle
 from tests.mount.conftest import Tree, new_lab
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.lockers import lockers
@@ -165,6 +166,30 @@ def test_unlinked_while_open(lab: Lab, tree: Tree) -> None:
         assert deleted(lab) == before
         os.close(descriptor)
         wait_until(lambda: deleted(lab) == before + 1, "the file is deleted")  # noqa: B023 - called at once
+
+
+def test_handles_and_what_is_removed_where_it_is_in_use(lab: Lab, tree: Tree) -> None:
+    """By O_PATH alone, and as a working directory, as in the other mode; and a handle opens on the other node."""
+    before = deleted(lab)
+    (tree.a / "f").write_bytes(b"content")
+    (tree.a / "d").mkdir()
+    handle = handle_of(tree.a / "f")
+    opened = open_handle(tree.b, handle)
+    assert os.read(opened, 100) == b"content"
+    os.close(opened)
+    held = [os.open(tree.a / name, os.O_PATH) for name in ("f", "d")]
+    (tree.a / "f").unlink()
+    (tree.a / "d").rmdir()
+    assert [os.fstat(each).st_nlink for each in held] == [0, 0]
+    assert Path(f"/proc/self/fd/{held[0]}").read_bytes() == b"content"
+    assert os.listdir(f"/proc/self/fd/{held[1]}") == []
+    assert deleted(lab) == before
+    for each in held:
+        os.close(each)
+    wait_until(lambda: deleted(lab) == before + 2, "both are deleted")
+    with pytest.raises(OSError) as caught:
+        open_handle(tree.b, handle)
+    assert caught.value.errno == errno.ESTALE
 
 
 def test_files_that_both_kernels_know_are_deleted_at_once(lab: Lab, tree: Tree) -> None:
