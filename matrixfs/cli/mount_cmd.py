@@ -65,11 +65,11 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
     if not source or len(os.fsencode(source)) > _NAME_BYTES_MAX or "/" in source or not source.isprintable():
         raise Refused(f"{printable(source)!r} is no name of a filesystem (see matrixctl status)", USAGE)
     options = [option for flag, value in pairs if flag == "-o" for option in value.split(",") if option]
-    state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
-    read_only, local_locks, kernel = False, False, {"dev": "dev", "suid": "suid"}
-    if "remount" in options:
+    if REMOUNT in options:
         flags[REMOUNT] = ",".join(options)
     lenient = "-s" in flags or REMOUNT in flags
+    state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
+    read_only, local_locks, kernel = False, False, {"dev": "dev", "suid": "suid"}
     for option in options:
         if option.startswith("state="):
             state = option.removeprefix("state=")
