@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from matrixfs.cli import mount_cmd
+from matrixfs.cli import mount_cmd, remount
 from matrixfs.fuse import registry
 from membership.processes import process_start
 
@@ -81,13 +81,47 @@ def test_state_directory_names_the_log() -> None:
         (["a\x1bb", "/tmp"], "name"),
         (["web", "/tmp", "-o", "data=writeback"], "choose data=ordered"),
         (["web", "/tmp", "-o", "strange"], "unknown mount option 'strange'"),
-        (["web", "/tmp", "-o", "remount,ro"], "unmount and mount again"),
     ],
 )
 def test_wrong_arguments_are_refused_with_1(arguments: list[str], says: str) -> None:
     with pytest.raises(mount_cmd.Refused, match=says) as caught:
         mount_cmd.parse(arguments)
     assert caught.value.code == 1
+
+
+def test_remount_takes_the_options_that_hold_already() -> None:
+    told = "ro,relatime,remount,user_id=0,group_id=0,max_read=1048576"
+    options, flags = mount_cmd.parse(["web", "/tmp", "-o", told])
+    assert (options.read_only, flags[mount_cmd.REMOUNT]) == (True, told)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ("remount", 0), ("remount,ro", 1), ("ro,relatime,remount,rw", 0), ("rw,noexec,remount,nosuid,nodev", 2 | 4 | 8),
+        ("nosuid,nodev,noexec,sync,remount,suid,dev,exec,async", 0), ("ro,nosuid,remount,defaults", 0),
+        ("sync,dirsync,remount", 16 | 128),
+    ],
+)  # fmt: skip
+def test_the_last_word_counts(options: str, flags: int) -> None:
+    assert remount.flags_of(options.split(",")) == flags
+
+
+@pytest.mark.parametrize(
+    ("mounted", "wanted", "says"),
+    [
+        ("rw", "remount,ro", ""), ("rw", "ro,remount,rw", ""), ("ro", "ro,remount,rw", "read-only"),
+        ("ro", "ro,remount,noexec", ""), ("rw", "remount,noatime", "access times"),
+        ("rw", "noatime,remount,relatime", ""),
+        ("noatime", "noatime,remount,relatime", "noatime"), ("noatime", "noatime,remount,ro", ""),
+        ("rw", "remount,localflocks", "localflocks"), ("localflocks", "remount,localflocks", ""),
+    ],
+)  # fmt: skip
+def test_what_the_mount_process_goes_by_stays(mounted: str, wanted: str, says: str) -> None:
+    """R1, R2."""
+    serving, _flags = mount_cmd.parse(["web", "/tmp", "-o", mounted])
+    reason = remount.problem(wanted.split(","), serving)
+    assert says in reason if says else not reason
 
 
 def run(tmp_path: Path, *arguments: str, body: str = "ready(None)") -> subprocess.CompletedProcess[str]:
