@@ -105,7 +105,7 @@ class Volume:
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
-        self.inode_callouts = InodeCallouts(self)
+        self._inode_callouts = InodeCallouts(self)
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
         self._background_ended: trio.Event | None = None  # None: ``run`` was not called
@@ -118,7 +118,7 @@ class Volume:
         if lock is None:
             if not self.superblock.is_inode_number(ino):
                 raise OSError(errno.ESTALE, f"{ino} is no inode number")
-            lock = self.locks.lock(Resource(INODE, ino), self.inode_callouts)
+            lock = self.locks.lock(Resource(INODE, ino), self._inode_callouts)
         return lock
 
     async def load(self, lock: Lock) -> Inode:
@@ -152,7 +152,7 @@ class Volume:
 
     def rename_lock(self) -> Lock:
         """The one lock under which directories move."""
-        return self.locks.lock(Resource(RENAME, 0), self.inode_callouts)
+        return self.locks.lock(Resource(RENAME, 0), self._inode_callouts)
 
     # --- times -----------------------------------------------------------------------------------------------
 
