@@ -11,6 +11,7 @@ from matrixfs.fs import directories, prefetch
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
+from matrixfs.fs.surrender import InodeCallouts
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import PR
 from matrixfs.locks.resources import INODE, Resource
@@ -110,7 +111,7 @@ def _placeholder(volume: Volume, entry: Entry) -> Inode:
     number = entry.inode
     if not volume.superblock.is_inode_number(number):  # it may be the kernel's number of the root, or none to it
         number = IMPOSSIBLE | entry.key
-    inode = Inode(number, 0, Lock(volume.locks, Resource(INODE, number), volume.inode_callouts))
+    inode = Inode(number, 0, Lock(volume.locks, Resource(INODE, number), InodeCallouts(volume)))
     inode.mode = entry.kind << 12
     inode.readable = False
     return inode
