@@ -84,6 +84,7 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     drop_set_id: bool = False
+    times_are_now: bool = False
 
 
 class RealClock:
