@@ -15,6 +15,8 @@ Invariants (asserts and tests cite the numbers):
 - **J7** The header says DIRTY, durably, before a frame is written, and CLEAN only when the log is empty.  A journal
   that was just taken, or that rests, is CLEAN until the next commit.
 
+Blocks of file data may go the same way (``data_journal``).  They have no generation: DJ1 to DJ5 are for that.
+
 Crash points: before the frame is durable the operation never happened; after it, replay completes it.
 A frame is one write, checked by its checksums, so a torn one is no frame.
 """
