@@ -1,6 +1,6 @@
 """``mount -o remount``: the options of a mounted tree that the kernel enforces by itself; its process goes on.
 
-R1. What the mount process goes by stays: ``localflocks``, ``noatime``, ``state=``. Asking for another one is refused.
+R1. What the mount process goes by stays: ``localflocks``, ``noatime``, ``discard``, ``data=``, ``state=``. Asking for another one is refused.
 R2. A tree that was mounted read-only stays so: its process writes nothing. One remounted read-only may go back.
 
 mount(8) passes the options that hold now, and then those that are asked for: the last word counts.
@@ -60,6 +60,12 @@ def problem(options: Sequence[str], serving: MountOptions) -> str:
         return f"it was mounted with {'noatime' if noatime else 'access times'}"
     if "localflocks" in options and not serving.local_locks:
         return "it was mounted without localflocks"
+    discards = [option for option in options if option in ("discard", "nodiscard")]
+    if discards and (discards[-1] == "discard") != serving.discard:
+        return f"it was mounted with{'' if serving.discard else 'out'} discard"
+    modes = [option for option in options if option.startswith("data=")]
+    if modes and (modes[-1] == "data=journal") != serving.journal_data:
+        return f"it was mounted with data={'journal' if serving.journal_data else 'ordered'}"
     return ""
 
 

@@ -15,7 +15,8 @@ from matrixfs.fs.file_flags import check_open
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
-from matrixfs.fs.quotas import NOBODY, Owner, owner_of
+from matrixfs.fs.owners import owner_changes, set_owner
+from matrixfs.fs.quotas import Owner, owner_of
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
 from matrixfs.ondisk.superblock import ROOT_INODE, SYSTEM_BLOCKS
@@ -151,6 +152,7 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
             xattrs.rewrite(volume, inode, lists)
         if owner is not None:
             set_owner(volume, inode, owner)
+            held.charged()
         volume.touch(inode, data=False)
         if changes.atime_ns is not None:
             inode.atime_ns = _storable(changes.atime_ns)
@@ -169,27 +171,6 @@ def _new_owner(inode: Inode, changes: Changes) -> Owner | None:
     gid = before.gid if changes.gid is None else changes.gid
     after = before._replace(uid=uid, gid=gid)
     return None if after == before else after
-
-
-async def owner_changes(volume: Volume, held: Held, inode: Inode, owner: Owner) -> None:
-    """The last wait before ``set_owner``, for an exclusively held inode: room with its new owner.
-
-    Raises OSError EDQUOT, ENOSPC; CorruptRecord, DeviceError, Fenced.
-    """
-    if volume.quotas is not None:
-        await volume.write_back.flush(inode)  # what is buffered is promised to the old one
-        old = owner_of(inode)
-        moved = Owner(*(new if new != before else NOBODY for new, before in zip(owner, old, strict=True)))
-        await held.quota((old, 0, 0), (moved, inode.blocks, 1))
-    await volume.journal.admit()
-
-
-def set_owner(volume: Volume, inode: Inode, owner: Owner) -> None:
-    """Give an inode, for which ``owner_changes`` waited, to somebody else.  Part of a change."""
-    if volume.quotas is None:
-        inode.uid, inode.gid, inode.project = owner
-    else:
-        volume.quotas.move(inode, owner)
 
 
 def _storable(time_ns: int) -> int:

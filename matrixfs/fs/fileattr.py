@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from matrixfs.fs import file_flags
-from matrixfs.fs.attributes import generation, owner_changes, set_owner
+from matrixfs.fs.attributes import generation
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
+from matrixfs.fs.owners import owner_changes, set_owner
 from matrixfs.fs.quotas import owner_of
 from matrixfs.ondisk.inode import (
     FLAG_APPEND,
@@ -161,4 +162,5 @@ async def _change(volume: Volume, held: Held, inode: Inode, flags: int, project:
     # No checkpoint from here (J1).
     inode.flags = inode.flags & ~volume.superblock.user_flags | flags
     set_owner(volume, inode, owner)
+    held.charged()
     volume.touch(inode, data=False)

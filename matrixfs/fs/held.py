@@ -36,8 +36,7 @@ class Held:
     ) -> None:
         for group in self._groups:
             self._volume.allocator.drop(group)
-        if self._quotas and self._volume.quotas is not None:
-            self._volume.quotas.leave(self._quotas)
+        self.charged()
         for lock, mode, exclusive in reversed(self._locks):
             lock.drop(mode, exclusive)
         if self._changes:
@@ -85,6 +84,12 @@ class Held:
             assert not self._quotas
             assert not self._groups, "groups come after quotas"
             self._quotas = await quotas.enter(demands)
+
+    def charged(self) -> None:
+        """The change that quotas were held for is done: what follows may take them anew."""
+        if self._quotas and self._volume.quotas is not None:
+            self._volume.quotas.leave(self._quotas)
+            self._quotas = []
 
     async def group(self, count: int, near: int = 0, wanted: int = 0) -> Group:
         """Hold a group with at least ``count`` free blocks.  OSError ENOSPC."""

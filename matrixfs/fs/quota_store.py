@@ -24,7 +24,7 @@ from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode, decode_inode_untrusted
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.modes import EX, PR
-from matrixfs.locks.resources import INODE, Resource
+from matrixfs.locks.resources import QUOTA, Resource
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.quota import (
     COUNTERS_PER_BLOCK,
@@ -119,7 +119,8 @@ class QuotaStore:
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._lock = volume.locks.lock(Resource(INODE, QUOTA_INODE), volume.inode_callouts)
+        # No INODE lock: no name, handle or damaged directory may lead to this inode.
+        self.lock = volume.locks.lock(Resource(QUOTA, QUOTA_INODE, 1), volume.inode_callouts)
         self._own: dict[int, CounterBlock] = {}
 
     # --- counters ------------------------------------------------------------------------------------------
@@ -171,17 +172,17 @@ class QuotaStore:
     async def limits(self, kind: int, number: int) -> Limits:
         """The limits of an id, or at id 0 the grace periods.  Raises CorruptRecord, DeviceError, Fenced."""
         key = limits_key(kind, number)
-        await self._lock.hold(PR)
+        await self.lock.hold(PR)
         try:
             block = await self._limits_block(await self._inode(), key)
             return block.limits[number % LIMITS_PER_BLOCK] if block is not None else NO_LIMITS
         finally:
-            self._lock.drop(PR)
+            self.lock.drop(PR)
 
     async def set_limits(self, kind: int, number: int, limits: Limits) -> None:
         """Change the limits of an id whose lock is held in EX.  Raises OSError ENOSPC and as ``limits``."""
         key = limits_key(kind, number)
-        await self._lock.hold(EX, exclusive=True)
+        await self.lock.hold(EX, exclusive=True)
         try:
             inode = await self._inode()
             block = await self._limits_block(inode, key) or await self._insert(inode, key, LimitsBlock)
@@ -191,7 +192,7 @@ class QuotaStore:
             block.limits[number % LIMITS_PER_BLOCK] = limits
             self._volume.journal.add(block)
         finally:
-            self._lock.drop(EX, exclusive=True)
+            self.lock.drop(EX, exclusive=True)
 
     async def _limits_block(self, inode: Inode, key: int) -> LimitsBlock | None:
         path = await tree.descend(self._volume, inode, key)
@@ -214,7 +215,7 @@ class QuotaStore:
     async def extents(self) -> list[Extent]:
         """All blocks that there are.  Raises CorruptRecord, DeviceError, Fenced."""
         found: list[Extent] = []
-        await self._lock.hold(PR)
+        await self.lock.hold(PR)
         try:
             inode = await self._inode()
             key: int | None = 0
@@ -224,7 +225,7 @@ class QuotaStore:
                 found += path.leaf.extents
                 key = path.upper
         finally:
-            self._lock.drop(PR)
+            self.lock.drop(PR)
         return found
 
     async def check(self) -> None:
@@ -246,29 +247,29 @@ class QuotaStore:
 
     async def all_limits(self, key: int) -> list[Limits]:
         """All limits of a block that is there.  Raises CorruptRecord, DeviceError, Fenced."""
-        await self._lock.hold(PR)
+        await self.lock.hold(PR)
         try:
             block = await self._limits_block(await self._inode(), key)
             return list(block.limits) if block is not None else []
         finally:
-            self._lock.drop(PR)
+            self.lock.drop(PR)
 
     async def _inode(self) -> Inode:
         """The quota inode, whose lock is held."""
-        if self._lock.subject is None:
+        if self.lock.subject is None:
             data = await self._volume.device.read(QUOTA_INODE * BLOCK_BYTES, BLOCK_BYTES)
-            found = decode_inode_untrusted(data, self._volume.superblock, self._lock)
+            found = decode_inode_untrusted(data, self._volume.superblock, self.lock)
             if found.inline or not stat.S_ISREG(found.mode):
                 raise CorruptRecord(f"inode {QUOTA_INODE} (quotas)", "layout", "the tree of a file", "another")
-            if self._lock.subject is None:  # another reader may have been faster
-                self._lock.subject = self._lock.blocks[QUOTA_INODE] = found
-        inode: Inode = self._lock.subject
+            if self.lock.subject is None:  # another reader may have been faster
+                self.lock.subject = self.lock.blocks[QUOTA_INODE] = found
+        inode: Inode = self.lock.subject
         return inode
 
     async def _places(self, keys: Iterable[int]) -> dict[int, int]:
         """Where the blocks with these keys lie; those that there are."""
         found: dict[int, int] = {}
-        await self._lock.hold(PR)
+        await self.lock.hold(PR)
         try:
             inode = await self._inode()
             for key in keys:
@@ -278,18 +279,18 @@ class QuotaStore:
                 if extent is not None:
                     found[key] = extent.physical + key - extent.logical
         finally:
-            self._lock.drop(PR)
+            self.lock.drop(PR)
         return found
 
     async def _add(self, key: int, kind: type[CounterBlock]) -> CounterBlock:
-        await self._lock.hold(EX, exclusive=True)
+        await self.lock.hold(EX, exclusive=True)
         try:
             if key in self._own:
                 return self._own[key]
             block = self._own[key] = await self._insert(await self._inode(), key, kind)
             return block
         finally:
-            self._lock.drop(EX, exclusive=True)
+            self.lock.drop(EX, exclusive=True)
 
     async def _insert(self, inode: Inode, key: int, kind: type[_B]) -> _B:
         """Make a block; the quota inode is held exclusively.  In place on return (QS2)."""

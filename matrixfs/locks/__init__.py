@@ -10,7 +10,7 @@ rank  domain    rule among several
 1     RENAME    one for the filesystem: held to move a directory to another parent
 2     INODE     ancestors before descendants, then directories before others, then by number
 3     OPEN      after the inode's own lock; waited for only with a time-out
-4     QUOTA     by number (type << 32 | id), and after them the quota inode's INODE lock
+4     QUOTA     by number (type << 32 | id), and after them the one of the quotas' tree
 5     GROUP     by number; held only while blocks are taken or given back
 ===== ========= ==========================================================================
 

@@ -9,6 +9,8 @@ inode     after 1 min    after 30 min   who walked or wrote a tree once makes no
 open      -              after 1 min    left over from a file that was closed
 rename    -              after 1 min    the one lock for moving directories
 group     -              never          few, and each node keeps its own to allocate without a message
+quota     -              never          one for each id that was counted; who comes back reads a sum that the shares of
+                                        others are not in (fs/quotas.py, Q3)
 ========= ============== ============== ==========================================================================
 
 Going down from EX to PR costs no purge, and mostly no write (all is in place after some seconds); it saves the next

@@ -29,6 +29,8 @@ def describe(resource: Resource) -> str:
     """The resource as ``matrixctl`` prints it, for example ``inode 4711``."""
     if resource[0] in _ONLY_ONE:
         return _ONLY_ONE[resource[0]]
+    if resource[0] == QUOTA and resource[2]:
+        return "the tree of quotas"
     if resource[0] == QUOTA:
         return f"quota of {QUOTA_TYPES[min(resource[1] >> 32, 3)]} {resource[1] & (1 << 32) - 1}"
     return f"{DOMAIN_NAMES.get(resource[0], resource[0])} {resource[1]}"

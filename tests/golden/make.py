@@ -1,7 +1,9 @@
 """Makes the golden images of the present format: run once per format version, never again for an old one.
 
     .venv/bin/python -m tests.golden.make 1
+    .venv/bin/python -m tests.golden.make 3-quotas --quota
 
+What follows the name are options of mkfs.matrixfs.
 ``v1-clean`` is a store after a clean unmount of its only node, ``v1-crashed`` the same after SIGKILL of matrixd and the
 mount process, with changes that only the journal holds.
 """
@@ -54,15 +56,18 @@ def fill(top: Path) -> None:
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 
-def main(version: str) -> None:
+def main(version: str, *options: str) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         lab = Lab(Path(scratch) / "lab", nodes=1, size="40M", name="golden")
         with lab:
-            lab.format("--journals", "2", "--journal-size", "1M", "--quota")
+            lab.format("--journals", "2", "--journal-size", "1M", *options)
             node = lab.nodes[0]
             lab.start(node)
             lab.mount(node)
             fill(node.mountpoint)
+            if "--quota" in options:
+                limit = ("user:12", "--space", "1M/2M", "--files", "100")
+                lab.run("matrixctl", "--state", node.state, "fs", "quota", "set", "golden", *limit)
             lab.down()
             save(lab.store, f"v{version}-clean")
             lab.start(node)
@@ -84,4 +89,4 @@ def save(store: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,11 +11,12 @@ import trio
 
 from matrixfs.blockstore import data_window, open_store
 from matrixfs.cli.fsck_cmd import run
-from matrixfs.fs import attributes, data, namespace, readdir, xattrs
+from matrixfs.fs import attributes, data, namespace, quota_admin, readdir, xattrs
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
 from matrixfs.ondisk.inode import FLAG_NOATIME, FLAG_NODUMP, FLAG_PROJECT_INHERIT
+from matrixfs.ondisk.quota import USER, Limits
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.label import BLOCK_BYTES, DATA_BLOCK, read_label
 from tests.golden.make import NAMES, NEW, OLD, SPARSE_AT
@@ -67,6 +68,10 @@ async def test_everything_in_it_is_read(name: str, autojump_clock: object) -> No
         await replay(disk, superblock, index, expect=None)
     async with mounted(disk) as local:
         await look(local.volume, crashed="crashed" in name)
+        if local.volume.quotas is not None:
+            rows = {(row.kind, row.number): row for row in await quota_admin.report(local.volume)}
+            assert (rows[USER, 12].inodes, rows[USER, 12].limits) == (1, Limits(512, 256, 100))
+        assert (local.volume.quotas is not None) == ("quotas" in name)
 
 
 async def look(volume: Volume, *, crashed: bool) -> None:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import stat
 from collections.abc import Awaitable
+from pathlib import Path
 
 import pytest
 import trio
 
+import matrixfs.fs
 from matrixfs.fs import attributes, data, namespace, quota_admin, ranges, xattrs
 from matrixfs.fs.held import Held
 from matrixfs.fs.opening import read_superblock
+from matrixfs.fs.owners import owner_changes, set_owner
 from matrixfs.fs.quotas import owner_of
+from matrixfs.fs.scrub import Damage, Scrub
 from matrixfs.fs.volume import Volume
 from matrixfs.fsck.area import Area
 from matrixfs.fsck.check import check_filesystem
 from matrixfs.fsck.problems import ORPHAN, Findings
 from matrixfs.fsck.store import replay_journals
+from matrixfs.locks.lock import Lock
 from matrixfs.ondisk.inode import FLAG_PROJECT_INHERIT
-from matrixfs.ondisk.quota import GROUP, PROJECT, USER, Limits
-from matrixfs.ondisk.superblock import ROOT_INODE
-from membership.errors import OperatorError
+from matrixfs.ondisk.quota import GROUP, PROJECT, USER, Limits, limits_key
+from matrixfs.ondisk.superblock import QUOTA_INODE, ROOT_INODE
+from membership.errors import CorruptRecord, OperatorError
 from tests.matrixfs.local import Local, eventually, mounted, small_disk
 from tests.sim.checkers import NoProgress
 from tests.sim.disk import SimDisk
@@ -167,8 +173,8 @@ async def test_groups_and_projects_have_limits_too(autojump_clock: object) -> No
         with Held(volume) as held:
             directory = await held.exclusive(shared.ino)
             owner = owner_of(directory)._replace(project=6)
-            await attributes.owner_changes(volume, held, directory, owner)
-            attributes.set_owner(volume, directory, owner)
+            await owner_changes(volume, held, directory, owner)
+            set_owner(volume, directory, owner)
             directory.flags |= FLAG_PROJECT_INHERIT
             volume.touch(directory, data=False)
         await limit(volume, GROUP, 51, inodes_hard=0)
@@ -225,3 +231,54 @@ async def test_limits_that_cant_be_are_refused(autojump_clock: object) -> None:
     async with mounted(await small_disk()) as without:
         with pytest.raises(OperatorError):
             await quota_admin.report(without.volume)
+
+
+async def test_no_name_leads_to_the_quotas(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        volume = local.volume
+        await limit(volume, USER, 7, blocks_hard=10)
+        with pytest.raises(OSError) as error:
+            await attributes.getattr(volume, QUOTA_INODE)
+        assert error.value.errno == errno.ESTALE
+
+
+async def test_a_scrub_reads_all_quotas(autojump_clock: object) -> None:
+    async with mounted(await small_disk(quotas=True)) as local:
+        volume = local.volume
+        assert volume.quotas is not None
+        await limit(volume, USER, 7, blocks_hard=10)
+        found: list[Damage] = []
+        await Scrub(volume, found.append, read_data=False).run()
+        assert found == []
+        (extent,) = [each for each in await volume.quotas.store.extents() if each.logical == limits_key(USER, 7)]
+        await give_up(local, volume.quotas.store.lock)
+        await volume.device.write(extent.physical * 4096, b"x" * 4096, durable=True)
+        await Scrub(volume, found.append, read_data=False).run()
+        assert [(damage.ino, damage.is_quarantined) for damage in found] == [(QUOTA_INODE, False)]
+        await give_up(local, volume.quotas.account(USER, 7).lock)
+        with pytest.raises(CorruptRecord):
+            await make(volume, b"a", 7)
+        await make(volume, b"b", 9 * 84)  # nobody else is in that block
+
+
+async def give_up(local: Local, lock: Lock) -> None:
+    """A peer wants a lock."""
+    local.locks.revoke(lock.resource, 0)
+    await eventually(lambda: not lock.mode)
+
+
+def test_what_is_counted_changes_in_few_places() -> None:
+    """Whoever else set an inode's blocks or owner would have them counted wrongly."""
+    found = set()
+    for path in (Path(matrixfs.fs.__file__).parent).glob("*.py"):
+        for line in path.read_text().splitlines():
+            if re.search(r"\binode\.(blocks|uid|gid|project)\b(, inode\.\w+)* ([-+|]?)= ", line):
+                found.add((path.stem, line.strip()))
+    assert found == {
+        ("volume", "before, inode.blocks = inode.blocks, max(0, inode.blocks + blocks)"),
+        ("opens", "inode.blocks = 0"),
+        ("quota_store", "inode.blocks += 1"),
+        ("quotas", "inode.uid, inode.gid, inode.project = owner"),
+        ("owners", "inode.uid, inode.gid, inode.project = owner"),
+        ("namespace", "inode.uid, inode.gid, inode.project = owner"),
+    }
