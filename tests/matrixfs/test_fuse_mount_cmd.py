@@ -115,6 +115,9 @@ def test_the_last_word_counts(options: str, flags: int) -> None:
         ("rw", "noatime,remount,relatime", ""),
         ("noatime", "noatime,remount,relatime", "noatime"), ("noatime", "noatime,remount,ro", ""),
         ("rw", "remount,localflocks", "localflocks"), ("localflocks", "remount,localflocks", ""),
+        ("rw", "remount,discard", "without discard"), ("discard", "remount,discard", ""),
+        ("discard", "remount,nodiscard", "with discard"), ("rw", "remount,data=journal", "data=ordered"),
+        ("data=journal", "remount,data=journal,ro", ""), ("data=journal", "remount,data=ordered", "data=journal"),
     ],
 )  # fmt: skip
 def test_what_the_mount_process_goes_by_stays(mounted: str, wanted: str, says: str) -> None:
