@@ -1,6 +1,7 @@
 """``mount -o remount``: the options of a mounted tree that the kernel enforces by itself; its process goes on.
 
-R1. What the mount process goes by stays: ``localflocks``, ``noatime``, ``discard``, ``data=``, ``state=``. Asking for another one is refused.
+R1. What the mount process goes by stays: ``localflocks``, ``noatime``, ``discard``, ``data=``, ``state=``. Asking for
+    another one is refused.
 R2. A tree that was mounted read-only stays so: its process writes nothing. One remounted read-only may go back.
 
 mount(8) passes the options that hold now, and then those that are asked for: the last word counts.
