@@ -54,9 +54,10 @@ def main() -> int:
             if not options.keep_going:
                 break
     if failed:
+        kind = "membership_" if options.membership else "wide_" if options.wide else ""
         print(
             f"{len(failed)} of {options.count} failed: {' '.join(map(str, failed))}; once the bug is fixed, add them to"
-            f" {(SEEDS / ('membership_seeds.txt' if options.membership else 'seeds.txt')).relative_to(ROOT)}"
+            f" {(SEEDS / f'{kind}seeds.txt').relative_to(ROOT)}"
         )
     return 1 if failed else 0
 
