@@ -277,10 +277,11 @@ class LockService:
                 self._core.work()
                 self._act()
                 await self._let_others_run()
+            gc.unfreeze()  # else what of it dies in a cycle later would stay for ever
 
     async def _let_others_run(self) -> None:
         # What a rebuild makes lives for long and is much: without this the garbage collector walks all of it, for
-        # 100 ms at a stretch (100,000 locks).  Frozen objects are still freed when nobody refers to them.
+        # 100 ms at a stretch (100,000 locks).  Until the rebuild is done, only garbage in cycles stays.
         gc.freeze()
         await trio.lowlevel.checkpoint()
 

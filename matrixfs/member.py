@@ -298,6 +298,7 @@ class Member:
                 "journal": self._volume.journal.statistics,
                 "deleted": self._volume.opens.deleted,
                 "buffered_bytes": self._volume.write_back.length,
+                "trim": self._volume.trims.statistics,
             }
         return found
 

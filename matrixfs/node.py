@@ -21,9 +21,10 @@ import trio
 
 from matrixfs.answers import Answers
 from matrixfs.blockstore import FencingGate, PatientDevice, Window, opened_store
-from matrixfs.blockstore.fencing.luns import mount_access
+from matrixfs.blockstore.fencing.luns import discard_of, mount_access
 from matrixfs.freezing import Freezer
-from matrixfs.fs import attributes, data, namespace, ranges, readdir, xattrs
+from matrixfs.fs import attributes, data, fileattr, namespace, ranges, readdir, xattrs
+from matrixfs.fs.opening import check_may_journal_data
 from matrixfs.fuse.api import ClusterLocks, Filesystem
 from matrixfs.fuse.kernel_caches import KernelCaches
 from matrixfs.fuse.session import Session, SessionConfig, check_extension
@@ -36,6 +37,7 @@ from matrixfs.named_locks import NamedLocks
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
 from matrixfs.options import MountOptions
 from matrixfs.scrubbing import Scrubber
+from matrixfs.trimming import Trimmer
 from matrixfs.watch import Watch
 from membership.clock import SystemClock, SystemRng
 from membership.control_client import MountSession, Query, is_listed
@@ -50,6 +52,7 @@ from membership.transport.links import LinkMesh
 
 if TYPE_CHECKING:
     from matrixfs.blockstore.device.api import Store
+    from matrixfs.fs.trim import Discard
     from membership.fence.storage_access import StorageAccess
 
 # Locks and inodes are long-lived and many, and hold few cycles: the default would walk them all again and again.
@@ -111,6 +114,8 @@ class _Mount:
         self._freezer: Freezer
         self._scrubber: Scrubber
         self._limiter: Limiter
+        self._trimmer: Trimmer
+        self._discard: Discard
         self._mesh: LinkMesh
 
     async def run(self) -> None:
@@ -123,7 +128,8 @@ class _Mount:
         )
         try:
             self._gate = FencingGate(self._store, self._clock)
-            self._access = self._make_access(LunTraits.from_words_untrusted(*cluster.traits))
+            traits = LunTraits.from_words_untrusted(*cluster.traits)
+            self._access = self._make_access(traits)
             raw = Window(self._store, cluster.data_offset, cluster.data_length)
             superblock = await current_superblock(self._store, self._store, raw)
             if superblock.name != self._options.source:
@@ -131,6 +137,8 @@ class _Mount:
                     f"no filesystem {self._options.source!r} here: the matrixd of {self._options.state_dir} "
                     f"serves {superblock.name!r}"
                 )
+            if self._options.journal_data:
+                check_may_journal_data(superblock)
             self._mesh = self._make_mesh(superblock)
             port = await self._mesh.listen(cluster.node_address, others=cluster.node_others)
             request = await self._request(raw, superblock, port)
@@ -158,6 +166,8 @@ class _Mount:
             self._freezer = Freezer(self._member)
             self._scrubber = Scrubber(self._member)
             self._limiter = Limiter(self._member)
+            self._trimmer = Trimmer(self._member)
+            self._discard = discard_of(disk, area, traits, cluster.data_offset)
             self._session.pulse = self._pulse
             self._answer_more()
             await self._live()
@@ -172,7 +182,9 @@ class _Mount:
         """What can only be answered once there is a member."""
         named = NamedLocks(self._member.file_locks)
         watch = Watch(self._member, named, self._session.cluster.node_id, self._device, self._peers)
-        for part in (watch, named, self._grower, self._freezer, self._scrubber, self._limiter):
+        for part in (
+            watch, named, self._grower, self._freezer, self._scrubber, self._limiter, self._trimmer,
+        ):  # fmt: skip
             self._answers.add(part.handlers())
 
     def _make_mesh(self, superblock: Superblock) -> LinkMesh:
@@ -223,6 +235,7 @@ class _Mount:
                     nursery.start_soon(self._freezer.run)
                     nursery.start_soon(self._scrubber.run)
                     nursery.start_soon(self._limiter.run)
+                    nursery.start_soon(self._trimmer.run)
                     await self._serve()
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -233,6 +246,9 @@ class _Mount:
     async def _serve(self) -> None:
         volume = await self._member.wait_ready()
         volume.kernel = self._caches
+        volume.journal_data = self._options.journal_data
+        volume.trims.discard = self._discard
+        volume.trims.automatic = self._options.discard and not self._options.read_only
         volume.atimes.enabled = not self._options.read_only and "noatime" not in self._options.kernel_options
         try:
             await volume.opens.adopt(volume.journal.index)
@@ -246,7 +262,7 @@ class _Mount:
             self._options.local_locks,
             self._options.kernel_options,
         )
-        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges)
+        filesystem = Filesystem(namespace, attributes, data, readdir, xattrs, ranges, fileattr)
         locks = ClusterLocks(self._member.file_locks, Kind.FLOCK, Kind.POSIX, self._session.cluster.node_id)
         self._fuse = Session(config, volume, filesystem, self._caches, self._fail, locks)
         self._fuse.start()
@@ -255,6 +271,7 @@ class _Mount:
         await self._fuse.run()
         log.info("unmounted; flushing")
         self._scrubber.close()
+        self._trimmer.close()
         await self._freezer.close()
         await self._limiter.close()
         await self._grower.close()

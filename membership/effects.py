@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from membership.messages import Body
 
 
@@ -36,6 +38,7 @@ class Outbox:
 
     send: list[Envelope] = field(default_factory=list)
     events: list[object] = field(default_factory=list)
+    called: Callable[[int], str] = str  # what events call a node: its name where that is known
 
     def post(self, node: int, body: Body) -> None:
         """Add a message."""

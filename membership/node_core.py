@@ -125,6 +125,7 @@ class NodeCore:
         self.watch = DiskWatch(timing)
         self.lease = LeaseCore(timing)
         self._out = Outbox()
+        self._out.called = self.called
         self.group = GroupCore(me, timing, self._out)
         self.admin = AdminCore(me, header, timing, self._out)
         self.agent = MountAgent(self._out)
@@ -151,6 +152,12 @@ class NodeCore:
         self.group.set_peers(self.peers(now), now)
         self._has_scanned = True
         self._settle(now)
+
+    def called(self, node: int) -> str:
+        """A node's name, or else its number."""
+        sight = self.watch.sights.get(node)
+        name = self.admin.own_name if node == self.me.node else sight.slot.name if sight is not None else ""
+        return name or str(node)
 
     def peers(self, now: float) -> list[PeerAddress]:
         """Nodes to link with: alive on disk, in our view, or members of the header; in their present incarnation."""

@@ -9,6 +9,8 @@ from membership.san.header import NOBODY
 from membership.status import EventStatus, FenceStatus, RecoveryStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from membership.san.events import FenceOrder
     from membership.san.fence import FenceResult
     from membership.san.header import SanHeader
@@ -28,6 +30,7 @@ class EventBook:
         self.fences: deque[FenceStatus] = deque(maxlen=KEPT)
         self.recoveries: deque[RecoveryStatus] = deque(maxlen=KEPT)
         self.total = 0  # events ever, so that a reader knows whether something is new
+        self.called: Callable[[int], str] = str  # what to call a node
         self._clock = clock
 
     def log(self, kind: str, text: str) -> None:
@@ -41,11 +44,11 @@ class EventBook:
 
     def header(self, header: SanHeader, is_member: bool) -> None:
         """A new SAN generation."""
-        who = "nobody" if header.administrator == NOBODY else f"node {header.administrator}"
-        members = ", ".join(str(node) for node in header.members) or "none"
+        who = "nobody" if header.administrator == NOBODY else f"node {self.called(header.administrator)}"
+        members = ", ".join(map(self.called, header.members)) or "none"
         text = f"generation {header.generation}: members {members}; administrator {who}"
         if header.fencing:
-            text += f"; to be fenced {', '.join(str(node) for node in header.fencing)}"
+            text += f"; to be fenced {', '.join(map(self.called, header.fencing))}"
         self.log("generation", text if is_member else text + "; this node is no member")
 
     def fenced(self, order: FenceOrder, name: str, result: FenceResult) -> None:
@@ -84,6 +87,6 @@ class EventBook:
             self.log("alert", f"{event.fs_name} is isolated: {event.error}")
         elif event.dead:
             seconds = sum(phase[1] for phase in event.phases)
-            dead = ", ".join(str(node) for node in event.dead)
+            dead = ", ".join(map(self.called, event.dead))
             phases = ", ".join(f"{name} {1000 * took:.1f}" for name, took in event.phases)
             self.log("recovery", f"{event.fs_name}: node {dead} recovered in {seconds:.3f} s (ms: {phases})")

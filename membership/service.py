@@ -149,6 +149,7 @@ class Node:
         slot.others = ",".join(self.config.others)
         header = (await self.areas.read_header()).header
         self.slot, self._mesh, self.core = slot, mesh, NodeCore(slot.peer(node), header, self.timing)
+        self.book.called = self.core.called
         self._parts = parts = NodeParts(self, self.config.name, slot, self.core, self._fences, self._pauses(node))
         try:
             await self._serve(mesh, parts, task_status)

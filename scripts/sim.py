@@ -3,6 +3,7 @@
     scripts/sim --seed 4711              one run, the same every time
     scripts/sim --count 500              seeds 0 to 499
     scripts/sim --seed 4711 --nodes 3 --operations 5000
+    scripts/sim --wide --count 500      also ranges of files, files without a name, attributes, access control lists
     scripts/sim --names --count 500     names alone, with deaths: the whole history must be linearizable
     scripts/sim --membership --count 1000    matrixds alone: partitions, pauses, kills, disks slow or lost
 
@@ -23,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.sim.fs_scenario import OPERATIONS, Scenario  # noqa: E402 - found only now
+from tests.sim.fs_scenario import OPERATIONS, Scenario, WideScenario  # noqa: E402 - found only now
 from tests.sim.membership.scenario import MembershipScenario  # noqa: E402
 from tests.sim.names_scenario import NamesScenario  # noqa: E402
 
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="how many seeds from there on (1)")
     parser.add_argument("--nodes", type=int, help="number of nodes (3 to 5, by the seed)")
     parser.add_argument("--operations", type=int, default=OPERATIONS, help=f"least operations of a run ({OPERATIONS})")
+    parser.add_argument("--wide", action="store_true", help="also ranges, files without a name, attributes, ACLs")
     parser.add_argument("--names", action="store_true", help="names alone, the history checked for linearizability")
     parser.add_argument("--membership", action="store_true", help="matrixds alone: who may write, who administrates")
     parser.add_argument("--keep-going", action="store_true", help="don't stop at the first failure")
@@ -52,9 +54,10 @@ def main() -> int:
             if not options.keep_going:
                 break
     if failed:
+        kind = "membership_" if options.membership else "wide_" if options.wide else ""
         print(
             f"{len(failed)} of {options.count} failed: {' '.join(map(str, failed))}; once the bug is fixed, add them to"
-            f" {(SEEDS / ('membership_seeds.txt' if options.membership else 'seeds.txt')).relative_to(ROOT)}"
+            f" {(SEEDS / f'{kind}seeds.txt').relative_to(ROOT)}"
         )
     return 1 if failed else 0
 
@@ -77,7 +80,8 @@ def scenario_of(seed: int, options: argparse.Namespace) -> MembershipScenario | 
     """What one run is."""
     if options.membership:
         return MembershipScenario(seed, options.nodes)
-    return (NamesScenario if options.names else Scenario)(seed, options.nodes, options.operations)
+    kind = NamesScenario if options.names else WideScenario if options.wide else Scenario
+    return kind(seed, options.nodes, options.operations)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -40,10 +40,12 @@ ALLOWED: dict[str, set[str]] = {
         "matrixfs.blockstore",
     },
     "matrixfs.freezing": {"membership", "matrixfs.locks", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
-    "matrixfs.scrubbing": {"membership", "matrixfs.fs", "matrixfs.member", "matrixfs.answers"},
     "matrixfs.limiting": {
         "membership", "matrixfs.ondisk", "matrixfs.fs", "matrixfs.member", "matrixfs.answers",
     },
+    "matrixfs.jobs": {"membership", "matrixfs.fs", "matrixfs.member"},
+    "matrixfs.scrubbing": {"membership", "matrixfs.fs", "matrixfs.member", "matrixfs.answers", "matrixfs.jobs"},
+    "matrixfs.trimming": {"membership", "matrixfs.fs", "matrixfs.member", "matrixfs.answers", "matrixfs.jobs"},
     "matrixfs.lock_names": set(),
     "matrixfs.named_locks": {"membership", "matrixfs.locks", "matrixfs.answers", "matrixfs.lock_names"},
 }

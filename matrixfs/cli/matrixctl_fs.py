@@ -21,6 +21,7 @@ from matrixfs.cli.common import (
 )
 from matrixfs.cli.matrixctl_fs_quota import quota
 from matrixfs.cli.matrixctl_fs_scrub import scrub
+from matrixfs.cli.matrixctl_fs_trim import trim
 from matrixfs.cli.mkfs_cmd import parse_size
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def fs() -> None:
 
 fs.add_command(scrub)
 fs.add_command(quota)
+fs.add_command(trim)
 
 
 @fs.command("list", cls=MatrixCommand)

@@ -68,9 +68,14 @@ def _wait(mounts: Mounts, serial: int, *, watched: bool) -> dict[str, Any]:
 
 
 def _progress(totals: dict[str, int]) -> str:
-    seen = f"{totals['directories']} directories and {totals['others']} other objects"
+    directories, others = totals["directories"], totals["others"]
+    seen = f"{_count(directories, 'directory', 'directories')} and {_count(others, 'other object', 'other objects')}"
     read = f", {size_text(totals['data_bytes'])} of files read" if totals["data_bytes"] else ""
     return f"{seen}, {totals['blocks']} blocks of metadata{read}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _show(name: str, found: dict[str, Any]) -> None:

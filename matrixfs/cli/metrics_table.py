@@ -124,6 +124,8 @@ METRICS: Final = (
     Metric("matrixfs_store_flushes_total", COUNTER, "Flushes of the store.", "store.flushes"),
     Metric("matrixfs_store_read_bytes_total", COUNTER, "Bytes read.", "store.bytes_read"),
     Metric("matrixfs_store_written_bytes_total", COUNTER, "Bytes written.", "store.bytes_written"),
+    Metric("matrixfs_store_discards_total", COUNTER, "Times the store was told of free blocks.", "store.discards"),
+    Metric("matrixfs_store_discarded_bytes_total", COUNTER, "Bytes it was told of.", "store.bytes_discarded"),
     Metric("matrixfs_store_errors_total", COUNTER, "Failed operations of the store.", "store.errors"),
     Metric("matrixfs_writes_refused_total", COUNTER, "Writes that the fencing gate refused.", "gate.refused"),
     Metric("matrixfs_fuse_calls_total", COUNTER, "Calls of the kernel.", "fuse.calls.*", (*MOUNT, "operation")),

@@ -39,6 +39,7 @@ _FOR_OTHERS = {  # read by mount(8), systemd and fstab's readers, or the default
     "silent", "loud", "allow_other", "default_permissions",
 }  # fmt: skip
 _FOR_OTHERS_PREFIXES = ("x-", "X-", "uhelper=", "helper=", "user=", "comment=")
+REMOUNT = "remount"  # in what ``parse`` returns: all options, as mount(8) gave them
 _NAME_BYTES_MAX = 64
 _REPORT_BYTES_MAX = 65536
 
@@ -52,7 +53,7 @@ class Refused(Exception):
 
 
 def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
-    """mount(8)'s arguments as options and flags ("-f", "-n", "-s", "-v", "-N").  Raises Refused."""
+    """mount(8)'s arguments as options and flags ("-f", "-n", "-s", "-v", "-N", REMOUNT).  Raises Refused."""
     try:
         pairs, words = getopt.gnu_getopt(arguments, "fnsvhVN:o:t:")
     except getopt.GetoptError as error:
@@ -64,8 +65,12 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
     if not source or len(os.fsencode(source)) > _NAME_BYTES_MAX or "/" in source or not source.isprintable():
         raise Refused(f"{printable(source)!r} is no name of a filesystem (see matrixctl status)", USAGE)
     options = [option for flag, value in pairs if flag == "-o" for option in value.split(",") if option]
+    if REMOUNT in options:
+        flags[REMOUNT] = ",".join(options)
+    lenient = "-s" in flags or REMOUNT in flags
     state = os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR_DEFAULT
-    read_only, local_locks, kernel = False, False, {"dev": "dev", "suid": "suid"}
+    read_only, local_locks, journal_data, discard = False, False, False, False
+    kernel = {"dev": "dev", "suid": "suid"}
     for option in options:
         if option.startswith("state="):
             state = option.removeprefix("state=")
@@ -75,13 +80,16 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
             read_only = False
         elif option == "localflocks":
             local_locks = True
-        elif option == "remount" or option.startswith("remount,"):
-            raise Refused("remount is not supported: unmount and mount again", USAGE)
+        elif option.startswith("data="):
+            journal_data = _is_data_journal(option)
+        elif option in ("discard", "nodiscard"):
+            discard = option == "discard"
         elif option in _FOR_LIBFUSE:
             kernel[option.removeprefix("no")] = option
-        elif option not in _FOR_OTHERS and not option.startswith(_FOR_OTHERS_PREFIXES) and "-s" not in flags:
+        elif option not in _FOR_OTHERS and not option.startswith(_FOR_OTHERS_PREFIXES) and not lenient:
             raise Refused(
-                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks; others: see mount(8))",
+                f"unknown mount option {printable(option)!r} (ours: state=DIR, localflocks, data=journal, discard;"
+                " others: see mount(8))",
                 USAGE,
             )
     state = os.path.abspath(state)
@@ -92,11 +100,19 @@ def parse(arguments: list[str]) -> tuple[MountOptions, dict[str, str]]:
         state_dir=state,
         read_only=read_only,
         local_locks=local_locks,
+        journal_data=journal_data,
+        discard=discard,
         kernel_options=tuple(sorted(kernel.values())),
         log_path=os.path.join(state, log_name),
         log_level="debug" if sum(flag == "-v" for flag, _ in pairs) > 1 else "info",
     )
     return found, flags
+
+
+def _is_data_journal(option: str) -> bool:
+    if option not in {"data=journal", "data=ordered"}:
+        raise Refused(f"{printable(option)!r}: choose data=ordered, the default, or data=journal", USAGE)
+    return option == "data=journal"
 
 
 def check(options: MountOptions) -> None:
@@ -260,6 +276,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         options, flags = parse(arguments)
         if "-N" in flags:
             _enter_namespace(flags["-N"], arguments)
+        if REMOUNT in flags:
+            _remount(options.mountpoint, flags[REMOUNT].split(","), fake="-f" in flags)
         check(options)
         if "-v" in flags:
             print(f"mount.matrixfs: {options.source} on {options.mountpoint}, log in {options.log_path}")
@@ -267,6 +285,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Refused as refused:
         print(f"mount.matrixfs: {refused}", file=sys.stderr)
         sys.exit(refused.code)
+
+
+def _remount(mountpoint: str, wanted: list[str], *, fake: bool) -> NoReturn:
+    """Change what the kernel can change of a mounted tree (``remount``).  Raises Refused."""
+    from matrixfs.cli import remount
+    from matrixfs.fuse import registry
+
+    mount = registry.mount_at(mountpoint)
+    if mount is None or mount.fs_type != "fuse.matrixfs":
+        raise Refused(f"no tree of ours is mounted on {mountpoint}")
+    arguments = remount.served_with(mount)
+    if arguments is None:
+        raise Refused(f"the mount process of {mountpoint} is gone: unmount and mount again")
+    if reason := remount.problem(wanted, parse(arguments)[0]):
+        raise Refused(f"{reason}: unmount and mount again")
+    try:
+        if not fake:
+            remount.remount(mountpoint, wanted)
+    except OSError as error:
+        raise Refused(f"can't remount {mountpoint}: {error.strerror}") from None
+    sys.exit(0)
 
 
 def _enter_namespace(namespace: str, arguments: list[str]) -> NoReturn:

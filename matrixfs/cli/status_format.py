@@ -107,10 +107,13 @@ def _paths(status: Fields, names: Mapping[int, str]) -> list[str]:
 
 def _lease(node: Fields, status: Fields) -> str:
     """How long the node may still write: exact for this one, at most for others, whose slot we saw move (R3)."""
+    if node["is_self"] and status["state"] == "fenced":
+        return "none"
     if node["is_self"]:
         return f"{max(status['lease_left'], 0.0):.1f} s"
     left = status["timing"]["lease"] - node["slot_age"]
-    return f"<= {left:.1f} s" if left > 0 and node["state"] != "left" else "none"
+    may_write = node["state"] in ("member", "fencing")  # others' slots may be fresh, too: fenced and not yet back
+    return f"<= {left:.1f} s" if left > 0 and may_write else "none"
 
 
 def _memberships(status: Fields, names: Mapping[int, str]) -> list[str]:

@@ -18,7 +18,7 @@ from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, unpack_extents_untr
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import IndexRecord, unpack_pairs_untrusted
 from matrixfs.ondisk.inode import INLINE, TREE, InodeRecord
-from matrixfs.ondisk.journal import FrameRecord, unpack_frame_body_untrusted
+from matrixfs.ondisk.journal import FrameRecord, is_data, unpack_frame_body_untrusted
 from matrixfs.ondisk.quota import Counter, Limits, QuotaRecord, iterate_counters, iterate_limits, meaning_of, spare_of
 from membership.errors import CorruptRecord
 from membership.records import Record
@@ -155,5 +155,16 @@ def _frame(data: bytes) -> Content:
         images, revokes = unpack_frame_body_untrusted(frame, "")
     except CorruptRecord as error:
         return Content("images", ("block", "generation"), [], [reason(error)])
-    rows: list[tuple[Any, ...]] = [(block, generation) for block, generation in images]
+    rows: list[tuple[Any, ...]] = [
+        (block, "file data" if is_data(generation) else generation) for block, generation in images
+    ]
     return Content("images", ("block", "generation"), rows + [(block, "revoked") for block in revokes])
+
+
+def images_of(data: bytes) -> dict[int, tuple[int, int]]:
+    """What a frame lists, (block, generation) by the number of the image; {} if it is damaged."""
+    try:
+        images, _ = unpack_frame_body_untrusted(FrameRecord.decode_untrusted(data, ""), "")
+    except CorruptRecord:
+        return {}
+    return dict(enumerate(images))

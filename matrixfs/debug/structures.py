@@ -18,6 +18,7 @@ import matrixfs.ondisk
 from matrixfs.debug.contents import content_of
 from matrixfs.debug.items import Item, row
 from matrixfs.fsck.context import printable, reason
+from matrixfs.ondisk.inode import FLAG_LETTERS, InodeRecord
 from membership.errors import CorruptRecord
 from membership.label import Label
 from membership.records import HEADER, Field, Record
@@ -93,7 +94,8 @@ def show(
     lines = [printable(f"{title}: {kind.__name__} {kind.MAGIC.decode()}, {'DAMAGED' if wrong else 'sound'}".encode())]
     for name, value in fields.items():
         meaning = kind.FIELDS[name].doc if name in kind.FIELDS else HEADER_MEANINGS[name]
-        lines.append(row(name, _text(name, value), meaning))
+        letters = _letters(value) if kind is InodeRecord and name == "flags" else ""
+        lines.append(row(name, _text(name, value) + letters, meaning))
     content = content_of(kind, data, fields, blocks_total) if full else None
     document: dict[str, Any] = {
         "kind": "structure", "title": title, "structure": kind.__name__, "block": address, "sound": not wrong,
@@ -126,6 +128,12 @@ def _text(name: str, value: Any) -> str:
     if name == "mode":
         return f"{value:#o} {stat.filemode(value & 0xFFFF)}"
     return f"{value:#x}" if value and (name.startswith(IN_HEX) or name == "checksum") else str(value)
+
+
+def _letters(flags: int) -> str:
+    """Those of chattr(1) for the flags of an inode."""
+    found = "".join(letter for flag, letter in FLAG_LETTERS.items() if flags & flag)
+    return f" {found}" if found else ""
 
 
 def time_text(ns: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import stat
 from typing import Any
 
+from matrixfs.debug.contents import images_of
 from matrixfs.debug.finding import index_of
 from matrixfs.debug.items import Item, Items, line, problem
 from matrixfs.debug.store import Store
 from matrixfs.debug.structures import fields_of, verdict
 from matrixfs.debug.trees import leaf_items
 from matrixfs.fsck.context import printable
-from matrixfs.ondisk.journal import FrameRecord, JournalHeader
+from matrixfs.ondisk.journal import FrameRecord, JournalHeader, is_data
 from matrixfs.ondisk.superblock import ORPHANS_START
 
 
@@ -59,7 +60,13 @@ async def _frame_at(store: Store, blocks: range, position: int, sequence: int, s
 async def _images(store: Store, behind: range, data: bytes, title: str) -> Items:
     """What the images of a frame are, in the blocks behind it."""
     read = await store.read_many(behind[: fields_of(FrameRecord, data)["images"]])
+    listed = images_of(data)
     for number, image in sorted(read.items()):
+        block, generation = listed.get(number - behind[0], (0, 0))
+        if is_data(generation):
+            values: dict[str, Any] = {"block": number, "structure": "data", "of_block": block}
+            yield line("image", f"    image in block {number}: file data of block {block}", values)
+            continue
         kind = store.kinds.get(image[:8])
         name = kind.__name__ if kind is not None else "no structure"
         address = int.from_bytes(image[32:40], "little")

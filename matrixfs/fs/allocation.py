@@ -10,7 +10,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -26,6 +26,9 @@ from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 from membership.seams import Clock, SectorDevice
+
+if TYPE_CHECKING:
+    from matrixfs.fs.trim import Trims
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +113,7 @@ class Allocator:
         self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
         self.promised = 0  # blocks that buffered writes will need
+        self.trims: Trims | None = None  # told what is free
 
     # --- holding groups -------------------------------------------------------------------------------
 
@@ -182,6 +186,8 @@ class Allocator:
                     self._home = index
                     return group
                 lock.drop(EX)
+        if self.trims is not None and await self.trims.over():
+            return await self.hold(count, near, wanted)
         raise OSError(errno.ENOSPC, "no space left on the filesystem")
 
     def drop(self, group: Group) -> None:
@@ -274,6 +280,9 @@ class Allocator:
                         lock.drop(EX)
                 if available >= need:
                     return
+        if self.trims is not None and await self.trims.over():
+            await self.promise(blocks)
+            return
         raise OSError(errno.ENOSPC, "no space left on the filesystem")
 
     # --- giving back --------------------------------------------------------------------------------------
@@ -282,7 +291,13 @@ class Allocator:
         """File data blocks are named no more.  Part of a change."""
         group.release(start, length)
         self._journal.add(group)
-        self._journal.on_commit(lambda: group.reuse(start, length))
+        self._journal.free_data(start, length, lambda: self.reuse(group, start, length))
+
+    def reuse(self, group: Group, start: int, length: int) -> None:
+        """Freed blocks may be given out again (J5)."""
+        group.reuse(start, length)
+        if self.trims is not None:
+            self.trims.freed(group.index, start, length)
 
     def retire(self, group: Group, lock: Lock) -> None:
         """An inode's block is free, but its lock still covers the tombstone: reuse after ``settle``."""
@@ -304,7 +319,7 @@ class Allocator:
             await self._journal.commit()
             await self._journal.release(retired)
             for number, (group, lock) in retired.items():
-                group.reuse(number, 1)
+                self.reuse(group, number, 1)
                 lock.blocks.clear()
                 lock.subject = None
                 self._locks.discard(lock)

@@ -7,7 +7,9 @@
 - T3. A round writes all inodes whose exclusive lock is here.  For others it asks only ``QUIET_SECONDS`` after the last
   access that counted, and at most for ``ROUND_MAX``: taking the lock has the other readers' kernels drop their pages.
   ``NOTED_MAX`` are remembered; what is forgotten is an access time only.
-- T4. A clean end writes down what is noted, as far as the locks are to be had; what a mount noted that dies is lost.
+- T4. A change of the inode on this node takes along what is noted, which its new ctime would make void: an access time
+  that was shown does not go back.
+- T5. A clean end writes down what is noted, as far as the locks are to be had; what a mount noted that dies is lost.
 
 Source: mount(8), ``relatime``; POSIX lets a filesystem defer the update of access times.
 """
@@ -21,6 +23,7 @@ from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.locks.resources import INODE, Resource
+from matrixfs.ondisk.inode import FLAG_NOATIME
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ class Atimes:
             return
         lock = self._volume.locks.find(Resource(INODE, ino))
         inode: Inode | None = lock.subject if lock is not None else None
-        if inode is None:
+        if inode is None or inode.flags & FLAG_NOATIME:
             return
         now_ns = self._volume.clock.wall_ns()
         atime_ns = self.shown(inode)
@@ -67,13 +70,19 @@ class Atimes:
         noted = self._noted.get(inode.ino, 0) if self._noted else 0
         return noted if noted > inode.ctime_ns and noted > inode.atime_ns else inode.atime_ns
 
+    def take_along(self, inode: Inode) -> None:
+        """The inode is about to get a new ctime: part of that change (T4)."""
+        if self._noted:
+            inode.atime_ns = self.shown(inode)
+            self._noted.pop(inode.ino, None)
+
     async def run(self) -> None:
         """Write down what is noted, in rounds; until the volume closes."""
         while await self._volume.pause(ROUND_SECONDS):
             await self._round(self._volume.clock.wall_ns() - QUIET_SECONDS * 10**9)
 
     async def close(self) -> None:
-        """Write down what is left; no operation is running (T4)."""
+        """Write down what is left; no operation is running (T5)."""
         await self._round(self._volume.clock.wall_ns())
 
     async def _round(self, quiet_ns: int) -> None:

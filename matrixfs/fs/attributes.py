@@ -6,9 +6,12 @@ import errno
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2s
+from struct import Struct
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, acl, data, xattrs
+from matrixfs.fs import access_lists, acl, data, file_flags, privileges, xattrs
+from matrixfs.fs.file_flags import check_open
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.namespace import SYMLINK_MAX
@@ -16,10 +19,17 @@ from matrixfs.fs.owners import owner_changes, set_owner
 from matrixfs.fs.quotas import Owner, owner_of
 from matrixfs.locks.modes import PR
 from matrixfs.ondisk.inode import TIME_MAX_NS, TIME_MIN_NS
+from matrixfs.ondisk.superblock import ROOT_INODE, SYSTEM_BLOCKS
 from membership.errors import CorruptionError
 
 if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
+
+__all__ = [
+    "Changes", "StatFs", "by_number", "check_open", "generation", "getattr", "permits", "readlink", "setattr", "statfs",
+]  # fmt: skip
+
+_HANDLE = Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,15 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    drop_set_id: bool = False  # somebody but root writes: set-user-ID and set-group-ID go
+    changer: privileges.Changer | None = None  # whose change takes privileges away; None: it doesn't
+    times_are_now: bool = False  # asked for as "now", both: who may write the file may do that
+
+    @property
+    def only_touches(self) -> bool:
+        """Whether it is what an append-only file allows: times as of an access, or what writing takes away."""
+        times = self.atime_ns is not None or self.mtime_ns is not None
+        others = (self.mode, self.uid, self.gid, self.size)
+        return all(value is None for value in others) and (self.times_are_now or not times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,30 @@ async def getattr(volume: Volume, ino: int) -> Inode:  # noqa: A001 - the operat
         return inode if inode is not None and inode.mode else await volume.load(lock)
     finally:
         lock.drop(PR)
+
+
+async def by_number(volume: Volume, ino: int) -> Inode:
+    """``getattr`` for a file handle, which anybody may have made up: no inode of our own, and none that was removed.
+
+    One that is removed and in use here is known to the kernel, which then doesn't ask.  Raises as ``getattr`` does.
+    """
+    if ino != ROOT_INODE and ino < SYSTEM_BLOCKS:
+        raise OSError(errno.ESTALE, f"{ino} is nobody's inode")
+    inode = await getattr(volume, ino)
+    if not inode.nlink:
+        raise OSError(errno.ESTALE, f"inode {ino} was removed")
+    return inode
+
+
+def generation(volume: Volume, inode: Inode) -> int:
+    """What a file handle has beside the number: 32 bits that only nodes of this filesystem can tell.
+
+    A file's block may look like an inode, to somebody who is shown handles and makes up one (NFS): its incarnation he
+    would choose himself.
+    """
+    key = volume.superblock.hash_seed.to_bytes(8, "little")
+    told = _HANDLE.pack(inode.ino, inode.incarnation)
+    return int.from_bytes(blake2s(told, key=key, digest_size=4).digest(), "little")
 
 
 async def permits(volume: Volume, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool]) -> bool:
@@ -86,11 +128,14 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
     """Change attributes; permissions were checked by the kernel.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EDQUOT.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, EPERM, EDQUOT.
         CorruptionError, DeviceError, Fenced: the inode can't be read.
     """
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        file_flags.check_write(inode, appends=changes.only_touches)
+        if changes.changer is not None:
+            await privileges.take_away(volume, inode, changes.changer)
         owner = _new_owner(inode, changes)
         lists = None if changes.mode is None else await access_lists.after_chmod(volume, inode, changes.mode)
         await volume.journal.admit()
@@ -101,8 +146,6 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if owner is not None:
             await owner_changes(volume, held, inode, owner)
         # No checkpoint from here (J1).
-        if changes.drop_set_id:
-            inode.mode = without_set_id(inode.mode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if lists is not None:
@@ -110,11 +153,12 @@ async def setattr(volume: Volume, ino: int, changes: Changes) -> Inode:  # noqa:
         if owner is not None:
             set_owner(volume, inode, owner)
             held.charged()
+        volume.touch(inode, data=False)
         if changes.atime_ns is not None:
             inode.atime_ns = _storable(changes.atime_ns)
-        volume.touch(inode, data=False)
         if changes.mtime_ns is not None:
             inode.mtime_ns = _storable(changes.mtime_ns)
+        await file_flags.keep(volume, inode)
         return inode
 
 
@@ -127,11 +171,6 @@ def _new_owner(inode: Inode, changes: Changes) -> Owner | None:
     gid = before.gid if changes.gid is None else changes.gid
     after = before._replace(uid=uid, gid=gid)
     return None if after == before else after
-
-
-def without_set_id(mode: int) -> int:
-    """What is left of a mode when somebody writes to the file; set-group-ID without execution means locking."""
-    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _storable(time_ns: int) -> int:

@@ -133,21 +133,35 @@ class EntryTable:
         del self.entries[at]
         self.used -= item.size
 
-    def split(self, key: int) -> tuple[int, EntryTable]:
-        """Cut off about half of the bytes, never between equal hashes; return (lowest key, upper part).
+    def takes(self, item: Entry) -> bool:
+        """Whether there is room for one more in a block, or in the halves of one."""
+        return self.used + item.size <= BODY_BYTES or self._cut(item) is not None
 
-        ``key``, which is to be added, makes no difference: hashes come in no order.
+    def _cut(self, item: Entry) -> tuple[int, int] | None:
+        """Where to split so that ``item`` fits, near the middle and never between equal hashes: (position, lowest key).
+
+        None where too many names have one hash.
         """
-        half, bytes_below = 1, self.entries[0].size
-        while half < len(self.entries) - 1 and bytes_below < self.used // 2:
-            bytes_below += self.entries[half].size
-            half += 1
+        hashes = [key >> DISAMBIGUATION_BITS for key in self.keys]
+        own = item.key >> DISAMBIGUATION_BITS
+        best: tuple[int, int, int] | None = None
+        last, below = -1, 0
+        for at, first in enumerate([*hashes, own]):
+            low = own < first
+            left, right = below + low * item.size, self.used - below + (not low) * item.size
+            if first > last and max(left, right) <= BODY_BYTES:
+                found = (abs(2 * below - self.used), at, first << DISAMBIGUATION_BITS)
+                best = min(best or found, found)
+            if at < len(hashes):
+                last, below = first, below + self.entries[at].size
+        return None if best is None else best[1:]
+
+    def split(self, item: Entry) -> tuple[int, EntryTable]:
+        """Cut off about half of the bytes so that ``item`` has room; return (lowest key, upper part)."""
+        cut = self._cut(item)
+        assert cut is not None, "asked before anything was changed (takes)"
+        half, separator = cut
         right = EntryTable(self.entries[half:], BODY_BYTES)
-        separator = right.keys[0] >> DISAMBIGUATION_BITS << DISAMBIGUATION_BITS
-        moved_back = bisect_left(self.keys, separator)
-        if moved_back < half:  # equal hashes straddle the middle: all of them go right
-            right = EntryTable(self.entries[moved_back:], BODY_BYTES)
-            half = moved_back
         del self.entries[half:]
         del self.keys[half:]
         self.used -= right.used
@@ -213,9 +227,9 @@ class ExtentList:
         del self.extents[index]
         del self.starts[index]
 
-    def split(self, key: int) -> tuple[int, ExtentList]:
-        """Make room for ``key``: cut off the upper half, or only the last extent where a file grows at its end."""
-        half = len(self.extents) - 1 if key > self.starts[-1] else len(self.extents) // 2
+    def split(self, item: Extent) -> tuple[int, ExtentList]:
+        """Make room for ``item``: cut off the upper half, or only the last extent where a file grows at its end."""
+        half = len(self.extents) - 1 if item.logical > self.starts[-1] else len(self.extents) // 2
         right = ExtentList(self.extents[half:], BODY_BYTES)
         del self.extents[half:]
         del self.starts[half:]

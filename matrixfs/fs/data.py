@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents
+from matrixfs.fs import data_journal, extents, file_flags, privileges
 from matrixfs.fs.dirty import DirtyRanges
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -66,7 +66,7 @@ async def content(volume: Volume, inode: Inode, offset: int, end: int) -> bytes:
         if len(pieces) == 1 and inode.dirty is None:
             if not pieces[0].written:
                 return bytes(end - offset)
-            data = await volume.device.read(pieces[0].physical * BLOCK_BYTES, count * BLOCK_BYTES)
+            data = await volume.journal.data.read(volume.device, pieces[0].physical, count)
             return data if len(data) == end - offset else data[skip : skip + end - offset]
         buffer = bytearray(count * BLOCK_BYTES)
         await _read_pieces(volume, first, pieces, buffer)
@@ -80,19 +80,29 @@ async def content(volume: Volume, inode: Inode, offset: int, end: int) -> bytes:
 async def _read_pieces(volume: Volume, first: int, pieces: list[Extent], buffer: bytearray) -> None:
     async def one(piece: Extent) -> None:
         at = (piece.logical - first) * BLOCK_BYTES
-        data = await volume.device.read(piece.physical * BLOCK_BYTES, piece.length * BLOCK_BYTES)
+        data = await volume.journal.data.read(volume.device, piece.physical, piece.length)
         buffer[at : at + len(data)] = data
 
     await for_each([piece for piece in pieces if piece.written], one, workers=READS_AT_ONCE)
 
 
-async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: bool = False) -> int:
+async def write(
+    volume: Volume,
+    ino: int,
+    offset: int,
+    data: Buffer,
+    append: bool = False,
+    changer: privileges.Changer | None = None,
+    overwrites: bool = True,
+) -> int:
     """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
 
-    Returns the number of bytes.
+    ``changer``: who writes, for what the file loses by that; None for pages of a mapping.  ``overwrites``: the
+    descriptor may change what is there where the file is append-only, being older than that.  Returns the number of
+    bytes.
 
     Raises:
-        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC.
+        OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC, EPERM.
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
     lock = volume.inode_lock(ino)
@@ -102,7 +112,14 @@ async def write(volume: Volume, ino: int, offset: int, data: Buffer, append: boo
         held = lock.try_hold(EX, True) or await lock.hold(EX, True)
         inode: Inode = lock.subject or await volume.load(lock)
         check_regular(inode)
-        return await write_held(volume, inode, inode.size if append else offset, data)
+        if inode.flags:
+            file_flags.check_write(inode, appends=append or overwrites)
+        if changer is not None:
+            await privileges.take_away(volume, inode, changer)
+        written = await write_held(volume, inode, inode.size if append else offset, data)
+        if inode.flags:
+            await file_flags.keep(volume, inode)
+        return written
     finally:
         if held:
             lock.drop(EX, True)
@@ -122,6 +139,8 @@ async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) ->
     if end > SIZE_MAX:
         raise OSError(errno.EFBIG, "file too large")
     await finish_truncation(volume, inode)
+    if data_journal.wanted(volume, inode):
+        await data_journal.make_room(volume, inode, len(data))
     if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
         await volume.write_back.admit(inode, offset, len(data))
     zero_tail = offset > inode.size and await tail_is_written(volume, inode)

@@ -60,10 +60,13 @@ async def locate(volume: Volume, directory: Inode, name: bytes) -> Place:
 
 
 def new_entry(place: Place, name: bytes, ino: int, kind: int) -> Entry:
-    """The entry to add at ``place``.  OSError ENOSPC when 128 names have this very hash."""
-    if place.free_key < 0:
+    """The entry to add at ``place``.  OSError ENOSPC when a block can't hold the names that have this very hash."""
+    leaf = place.path.leaf
+    assert isinstance(leaf, EntryTable)
+    entry = Entry(place.free_key, ino, kind, name)
+    if place.free_key < 0 or not leaf.takes(entry):
         raise OSError(errno.ENOSPC, "too many names with one hash")
-    return Entry(place.free_key, ino, kind, name)
+    return entry
 
 
 def blocks_needed(place: Place, name: bytes) -> int:

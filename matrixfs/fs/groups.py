@@ -154,6 +154,19 @@ class Group(Block):
                 at, length = before, before_length + length
         runs[at] = length
 
+    def next_free(self, first: int, end: int, least: int) -> tuple[int, int] | None:
+        """(first block, length) of the next free run in [first, end): of at least ``least``, or the rest of one."""
+        low, high = first - self.address, end - self.address
+        runs = self._runs
+        for at in range(max(0, runs.bisect_right(low) - 1), len(runs)):
+            start, length = runs.peekitem(at)
+            if start >= high:
+                break
+            begin, over = max(start, low), min(start + length, high)
+            if over > begin and (length >= least or start < low):
+                return self.address + begin, over - begin
+        return None
+
     def longest(self) -> tuple[int, int]:
         """(first block, length) of the longest run that is free; length 0 when none is."""
         self._close_windows()

@@ -122,4 +122,4 @@ def free_metadata(volume: Volume, group: Group, block: Block) -> None:
     group.release(block.address, 1)
     volume.journal.add(group)
     address = block.address
-    volume.journal.free(block, lambda: group.reuse(address, 1))
+    volume.journal.free(block, lambda: volume.allocator.reuse(group, address, 1))

@@ -17,7 +17,16 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrus
 from matrixfs.ondisk.extent import ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import DEPTH_MAX, FLAG_QUARANTINED, FLAGS_KNOWN, INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.inode import (
+    DEPTH_MAX,
+    FLAG_QUARANTINED,
+    FLAGS_KNOWN,
+    FLAGS_OF_USERS,
+    INLINE,
+    TAIL_BYTES,
+    TREE,
+    InodeRecord,
+)
 from matrixfs.ondisk.quota import QuotaRecord
 from matrixfs.ondisk.superblock import Superblock
 from matrixfs.ondisk.xattr import INLINE_BYTES, AttributeRecord
@@ -107,9 +116,14 @@ class Inode(Block):
 
     @property
     def blocks512(self) -> int:
-        """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks."""
+        """Space in units of 512 bytes as stat(2) wants it; what is buffered counts as if it had its blocks.
+
+        So does what lies in the inode: of a file without any space tar(1) and others don't read the content.
+        """
         blocks = self.blocks + (-(-self.dirty.length // BLOCK_BYTES) if self.dirty is not None else 0)
-        return blocks * 8 if blocks else (8 if self.size else 0)
+        if not blocks and self.size and not isinstance(self.root, ExtentList):
+            blocks = 1
+        return blocks * 8
 
     @property
     def bare(self) -> bool:
@@ -178,8 +192,9 @@ def decode_inode_untrusted(data: Buffer, superblock: Superblock, lock: Lock) -> 
     inode.depth = found.depth
     if found.flags & FLAG_QUARANTINED:
         raise CorruptRecord(where, "state, as a scrub found it: in quarantine until fsck.matrixfs has run")
-    if found.flags & ~FLAGS_KNOWN:
-        raise CorruptRecord(where, "flags", f"{FLAGS_KNOWN:#x}", f"{found.flags:#x}")
+    known = FLAGS_KNOWN & ~FLAGS_OF_USERS | superblock.user_flags
+    if found.flags & ~known:
+        raise CorruptRecord(where, "flags", f"{known:#x}", f"{found.flags:#x}")
     if found.mode and stat.S_IFMT(found.mode) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
         raise CorruptRecord(where, "mode", "a file type", f"{found.mode:#o}")
     if found.nlink > NLINK_MAX or max(found.blocks, found.children) > COUNT_MAX:

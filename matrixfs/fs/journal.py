@@ -15,6 +15,8 @@ Invariants (asserts and tests cite the numbers):
 - **J7** The header says DIRTY, durably, before a frame is written, and CLEAN only when the log is empty.  A journal
   that was just taken, or that rests, is CLEAN until the next commit.
 
+Blocks of file data may go the same way (``data_journal``).  They have no generation: DJ1 to DJ5 are for that.
+
 Crash points: before the frame is durable the operation never happened; after it, replay completes it.
 A frame is one write, checked by its checksums, so a torn one is no frame.
 """
@@ -30,15 +32,18 @@ import trio
 from fastcrc import crc32
 
 from matrixfs.fs.blocks import Block
+from matrixfs.fs.data_images import DataBlock, DataImages
 from matrixfs.fs.parallel import for_each
 from matrixfs.ondisk.journal import (
     CLEAN,
+    DATA,
     DIRTY,
     IMAGES_MAX,
     REVOKES_ALONE_MAX,
     REVOKES_MAX,
     FrameRecord,
     JournalHeader,
+    escaped,
     pack_frame_body,
 )
 from matrixfs.ondisk.superblock import Superblock
@@ -123,7 +128,8 @@ class Journal:
         self._begun: LiveFrame | None = None  # first frame of the transaction being written
         self._pending: dict[int, Pending] = {}
         self._logged: dict[int, int] = {}  # block -> sequence of its last transaction in the untrimmed log
-        self._large = min(TRANSACTION_BLOCKS_MAX, self._length // 8)
+        self.data = DataImages()
+        self.large = min(TRANSACTION_BLOCKS_MAX, self._length // 8)  # blocks
         self._placing: set[int] = set()  # blocks being written in place now
         self._after_placing: list[Callable[[], None]] = []
         self._place_lock = trio.Lock()
@@ -190,7 +196,7 @@ class Journal:
             block.transaction = running
             block.generation += 1
             running.blocks[block.address] = block
-            if len(running.blocks) >= self._large:
+            if len(running.blocks) >= self.large:
                 self._wanted.set()
 
     def free(self, block: Block, reuse: Callable[[], None]) -> None:
@@ -200,9 +206,14 @@ class Journal:
         self.running.revokes.add(block.address)
         self.running.freed.append((frozenset((block.address,)), reuse))
 
-    def on_commit(self, action: Callable[[], None]) -> None:
-        """Call ``action`` when the running transaction is durable: file data blocks freed by it (J5)."""
-        self.running.freed.append((frozenset(), action))
+    def free_data(self, start: int, length: int, reuse: Callable[[], None]) -> None:
+        """Blocks of file data are named no more.  ``reuse`` is called when they may be given out again (J5, DJ3)."""
+        images = frozenset(block.address for block in self.data.within(start, length))
+        for address in images:
+            self.running.blocks.pop(address, None)
+            self.data.forget(address)
+        self.running.revokes |= images
+        self.running.freed.append((images, reuse))
 
     def data_written(self) -> None:
         """File data was written to the store: the next commit flushes first (J4)."""
@@ -240,7 +251,7 @@ class Journal:
 
         Nothing may be awaited between the return and the change, or many operations get in on the same room.
         """
-        while len(self.running.blocks) > 2 * self._large:
+        while len(self.running.blocks) > 2 * self.large:
             await self.commit()
 
     async def sync(self) -> None:
@@ -260,7 +271,11 @@ class Journal:
         self._committing = transaction
         try:
             images = [  # no checkpoint (J1)
-                (block.address, block.generation, block.encode(self._superblock.owner))
+                (
+                    block.address,
+                    DATA if isinstance(block, DataBlock) else block.generation,
+                    block.encode(self._superblock.owner),
+                )
                 for block in transaction.blocks.values()
             ]
             parts = _split(images, sorted(transaction.revokes))
@@ -290,7 +305,8 @@ class Journal:
         written = LiveFrame(self._sequence, self._head)
         if part == 0:
             self._begun = written
-        payload = b"".join(image for _, _, image in images)
+        logged = [(block, *escaped(generation, image)) for block, generation, image in images]
+        payload = b"".join(image for _, _, image in logged)
         frame = FrameRecord(
             owner=self._superblock.owner,
             address=self._start + self._head,
@@ -302,7 +318,7 @@ class Journal:
             images=len(images),
             revokes=len(revokes),
             payload_crc=crc32.iscsi(payload),
-            body=pack_frame_body([(block, generation) for block, generation, _ in images], revokes),
+            body=pack_frame_body([(block, generation) for block, generation, _ in logged], revokes),
         )
         await self._device.write((self._start + self._head) * BLOCK_BYTES, frame.encode() + payload, durable=True)
         self._head += length
@@ -326,6 +342,7 @@ class Journal:
             if address not in transaction.blocks:
                 self._pending.pop(address, None)
                 self._logged.pop(address, None)
+        self.data.settle(self._logged, transaction.revokes)
         for addresses, reuse in transaction.freed:
             if addresses & self._placing:
                 self._after_placing.append(reuse)
@@ -418,6 +435,7 @@ class Journal:
         self._header.sequence_first, self._header.block_first = oldest
         await self._write_header()
         self._logged = {block: logged for block, logged in self._logged.items() if logged >= oldest.sequence}
+        self.data.settle(self._logged)
 
     async def _write_header(self) -> None:
         header = self._header

@@ -12,6 +12,7 @@ from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.quotas import owner_of
+from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.superblock import ORPHANS_START
 from membership.errors import CorruptionError
 
@@ -32,6 +33,22 @@ def check_living(directory: Inode) -> Inode:
     if directory.nlink == 0:
         raise OSError(errno.ENOENT, "the directory was removed")
     return directory
+
+
+def means_no_inode(parent: int, entry: Entry) -> CorruptionError:
+    """What is said of a name in a held directory: as long as that is held, the inode must be there."""
+    where = f"block {entry.inode} (inode of {entry.name!r} in directory {parent})"
+    return CorruptionError(where, "inode", "a living inode", "none")
+
+
+async def hold_named(held: Held, parent: int, entry: Entry) -> Inode:
+    """Hold what a name in a held directory means, to change it.  Raises CorruptionError, DeviceError, Fenced."""
+    try:
+        return await held.exclusive(entry.inode)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        raise means_no_inode(parent, entry) from None
 
 
 async def add_name(

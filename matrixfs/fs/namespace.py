@@ -11,19 +11,28 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import access_lists, data, directories
+from matrixfs.fs import access_lists, data, directories, file_flags
 from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, new_inode
-from matrixfs.fs.names import add_name, check_directory, check_living, leave_orphans, make_orphan
+from matrixfs.fs.names import (
+    add_name,
+    check_directory,
+    check_living,
+    hold_named,
+    leave_orphans,
+    make_orphan,
+    means_no_inode,
+)
 from matrixfs.fs.opens import orphan_name
 from matrixfs.fs.quotas import Owner, owner_of
 from matrixfs.fs.rename import rename
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
+from matrixfs.ondisk.directory import Entry
 from matrixfs.ondisk.extent import Extent
 from matrixfs.ondisk.inode import FLAG_PROJECT_INHERIT, TAIL_BYTES
 from matrixfs.ondisk.superblock import ORPHANS_START
@@ -55,7 +64,10 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
         place = await directories.locate(volume, directory, name)
         if place.entry is None:
             return None
-        lock = volume.inode_lock(place.entry.inode)
+        try:
+            lock = volume.inode_lock(place.entry.inode)
+        except OSError:
+            raise means_no_inode(parent, place.entry) from None
         if lock is directory_lock:
             raise CorruptionError(f"inode {parent}", "name", "another inode", "the directory itself")
         lock.hint = (parent, name)
@@ -63,22 +75,21 @@ async def lookup(volume: Volume, parent: int, name: bytes) -> Inode | None:
             await lock.hold(PR)
         try:
             inode: Inode | None = lock.subject
-            return inode if inode is not None and inode.mode else await _load_named(volume, lock, name, parent)
+            return inode if inode is not None and inode.mode else await _load_named(volume, lock, parent, place.entry)
         finally:
             lock.drop(PR)
     finally:
         directory_lock.drop(PR)
 
 
-async def _load_named(volume: Volume, lock: Lock, name: bytes, parent: int) -> Inode:
-    """The inode that a name means: as long as the directory is held it must be there."""
+async def _load_named(volume: Volume, lock: Lock, parent: int, entry: Entry) -> Inode:
+    """The inode that a name in a held directory means."""
     try:
         return await volume.load(lock)
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
-        where = f"block {lock.number} (inode of {name!r} in directory {parent})"
-        raise CorruptionError(where, "inode", "a living inode", "none") from None
+        raise means_no_inode(parent, entry) from None
 
 
 async def create(
@@ -97,7 +108,7 @@ async def create(
         umask: taken out of the mode where the directory has no default access control list.
 
     Raises:
-        OSError: EEXIST, ENOENT, ENOSPC, EDQUOT, ENOTDIR, ENAMETOOLONG.
+        OSError: EEXIST, ENOENT, ENOSPC, EDQUOT, ENOTDIR, ENAMETOOLONG, EPERM for an immutable directory.
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
 
@@ -114,12 +125,13 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
     next checkpoint.
 
     Raises:
-        OSError: ENOENT, ENOSPC, ENOTDIR.
+        OSError: ENOENT, ENOSPC, ENOTDIR, EPERM for an immutable directory.
         CorruptionError, DeviceError, Fenced: the directory can't be read.
     """
     with Held(volume) as held:
         await held.changing()
         directory = check_living(await held.shared(parent))
+        file_flags.check_new_name(directory)
         inheritance = await access_lists.inheritance(volume, directory, stat.S_IFREG | stat.S_IMODE(mode), umask)
         orphans = await held.exclusive(ORPHANS_START + volume.journal.index)
         # The number, and so the name among the orphans, is known only then: hence room for any name.
@@ -144,6 +156,7 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
             inheritance.give(volume, inode, spare)
             directories.add(volume, orphans, place, entry, spare)
         volume.opens.made_nameless(inode.ino)
+        await file_flags.keep_metadata(volume, inode)
         return inode
 
 
@@ -189,6 +202,7 @@ async def _make(
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
+        file_flags.check_new_name(directory)
         is_directory = stat.S_ISDIR(mode)
         if is_directory and directory.nlink >= DIRECTORY_LINKS_MAX:
             raise OSError(errno.EMLINK, "too many directories in one directory")
@@ -222,6 +236,7 @@ async def _make(
             directories.add(volume, directory, place, entry, spare)
             if is_directory:
                 directory.nlink += 1
+        await file_flags.keep_metadata(volume, directory)
         return inode
 
 
@@ -246,6 +261,7 @@ def _own(volume: Volume, inode: Inode, directory: Inode, owner: Owner) -> None:
     inode.uid, inode.gid, inode.project = owner
     if directory.mode & stat.S_ISGID and inode.is_directory:
         inode.mode |= stat.S_ISGID
+    file_flags.inherit(inode, directory)
     if volume.quotas is not None:
         volume.quotas.charge(inode, 0, 1)
 
@@ -254,7 +270,8 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
     """Give a file one more name.
 
     Raises:
-        OSError: EEXIST, EMLINK, ENOENT, ENOSPC, EPERM for a directory, ESTALE, ENAMETOOLONG.
+        OSError: EEXIST, EMLINK, ENOENT, ENOSPC, EPERM for a directory and by flags, EXDEV by projects, ESTALE,
+            ENAMETOOLONG.
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     directories.check_name(name)
@@ -271,12 +288,16 @@ async def link(volume: Volume, ino: int, parent: int, name: bytes) -> Inode:
         place = await directories.locate(volume, directory, name)
         if place.entry is not None:
             raise OSError(errno.EEXIST, "file exists")
+        file_flags.check_new_name(directory)
+        file_flags.check_change(inode)
+        file_flags.check_project(directory, inode)
         await add_name(volume, held, directory, place, name, ino, stat.S_IFMT(inode.mode) >> 12)
         if orphan is not None:
             leave_orphans(volume, inode, *orphan)
         inode.lock.hint = (parent, name)
         inode.nlink += 1
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, directory)
         return inode
 
 
@@ -300,7 +321,7 @@ async def unlink(volume: Volume, parent: int, name: bytes) -> None:
     """Remove a name that is no directory.
 
     Raises:
-        OSError: ENOENT, EISDIR, ENOTDIR, ENOSPC.
+        OSError: ENOENT, EISDIR, ENOTDIR, ENOSPC, EPERM.
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     ino = await _remove(volume, parent, name, directory_wanted=False)
@@ -321,7 +342,8 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         place = await directories.locate(volume, directory, name)
         if place.entry is None:
             raise OSError(errno.ENOENT, "no such name")
-        inode = await held.exclusive(place.entry.inode)
+        inode = await hold_named(held, parent, place.entry)
+        file_flags.check_lost_name(directory, inode)
         if inode.is_directory != directory_wanted:
             raise OSError(errno.EISDIR if inode.is_directory else errno.ENOTDIR, "wrong type")
         if inode.is_directory and inode.children:
@@ -336,5 +358,8 @@ async def _remove(volume: Volume, parent: int, name: bytes, directory_wanted: bo
         if inode.is_directory:
             lose_subdirectory(directory)
         inode.nlink = 0 if last else inode.nlink - 1
+        if last:
+            volume.opens.removed(inode.ino)
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, directory)
         return inode.ino if last else 0

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
 Fill = Callable[[Extent], Awaitable[None]]  # writes the blocks of an extent that nothing names yet
+Named = Callable[[Extent], None]  # adds to the change that names it
 
 
-async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None) -> int:
+async def allocate(
+    volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None, named: Named | None = None
+) -> int:
     """Give an exclusively held file blocks for ``hole``; return where the next ones would best lie.
 
     Args:
@@ -32,6 +35,7 @@ async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: 
         hole: blocks of the file, within one of ``extents.pieces``.
         near: where they would best lie; 0 for no wish.
         fill: writes them before they are named; None reserves them unwritten.
+        named: called in each change that names some, without a checkpoint since.
 
     Raises:
         OSError: ENOSPC, EDQUOT where nothing is written; some blocks may be the file's by then.
@@ -40,10 +44,12 @@ async def allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: 
     with Held(volume) as held:
         # What was buffered is written whatever it takes: its room was asked for at write(2) (quotas, Q4).
         await held.quota((owner_of(inode), 0 if fill else hole.length, 0))
-        return await _allocate(volume, inode, hole, near, fill)
+        return await _allocate(volume, inode, hole, near, fill, named)
 
 
-async def _allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None) -> int:
+async def _allocate(
+    volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None, named: Named | None
+) -> int:
     logical, left = hole.logical, hole.length
     while left:
         near = near or await _after(volume, inode, logical)
@@ -58,8 +64,9 @@ async def _allocate(volume: Volume, inode: Inode, hole: Extent, near: int, fill:
                 with Reservation(volume.journal, group, needed) as spare:
                     if fill is not None:
                         await fill(extent)
-                        volume.journal.data_written()
                     await _name(volume, inode, group, extent, spare)
+                    if named is not None:
+                        named(extent)
             except BaseException:
                 group.untake(start, length)
                 raise

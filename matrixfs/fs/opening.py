@@ -28,3 +28,12 @@ async def read_superblock(area: SectorDevice) -> Superblock:
     if superblock.features_read_only & ~READ_ONLY_COMPATIBLE_KNOWN:
         raise OperatorError(f"{area.name}: uses features that this version may not write beside: upgrade this node")
     return superblock
+
+
+def check_may_journal_data(superblock: Superblock) -> None:
+    """Raise OperatorError where ``-o data=journal`` is not to be had: an older version made the filesystem."""
+    if not superblock.may_journal_data:
+        raise OperatorError(
+            f"{superblock.name} was made without room for data in its journals: mount it without data=journal,"
+            " or unmount it everywhere and run fsck.matrixfs --upgrade"
+        )

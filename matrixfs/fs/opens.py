@@ -6,9 +6,11 @@ that, by one lock or the other: as long as it holds the INODE lock nobody else g
 that up it takes the OPEN lock in PR, and keeps it until the last close.  So opening a file that is cached costs no
 message at all.  Where the kernel opens and closes without telling (``-o localflocks``, coherence.md 6), a file counts
 as open as long as the kernel knows it; before the OPEN lock is taken for one, the kernel is told to forget it, which
-it does unless the file is in use: so a file that merely was looked at costs no message either.  Deletion is tried
+it does unless the file is in use: so a file that merely was looked at costs no message either.  On every mount the
+same goes for what has just lost its last name there: the kernel tells of no O_PATH and of no working directory, but
+what it removed, and nobody uses, it forgets at once.  Deletion is tried
 
-- by the node that removed the last name, at once;
+- by the node that removed the last name, when its kernel has forgotten the file;
 - by a node that closes an orphan for the last time;
 - by every node for its own list at mount, and by a replayer for the list of the dead node.
 """
@@ -56,6 +58,7 @@ class Opens:
         self._counts: dict[int, int] = {}
         self._registered: set[int] = set()  # files whose OPEN lock is held
         self._nameless: set[int] = set()  # open files that were made without a name, and may get one
+        self._removed: set[int] = set()  # what lost its last name here and counts as open
         self._send, self._receive = trio.open_memory_channel[int](math.inf)  # only numbers, each once
         self._closed = False
         self._queued: set[int] = set()
@@ -85,6 +88,7 @@ class Opens:
             return
         del self._counts[ino]
         self._nameless.discard(ino)
+        self._removed.discard(ino)
         registered = ino in self._registered
         if registered:
             self._registered.discard(ino)
@@ -110,6 +114,17 @@ class Opens:
             self._registered.add(ino)
         else:
             lock.drop(PR)
+
+    def removed(self, ino: int) -> None:
+        """An exclusively held inode loses its last name: it counts as open while the kernel knows it.
+
+        Part of a change.  That is where the kernel can be made to forget what is not in use: a name of it that
+        another node removed may stay cached for long.
+        """
+        if self._volume.kernel.keep(ino):
+            self.opened(ino)
+        if self.is_open(ino):
+            self._removed.add(ino)
 
     def made_nameless(self, ino: int) -> None:
         """A file was made that has no name, but may get one as long as it is open here."""
@@ -141,6 +156,7 @@ class Opens:
             directory = await held.shared(ORPHANS_START + journal)
             numbers = [entry.inode async for entry in directories.entries_from(self._volume, directory, 0)]
         for number in numbers:
+            await self._shed_removed(number)
             self.try_delete(number)
         return len(numbers)
 
@@ -164,10 +180,16 @@ class Opens:
                 nursery.start_soon(self._work)
 
     async def _shed(self) -> None:
-        """Where the kernel opens files without asking, what it knows counts as open: have it forget what is not."""
+        """Of what counts as open because the kernel knows it: have it forget what is not in use."""
         while await self._volume.pause(SHED_INTERVAL):
             for ino in list(self._registered):
                 await self._volume.kernel.shed(ino)
+            for ino in list(self._removed):
+                await self._shed_removed(ino)
+
+    async def _shed_removed(self, ino: int) -> None:
+        if ino in self._removed and self._counts[ino] == 1:  # else it is open for certain
+            await self._volume.kernel.shed(ino)
 
     async def _work(self) -> None:
         while batch := await self._next_batch():

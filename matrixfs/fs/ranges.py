@@ -18,7 +18,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data, extents, new_blocks, remap, seeking
+from matrixfs.fs import data, extents, file_flags, new_blocks, privileges, remap, seeking
 from matrixfs.fs.data import SIZE_MAX
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
@@ -43,11 +43,15 @@ COPY_CHUNK = 4 << 20  # bytes read at once
 COPY_MAX = 16 << 20  # bytes copied in one call: others wait for the locks, and a signal for the answer
 
 
-async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: int) -> None:
+async def fallocate(
+    volume: Volume, ino: int, mode: int, offset: int, length: int, changer: privileges.Changer | None = None
+) -> None:
     """Reserve, zero or free a range of a file, as fallocate in section 2 of the manual.
 
+    ``changer`` as in ``data.write``.
+
     Raises:
-        OSError: EOPNOTSUPP, EINVAL, EISDIR, EFBIG, ENOSPC, ESTALE.
+        OSError: EOPNOTSUPP, EINVAL, EISDIR, EFBIG, ENOSPC, ESTALE, EPERM.
         CorruptionError, DeviceError, Fenced: the file's metadata can't be read.
     """
     if mode not in MODES:
@@ -59,6 +63,9 @@ async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: in
     with Held(volume) as held:
         inode = await held.exclusive(ino)
         data.check_regular(inode)
+        file_flags.check_write(inode, appends=not mode & ~KEEP_SIZE)
+        if changer is not None:
+            await privileges.take_away(volume, inode, changer)
         await data.finish_truncation(volume, inode)
         end = offset + length
         if mode & PUNCH_HOLE:
@@ -73,6 +80,7 @@ async def fallocate(volume: Volume, ino: int, mode: int, offset: int, length: in
         if not mode & KEEP_SIZE and end > inode.size:
             data.extend(volume, inode, end, zero_tail=zero_tail)
         volume.touch(inode, data=True)
+        await file_flags.keep(volume, inode)
 
 
 def _lies_in_inode(inode: Inode) -> bool:
@@ -212,13 +220,25 @@ async def _write_zeros(
 # --- copying --------------------------------------------------------------------------------------------------
 
 
-async def copy(volume: Volume, source: int, at: int, target: int, to: int, length: int) -> int:
+async def copy(
+    volume: Volume,
+    source: int,
+    at: int,
+    target: int,
+    to: int,
+    length: int,
+    changer: privileges.Changer | None = None,
+    overwrites: bool = True,
+) -> int:
     """copy_file_range(2): copy bytes from one file to another, or within one, holes as holes; return how many.
 
-    Fewer than asked for at the source's end, beyond ``COPY_MAX``, or when space ends.
+    Fewer than asked for at the source's end, beyond ``COPY_MAX``, or when space ends.  ``overwrites``: as for
+    ``data.write``.
+
+    ``changer`` as in ``data.write``.
 
     Raises:
-        OSError: EINVAL for ranges of one file that overlap, EISDIR, EFBIG, ENOSPC, ESTALE.
+        OSError: EINVAL for ranges of one file that overlap, EISDIR, EFBIG, ENOSPC, ESTALE, EPERM.
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     if source == target and abs(at - to) < length:
@@ -231,9 +251,12 @@ async def copy(volume: Volume, source: int, at: int, target: int, to: int, lengt
         reading, writing = found[source], found[target]
         data.check_regular(reading)
         data.check_regular(writing)
+        file_flags.check_write(writing, appends=overwrites)
         length = min(length, COPY_MAX, reading.size - at)
         if to + length > SIZE_MAX:
             raise OSError(errno.EFBIG, "file too large")
+        if changer is not None and length > 0:
+            await privileges.take_away(volume, writing, changer)
         await data.finish_truncation(volume, writing)
         done = 0
         while done < length:
@@ -243,6 +266,7 @@ async def copy(volume: Volume, source: int, at: int, target: int, to: int, lengt
                 if not done:
                     raise
                 break
+        await file_flags.keep(volume, writing)
         return done
 
 

@@ -11,7 +11,10 @@ from matrixfs.fs import directories, prefetch
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.parallel import for_each
+from matrixfs.fs.surrender import InodeCallouts
+from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import PR
+from matrixfs.locks.resources import INODE, Resource
 from matrixfs.ondisk.directory import COOKIE_BASE, Entry
 from membership.errors import CorruptionError
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from matrixfs.fs.volume import Volume
 
 LOADS_AT_ONCE = 32
+IMPOSSIBLE = 1 << 63  # no inode has such a number
 AHEAD = 256  # names whose inodes are fetched together: some replies' worth, so they are used within milliseconds
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ async def entries(volume: Volume, ino: int, cookie: int, limit: int) -> list[tup
                     break
         await _load_ahead(volume, found)
         del found[limit:]
-        unreadable: dict[int, Inode] = {}
+        unreadable: dict[int, Inode] = {}  # by key
         await _load(volume, found, unreadable)
         listed = _covered(volume, ino, found, unreadable)
         while found and not listed:  # a peer took the first one's lock back at once
@@ -62,7 +66,7 @@ def _covered(
     """The entries up to the first whose inode is not covered by a lock now.  No checkpoint up to the reply."""
     listed: list[tuple[int, bytes, Inode]] = []
     for entry in found:
-        inode = unreadable.get(entry.inode) or _cached(volume, entry.inode)
+        inode = unreadable.get(entry.key) or _cached(volume, entry.inode)
         if inode is None:
             break
         inode.lock.hint = (ino, entry.name)
@@ -71,7 +75,9 @@ def _covered(
 
 
 def _cached(volume: Volume, number: int) -> Inode | None:
-    lock = volume.inode_lock(number)
+    lock = volume.locks.find(Resource(INODE, number))
+    if lock is None:
+        return None
     inode: Inode | None = lock.subject
     if lock.mode < PR or lock.surrendering:  # an answer now would come after the purge, and stay
         return None
@@ -94,7 +100,7 @@ async def _load(volume: Volume, entries_wanted: list[Entry], unreadable: dict[in
                 await held.shared(entry.inode)
         except (OSError, CorruptionError) as error:
             log.warning("inode %d can't be listed: %s", entry.inode, error)
-            unreadable[entry.inode] = _placeholder(volume, entry)
+            unreadable[entry.key] = _placeholder(volume, entry)
 
     missing = [entry for entry in entries_wanted if _cached(volume, entry.inode) is None]
     if missing:
@@ -102,7 +108,10 @@ async def _load(volume: Volume, entries_wanted: list[Entry], unreadable: dict[in
 
 
 def _placeholder(volume: Volume, entry: Entry) -> Inode:
-    inode = Inode(entry.inode, 0, volume.inode_lock(entry.inode))
+    number = entry.inode
+    if not volume.superblock.is_inode_number(number):  # it may be the kernel's number of the root, or none to it
+        number = IMPOSSIBLE | entry.key
+    inode = Inode(number, 0, Lock(volume.locks, Resource(INODE, number), InodeCallouts(volume)))
     inode.mode = entry.kind << 12
     inode.readable = False
     return inode

@@ -42,17 +42,27 @@ async def set_flags(volume: Volume, inode: Inode, piece: Extent, flags: int) -> 
         OSError: ENOSPC; never for a whole extent.
         CorruptionError, DeviceError, Fenced.
     """
-    path = await tree.descend(volume, inode, piece.logical)
-    old, parts = _cut(path, piece)
-    parts.insert(bool(parts) and parts[0].logical < piece.logical, piece._replace(flags=flags))
+    await set_flags_of_all(volume, inode, [piece], flags)
+
+
+async def set_flags_of_all(volume: Volume, inode: Inode, pieces: list[Extent], flags: int) -> None:
+    """``set_flags`` of several pieces in one change.  Raises as it does; then none is changed."""
+    paths = [await tree.descend(volume, inode, piece.logical) for piece in pieces]
+    more = [len(_cut(path, piece)[1]) for path, piece in zip(paths, pieces, strict=True)]
+    # A leaf may get them all, and the tree a level more than the path has now.
+    needs = [_tree_blocks(path, sum(more)) for path, extents_more in zip(paths, more, strict=True) if extents_more]
+    needed = sum(needs) + len(needs[1:])
     with Held(volume) as held:
-        needed = _tree_blocks(path, len(parts) - 1)
         await held.quota((owner_of(inode), 0, 0))
-        group = await held.group(needed, piece.physical) if needed else None
+        group = await held.group(needed, pieces[0].physical) if needed else None
         with Reservation(volume.journal, group, needed) as spare:
             await volume.journal.admit()
-            # No checkpoint from here (J1).
-            await _replace(volume, inode, path, old, parts, spare)
+            # No checkpoint from here (J1): all blocks on the way are cached.
+            for piece in pieces:
+                path = await tree.descend(volume, inode, piece.logical)
+                old, parts = _cut(path, piece)
+                parts.insert(bool(parts) and parts[0].logical < piece.logical, piece._replace(flags=flags))
+                await _replace(volume, inode, path, old, parts, spare)
 
 
 async def remove(volume: Volume, inode: Inode, first: int, end: int) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from matrixfs.fs import directories
+from matrixfs.fs import directories, file_flags
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held, reserve
 from matrixfs.fs.inode import Inode
-from matrixfs.fs.names import check_directory, check_living, make_orphan
+from matrixfs.fs.names import check_directory, check_living, hold_named, make_orphan
 from matrixfs.fs.quotas import owner_of
 from matrixfs.fs.sanity import lose_subdirectory
 from matrixfs.locks.modes import EX
@@ -41,7 +41,7 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
 
     Raises:
         OSError: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself, unknown flags),
-            ENOSPC, ENAMETOOLONG, ESTALE.
+            ENOSPC, ENAMETOOLONG, ESTALE, EPERM (flags), EXDEV (projects).
         CorruptionError, DeviceError, Fenced: something can't be read.
     """
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
@@ -72,15 +72,29 @@ async def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_
             raise OSError(errno.EINVAL, "a directory can't move into itself")
         if new.entry is not None and new.entry.inode in above_old | {parent}:
             raise OSError(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, "directory not empty")
-        moved, replaced = await _lock_meanings(held, old, new)
+        moved, replaced = await _lock_meanings(held, (parent, old), (new_parent, new))
+        _check_flags(source, target, moved, replaced, exchange=bool(flags & RENAME_EXCHANGE))
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             await volume.journal.admit()
             _exchange(volume, Side(source, old, moved), Side(target, new, replaced))
-            return
-        await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
+        else:
+            await _move(volume, held, Side(source, old, moved), Side(target, new, replaced), new_name)
+        await file_flags.keep_metadata(volume, source, target)
     if replaced is not None and replaced.nlink == 0:
         volume.opens.try_delete(replaced.ino)
+
+
+def _check_flags(source: Inode, target: Inode, moved: Inode, replaced: Inode | None, *, exchange: bool) -> None:
+    """Raises OSError EPERM, EXDEV (file_flags)."""
+    file_flags.check_lost_name(source, moved)
+    if replaced is None:
+        file_flags.check_new_name(target)
+    else:
+        file_flags.check_lost_name(target, replaced)
+    file_flags.check_project(target, moved)
+    if exchange and replaced is not None:
+        file_flags.check_project(source, replaced)
 
 
 async def _ancestors(volume: Volume, ino: int) -> set[int]:
@@ -95,15 +109,16 @@ async def _ancestors(volume: Volume, ino: int) -> set[int]:
     return above
 
 
-async def _lock_meanings(held: Held, old: Place, new: Place) -> tuple[Inode, Inode | None]:
-    """Hold what the two names mean: directories first, then by number."""
-    entries = [place.entry for place in (old, new) if place.entry is not None]
+async def _lock_meanings(held: Held, old: tuple[int, Place], new: tuple[int, Place]) -> tuple[Inode, Inode | None]:
+    """Hold what two names mean, each with its directory's number: directories first, then by number."""
+    meant = [(parent, place.entry) for parent, place in (old, new) if place.entry is not None]
     locked = {
-        entry.inode: await held.exclusive(entry.inode)
-        for entry in sorted(entries, key=lambda entry: (entry.kind != 4, entry.inode))  # 4: DT_DIR
+        entry.inode: await hold_named(held, parent, entry)
+        for parent, entry in sorted(meant, key=lambda one: (one[1].kind != 4, one[1].inode))  # 4: DT_DIR
     }
-    assert old.entry is not None
-    return locked[old.entry.inode], locked[new.entry.inode] if new.entry is not None else None
+    old_entry, new_entry = old[1].entry, new[1].entry
+    assert old_entry is not None
+    return locked[old_entry.inode], None if new_entry is None else locked[new_entry.inode]
 
 
 def _exchange(volume: Volume, one: Side, other: Side) -> None:
@@ -147,6 +162,8 @@ async def _move(volume: Volume, held: Held, old: Side, new: Side, new_name: byte
         if replaced.is_directory:
             lose_subdirectory(new.directory)
         replaced.nlink = 0 if last else replaced.nlink - 1
+        if last:
+            volume.opens.removed(replaced.ino)
         volume.touch(replaced, data=False)
     else:
         entry = directories.new_entry(new.place, new_name, moved.ino, old.place.entry.kind)

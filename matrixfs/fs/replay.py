@@ -9,7 +9,9 @@ P2. A frame that is not there, or torn, ends the log: its writer was never told 
     transaction before all frames of the earlier ones are durable: that log has a hole, which is corruption.
 P3. A transaction counts only with all its parts; revokes of one that doesn't count don't count either.
 P4. An image replays only over something older.  What lies in place and is sound metadata of the same or a
-    greater generation was written by a later holder of the block's lock.
+    greater generation was written by a later holder of the block's lock.  File data has no generation: its image
+    is written whatever lies there, since a log holds an image of data, not revoked, only of blocks that nobody
+    but its node could have written since (``data_journal`` DJ2 to DJ4).
 P5. The header says CLEAN only when every image is durable in place; until then replay can start again from
     the beginning, after a crash at any write, and ends with the same blocks.
 """
@@ -26,7 +28,16 @@ from matrixfs.ondisk.extent import ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import InodeRecord
-from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord, JournalHeader, unpack_frame_body_untrusted
+from matrixfs.ondisk.journal import (
+    CLEAN,
+    DIRTY,
+    IMAGES_MAX,
+    FrameRecord,
+    JournalHeader,
+    is_data,
+    unescaped,
+    unpack_frame_body_untrusted,
+)
 from matrixfs.ondisk.quota import QuotaRecord
 from matrixfs.ondisk.superblock import QUOTA_INODE, Superblock
 from matrixfs.ondisk.xattr import AttributeRecord
@@ -78,7 +89,7 @@ class _Log:
     images: int = 0
     revoked: int = 0
     sequence_next: int = 0
-    newest: dict[int, tuple[int, memoryview]] = field(default_factory=dict)  # block: generation, image
+    newest: dict[int, tuple[int, Buffer]] = field(default_factory=dict)  # block: generation, image
 
 
 async def read_journal_header(device: SectorDevice, superblock: Superblock, index: int) -> JournalHeader:
@@ -230,6 +241,10 @@ class _LogReader:
     def _check_image(self, image: memoryview, block: int, generation: int, where: str) -> None:
         """Raise CorruptRecord unless the image may be written to ``block``."""
         superblock = self._superblock
+        if is_data(generation) and superblock.may_journal_data:
+            if not superblock.is_data_range(block, 1):
+                raise CorruptRecord(where, "image address", "a block of a group", block)
+            return
         in_groups = superblock.group_start <= block < superblock.blocks_total - 1
         is_system = block == QUOTA_INODE or superblock.is_inode_number(block)  # turned on: first the tree, then the bit
         if superblock.is_in_a_journal(block) or not (in_groups or is_system):
@@ -255,7 +270,8 @@ class _LogReader:
             if log.newest.pop(block, None) is not None:
                 log.revoked += 1
         for i, (block, generation) in enumerate(frame.images):
-            log.newest[block] = (generation, frame.payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
+            image = frame.payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+            log.newest[block] = (generation, unescaped(generation, image))
 
     async def _check_no_hole(self, position: int, sequence: int) -> None:
         """Raise CorruptionError when a transaction begins behind frame ``sequence``, where the log ended (P2).
@@ -290,7 +306,7 @@ async def _write_newer(device: SectorDevice, superblock: Superblock, log: _Log) 
     async def write_if_newer(block: int) -> None:
         nonlocal written
         generation, image = log.newest[block]
-        if await _generation_in_place(device, superblock, block) < generation:
+        if is_data(generation) or await _generation_in_place(device, superblock, block) < generation:
             await device.write(block * BLOCK_BYTES, image)
             written += 1
 

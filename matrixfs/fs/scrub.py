@@ -23,7 +23,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from matrixfs.fs import data, directories, tree, xattrs
+from matrixfs.fs import data, data_journal, directories, tree, xattrs
 from matrixfs.fs.blocks import EntryTable, ExtentList
 from matrixfs.fs.groups import decode_group_untrusted
 from matrixfs.fs.held import Held
@@ -302,8 +302,7 @@ class Scrub:
                 volume.write_back.errors[ino] = errno.EIO
             inode.flags |= FLAG_QUARANTINED
             volume.touch(inode, data=False)
-            await volume.journal.commit()
-            await volume.journal.release(inode.lock.blocks)
+            await data_journal.bring_home(volume, [*inode.lock.blocks.values(), *volume.journal.data.of(ino)])
             inode.lock.blocks.clear()
             inode.lock.subject = None  # whoever wants it reads it anew, and can't
         if inode.is_directory:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
+from matrixfs.fs import data_journal
 from matrixfs.fs.inode import Inode
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, PR
@@ -53,10 +54,8 @@ class InodeCallouts:
             lock.blocks.clear()
 
     async def _bring_home(self, lock: Lock) -> None:
-        journal = self._volume.journal
-        if any(journal.holds(block) for block in lock.blocks.values()):
-            await journal.commit()
-        await journal.release(lock.blocks)
+        data = self._volume.journal.data.of(lock.number)
+        await data_journal.bring_home(self._volume, [*lock.blocks.values(), *data])
 
     async def _purge_kernel(self, inode: Inode) -> None:
         if stat.S_ISDIR(inode.mode):

@@ -89,7 +89,7 @@ def insert(volume: Volume, inode: Inode, path: Path, item: Entry | Extent, spare
         if path.leaf.fits(item):  # type: ignore[arg-type]
             path.leaf.add(item)  # type: ignore[arg-type]
             return
-    separator, right = path.leaf.split(item[0])
+    separator, right = path.leaf.split(item)  # type: ignore[arg-type]
     volume.journal.add(path.owner)
     block = _new_block(volume, inode, 0, right, spare)
     target = right if item[0] >= separator else path.leaf

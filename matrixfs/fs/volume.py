@@ -18,6 +18,7 @@ from matrixfs.fs.opens import Opens
 from matrixfs.fs.quotas import Quotas
 from matrixfs.fs.room import Room
 from matrixfs.fs.surrender import InodeCallouts
+from matrixfs.fs.trim import Trims
 from matrixfs.fs.writeback import WriteBack
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
@@ -49,7 +50,11 @@ class KernelCaches(Protocol):
         ...
 
     async def shed(self, ino: int) -> None:
-        """Where all that the kernel knows counts as open: have it forget an inode that nobody uses."""
+        """Have the kernel forget an inode that nobody uses, if its being known counts as open."""
+        ...
+
+    def keep(self, ino: int) -> bool:
+        """An inode lost its last name: whether from now on its being known counts as open, and did not before."""
         ...
 
 
@@ -67,6 +72,10 @@ class NoKernelCaches:
 
     async def shed(self, ino: int) -> None:
         """Nothing is known."""
+
+    def keep(self, ino: int) -> bool:
+        """Nothing is known."""
+        return False
 
 
 class Volume:
@@ -101,6 +110,7 @@ class Volume:
         self.clock = clock
         self.rng = rng
         self.kernel: KernelCaches = NoKernelCaches()
+        self.journal_data = False  # -o data=journal
         start = (node * 2654435761) % (1 << 32) * superblock.groups >> 32
         self.allocator = Allocator(device, superblock, locks, journal, clock, is_local, start)
         self.atimes = Atimes(self)
@@ -108,6 +118,7 @@ class Volume:
         self.write_back = WriteBack(self)
         self.changes = Changes(self)
         self.room = Room(self)
+        self.trims = self.allocator.trims = Trims(self)
         self.inode_callouts = InodeCallouts(self)
         self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False
@@ -175,6 +186,7 @@ class Volume:
         It grows strictly as long as nodes' clocks are together; one set far ahead (``touch -d``) comes back to now.
         """
         now = self.clock.wall_ns()
+        self.atimes.take_along(inode)
         inode.ctime_ns = now
         if data:
             ahead_ns = inode.mtime_ns - now
@@ -196,6 +208,7 @@ class Volume:
             async with trio.open_nursery() as background:
                 background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
+                background.start_soon(self.trims.run)
                 background.start_soon(self.write_back.run)
                 if self.quotas is not None:
                     background.start_soon(self.quotas.run)
@@ -237,5 +250,6 @@ class Volume:
         await self.atimes.close()
         await self.sync()
         await self.allocator.settle()
+        await self.trims.round()
         await self.locks.leave()
         await self.journal.close()

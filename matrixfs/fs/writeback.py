@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import extents, new_blocks, remap
+from matrixfs.fs import data_journal, extents, new_blocks, remap
 from matrixfs.fs.inode import Inode, no_extents
 from matrixfs.fs.parallel import for_each
 from matrixfs.locks.lock import Lock
@@ -230,6 +230,8 @@ class WriteBack:
         dirty = inode.dirty
         if dirty is None or inode.inline or inode.size != inode.size_on_disk:
             return []
+        if data_journal.wanted(self._volume, inode):
+            return []
         if dirty.blocks_bound() > DURABLE_BLOCKS_MAX:
             return []
         found: list[Extent] = []
@@ -255,10 +257,15 @@ class WriteBack:
             before = dirty.length
             dirty.write(0, merged)
             self.length += dirty.length - before
-        for first, count in list(dirty.block_runs(RUN_BLOCKS)):
-            await self._flush_run(inode, first, count)
+        images: data_journal.Images = []
+        if data_journal.wanted(self._volume, inode):
+            images = await data_journal.write_runs(self._volume, inode)
+        else:
+            for first, count in list(dirty.block_runs(RUN_BLOCKS)):
+                await self._flush_run(inode, first, count)
         await self._volume.journal.admit()
         # No checkpoint from here: the size follows the data (J4).
+        data_journal.stage(self._volume, inode, images)
         if inode.inline:
             inode.root = no_extents()
         inode.size_on_disk = inode.size
@@ -283,24 +290,30 @@ class WriteBack:
                     self._volume.journal.data_written()
                 near = piece.physical + piece.length
             elif piece.physical:
-                await self._write_reserved(inode, piece)
+                await self.write_reserved(inode, piece)
                 near = piece.physical + piece.length
             else:
                 near = await new_blocks.allocate(
-                    volume, inode, piece, near, lambda extent: self._write(inode, extent, mapped=False)
+                    volume, inode, piece, near, lambda extent: self.write_in_place(inode, extent)
                 )
 
-    async def _write_reserved(self, inode: Inode, piece: Extent) -> None:
-        """Write blocks that are unwritten, and then say that they are not.  Needs no space."""
+    async def write_in_place(self, inode: Inode, extent: Extent) -> None:
+        """Write blocks whose old content is nobody's, before a transaction makes them reachable (J4)."""
+        await self._write(inode, extent, mapped=False)
+        self._volume.journal.data_written()
+
+    async def write_reserved(self, inode: Inode, piece: Extent) -> None:
+        """Write blocks that are unwritten, and then say that they are not.  Needs no space.
+
+        No checkpoint at its end.
+        """
         volume = self._volume
-        await self._write(inode, piece, mapped=False)
-        volume.journal.data_written()
+        await self.write_in_place(inode, piece)
         try:
             await remap.set_flags(volume, inode, piece, 0)
         except OSError:  # ENOSPC, no block for the tree: then the whole extent, which needs none
             piece = await self._whole_within_size(inode, piece)
-            await self._write(inode, piece, mapped=False)
-            volume.journal.data_written()
+            await self.write_in_place(inode, piece)
             await remap.set_flags(volume, inode, piece, 0)
         new_blocks.size_follows(volume, inode, piece.end)
 
@@ -316,31 +329,42 @@ class WriteBack:
     async def _write(self, inode: Inode, extent: Extent, *, mapped: bool, durable: bool = False) -> None:
         """Write these blocks of the file, in parallel pieces; ``mapped``: the store holds their old content."""
         logical, physical, length, _ = extent
+        await data_journal.withdraw(self._volume, physical, length)
         end = logical + length
         starts = [logical, *range((logical // CHUNK_BLOCKS + 1) * CHUNK_BLOCKS, end, CHUNK_BLOCKS)]
 
         async def one(start: int) -> None:
             count = min(end, (start // CHUNK_BLOCKS + 1) * CHUNK_BLOCKS) - start
             place = physical + start - logical
-            data = await self._content(inode, Extent(start, place if mapped else 0, count))
+            data = await self.content(inode, Extent(start, place if mapped else 0, count))
             await self._volume.device.write(place * BLOCK_BYTES, data, durable=durable)
 
         await for_each(starts, one, workers=WRITES_AT_ONCE)
 
-    async def _content(self, inode: Inode, extent: Extent) -> Buffer:
+    def new_content(self, inode: Inode, extent: Extent) -> Buffer:
+        """The bytes of blocks that held nothing: buffered ones, and zeros."""
+        assert inode.dirty is not None
+        start, length = extent.logical * BLOCK_BYTES, extent.length * BLOCK_BYTES
+        whole = inode.dirty.view(start, length)
+        if whole is not None:
+            return whole
+        buffer = bytearray(length)
+        inode.dirty.overlay(start, buffer)
+        return buffer
+
+    async def content(self, inode: Inode, extent: Extent) -> Buffer:
         """The blocks' new bytes: buffered ones, over those of the store where a block is only partly buffered."""
         dirty = inode.dirty
         assert dirty is not None
         first, physical, count, _ = extent
         whole = dirty.view(first * BLOCK_BYTES, count * BLOCK_BYTES)
-        if whole is not None:
-            return whole
+        if whole is not None or not physical:
+            return self.new_content(inode, extent) if whole is None else whole
         buffer = bytearray(count * BLOCK_BYTES)
-        if physical:
-            for block in range(first, first + count):
-                if not dirty.covers(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES):
-                    at = (block - first) * BLOCK_BYTES
-                    place = (physical + block - first) * BLOCK_BYTES
-                    buffer[at : at + BLOCK_BYTES] = await self._volume.device.read(place, BLOCK_BYTES)
+        for block in range(first, first + count):
+            if not dirty.covers(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES):
+                at = (block - first) * BLOCK_BYTES
+                old = await self._volume.journal.data.read(self._volume.device, physical + block - first, 1)
+                buffer[at : at + BLOCK_BYTES] = old
         dirty.overlay(first * BLOCK_BYTES, buffer)
         return buffer

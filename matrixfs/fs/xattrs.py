@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from matrixfs.fs import acl
+from matrixfs.fs import acl, file_flags
 from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
@@ -77,6 +77,7 @@ class Attributes(NamedTuple):
 
 
 NONE = Attributes({})
+CAPABILITY = b"security.capability"
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ async def put(
 
     Raises:
         OSError: EEXIST, ENODATA by the flags; EOPNOTSUPP, EINVAL, ERANGE for the name; E2BIG for the value; ENOSPC,
-            EDQUOT; EINVAL, EACCES for an access control list; ESTALE.
+            EDQUOT; EINVAL, EACCES for an access control list; ESTALE; EPERM by flags.
         CorruptionError, DeviceError, Fenced: the present ones can't be read.
     """
     _check_name(name)
@@ -177,6 +178,7 @@ async def put(
         raise OSError(errno.E2BIG, f"a value of {len(value)} bytes, {VALUE_BYTES_MAX} are possible")
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        file_flags.check_change(inode)
         entries = dict((await load(volume, inode)).entries)
         if flags & os.XATTR_CREATE and name in entries:
             raise OSError(errno.EEXIST, "the attribute exists")
@@ -186,27 +188,35 @@ async def put(
         mode = inode.mode
         if name in (ACL_ACCESS, ACL_DEFAULT):
             mode = acl.take(entries, name, mode, is_member(inode.gid))
-        await _store(volume, held, inode, entries)
+        await store(volume, held, inode, entries)
         # No checkpoint since that change (X1).
         inode.mode = mode
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, inode)
         return inode
 
 
 async def remove(volume: Volume, ino: int, name: bytes) -> Inode:
-    """Remove an attribute.  Raises as ``get`` does, and OSError ENODATA."""
+    """Remove an attribute.  Raises as ``get`` does, and OSError ENODATA, EPERM.
+
+    An access control list need not be there, as Linux has it: the kernel asks for this also to set an empty one.
+    """
     _check_name(name)
     with Held(volume) as held:
         inode = await held.exclusive(ino)
+        file_flags.check_write(inode, appends=name == CAPABILITY)  # which appending takes away
         entries = dict((await load(volume, inode)).entries)
         if entries.pop(name, None) is None:
+            if name in (ACL_ACCESS, ACL_DEFAULT):
+                return inode
             raise OSError(errno.ENODATA, "no such attribute")
-        await _store(volume, held, inode, entries)
+        await store(volume, held, inode, entries)
         volume.touch(inode, data=False)
+        await file_flags.keep_metadata(volume, inode)
         return inode
 
 
-async def _store(volume: Volume, held: Held, inode: Inode, entries: dict[bytes, bytes]) -> None:
+async def store(volume: Volume, held: Held, inode: Inode, entries: dict[bytes, bytes]) -> None:
     """Replace all attributes of an exclusively held inode.  No checkpoint at its end.  OSError ENOSPC."""
     if packed_bytes(entries) > PACKED_BYTES_MAX or list_bytes(entries) > LIST_BYTES_MAX:
         raise OSError(errno.ENOSPC, "too many, or too large, attributes on one inode")

@@ -77,6 +77,8 @@ def reason(error: CorruptRecord) -> str:
 def printable(name: bytes) -> str:
     """A file name for a terminal: names come from the disk, terminals obey escapes (R11)."""
     text = name.decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 

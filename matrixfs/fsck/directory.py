@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from matrixfs.fsck.area import READ_AT_ONCE
+from matrixfs.fsck.area import AHEAD_MAX
 from matrixfs.fsck.context import Context, printable
 from matrixfs.fsck.fixes import LowerLinks, RemoveEntry, SetInode
 from matrixfs.fsck.inodes import check_blocks
@@ -71,6 +71,7 @@ class DirectoryCheck:
         self._hash = -1  # of the last entry, and the names that have it
         self._names: set[bytes] = set()
         self._size = self._children = self._subdirectories = 0
+        self._unjudged: list[Place] = []
         self._size_removed = self._children_removed = 0
         self.walk = TreeWalk(context, inode, self._leaf)
 
@@ -82,6 +83,7 @@ class DirectoryCheck:
     async def run(self) -> None:
         """Check everything.  Raises DeviceError."""
         await self.walk.run()
+        await self._judge_all()
         await check_attributes(self._context, self._inode, self.walk)
         self._context.use(self._inode, self.walk.blocks)
         if self.walk.is_whole:
@@ -92,14 +94,18 @@ class DirectoryCheck:
         context = self._context
         context.progress.report("names", context.map.claimed, context.expected_blocks)
         entries = unpack_entries_untrusted(leaf.body, leaf.entries, "entries")
-        sound = [self._check_key(leaf, entry) for entry in entries]
-        for at in range(0, len(entries), READ_AT_ONCE):
-            chunk = entries[at : at + READ_AT_ONCE]
-            wanted = {entry.inode for entry in chunk if self._is_new_inode(entry.inode)}
-            read = await context.area.read_many(wanted)
-            for entry, is_sound in zip(chunk, sound[at : at + READ_AT_ONCE], strict=True):
-                if is_sound:
-                    await self._judge(Place(self._inode.address, leaf.block, entry), read.get(entry.inode))
+        number = self._inode.address
+        self._unjudged += [Place(number, leaf.block, entry) for entry in entries if self._check_key(leaf, entry)]
+        if len(self._unjudged) >= AHEAD_MAX:
+            await self._judge_all()
+
+    async def _judge_all(self) -> None:
+        """Judge the names seen so far: many together, because neighbours by hash lie far apart on the store."""
+        places, self._unjudged = self._unjudged, []
+        wanted = {place.entry.inode for place in places if self._is_new_inode(place.entry.inode)}
+        read = await self._context.area.read_many(wanted)
+        for place in places:
+            await self._judge(place, read.get(place.entry.inode))
 
     def _is_new_inode(self, number: int) -> bool:
         context = self._context

@@ -11,9 +11,11 @@ from matrixfs.fsck.problems import (
     INODE_BLOCKS,
     INODE_FLAGS,
     INODE_LAYOUT,
+    INODE_PROJECT,
     INODE_QUARANTINED,
     INODE_SIZE,
     INODE_TYPE,
+    INODE_USER_FLAGS,
     SYMLINK_TARGET,
     Findings,
 )
@@ -23,14 +25,18 @@ from matrixfs.ondisk.directory import KINDS
 from matrixfs.ondisk.extent import unpack_extents_untrusted
 from matrixfs.ondisk.inode import (
     DEPTH_MAX,
+    FLAG_LETTERS,
     FLAG_QUARANTINED,
     FLAG_TRUNCATING,
     FLAGS_KNOWN,
+    FLAGS_OF_USERS,
     INLINE,
     TAIL_BYTES,
     TREE,
     InodeRecord,
+    flags_of_type,
 )
+from matrixfs.ondisk.superblock import FILE_FLAGS
 from membership.label import BLOCK_BYTES
 
 SIZE_MAX = (1 << 63) - 1  # off_t
@@ -42,13 +48,14 @@ def kind_of(inode: InodeRecord) -> int:
     return stat.S_IFMT(inode.mode) >> 12
 
 
-def check_inode_fields(findings: Findings, inode: InodeRecord) -> bool:
+def check_inode_fields(context: Context, inode: InodeRecord) -> bool:
     """Check what an inode says of itself; False when its content can't be looked at."""
-    number = inode.address
+    findings, number = context.findings, inode.address
     if inode.flags & ~FLAGS_KNOWN:
         findings.add(INODE_FLAGS, inode=number, flags=inode.flags & ~FLAGS_KNOWN)
-    if inode.flags & FLAG_QUARANTINED:
-        fix = SetInode(number, (("flags", inode.flags & ~FLAG_QUARANTINED),))
+    flags = _check_user_flags(context, inode)
+    if flags & FLAG_QUARANTINED:
+        fix = SetInode(number, (("flags", flags & ~FLAG_QUARANTINED),))
         findings.add(INODE_QUARANTINED, fix, inode=number)
     if kind_of(inode) not in KINDS:
         findings.add(INODE_TYPE, inode=number, mode=inode.mode)
@@ -62,6 +69,21 @@ def check_inode_fields(findings: Findings, inode: InodeRecord) -> bool:
     elif stat.S_ISLNK(inode.mode):
         _check_target(findings, inode)
     return True
+
+
+def _check_user_flags(context: Context, inode: InodeRecord) -> int:
+    """Check flags and project as users set them; the flags as they should be."""
+    superblock, number = context.area.superblock, inode.address
+    wrong = inode.flags & FLAGS_OF_USERS & ~(superblock.user_flags & flags_of_type(inode.mode))
+    right = inode.flags & ~wrong
+    if wrong:
+        fix = SetInode(number, (("flags", right),))
+        letters = "".join(letter for flag, letter in FLAG_LETTERS.items() if wrong & flag)
+        context.findings.add(INODE_USER_FLAGS, fix, inode=number, flags=letters)
+    if inode.project and not superblock.features_incompatible & FILE_FLAGS:
+        fix = SetInode(number, (("project", 0),))
+        context.findings.add(INODE_PROJECT, fix, inode=number, project=inode.project)
+    return right
 
 
 def _layout_error(inode: InodeRecord) -> str:
@@ -89,6 +111,11 @@ def _check_target(findings: Findings, inode: InodeRecord) -> None:
         findings.add(SYMLINK_TARGET, inode=inode.address, reason=f"{inode.size} bytes")
     elif inode.layout == INLINE and b"\0" in inode.tail[: inode.size]:
         findings.add(SYMLINK_TARGET, inode=inode.address, reason="a zero byte")
+
+
+def has_blocks(inode: InodeRecord) -> bool:
+    """Whether there is anything beside its own block that ``check_content`` would look at."""
+    return inode.layout == TREE or inode.attributes != 0 or inode.inline_length != 0
 
 
 async def check_content(context: Context, inode: InodeRecord) -> TreeWalk:

@@ -52,7 +52,7 @@ async def _report(context: Context, number: int) -> None:
     context.findings.add(LOST_INODE, inode=number, mode=inode.mode, size=inode.size)
     context.claim(number, number)
     context.map.mark_inode(number)
-    if not check_inode_fields(context.findings, inode):
+    if not check_inode_fields(context, inode):
         return
     if stat.S_ISDIR(inode.mode):
         context.counts.directories += 1

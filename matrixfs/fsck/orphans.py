@@ -74,7 +74,7 @@ async def claim_nameless(context: Context, inode: InodeRecord) -> bool:
     number = inode.address
     context.claim(number, number)
     context.map.mark_inode(number)
-    if not check_inode_fields(context.findings, inode):
+    if not check_inode_fields(context, inode):
         return False
     if not stat.S_ISDIR(inode.mode):
         return (await check_content(context, inode)).is_whole

@@ -61,6 +61,12 @@ INODE_LAYOUT = _problem(
     "inode-layout", "inode {inode} keeps its content in a way that its type can't have ({reason})", taints=True
 )
 INODE_FLAGS = _problem("inode-flags", "inode {inode} has unknown flags {flags:#x}")
+INODE_USER_FLAGS = _problem(
+    "inode-user-flags", "inode {inode} has flags {flags} that its type, or this filesystem, can't have", "removed"
+)
+INODE_PROJECT = _problem(
+    "inode-project", "inode {inode} belongs to project {project}, and this filesystem has none", "taken out of it"
+)
 INODE_QUARANTINED = _problem(
     "inode-quarantined", "inode {inode} was put in quarantine by a scrub", "let out, once the rest is repaired"
 )

@@ -10,7 +10,7 @@ from matrixfs.fsck.area import AHEAD_MAX
 from matrixfs.fsck.context import Context, reason
 from matrixfs.fsck.directory import DirectoryCheck, Place, Verdict
 from matrixfs.fsck.fixes import LowerLinks, SetInode, SetKind
-from matrixfs.fsck.inodes import check_content, check_inode_fields, kind_of
+from matrixfs.fsck.inodes import check_blocks, check_content, check_inode_fields, has_blocks, kind_of
 from matrixfs.fsck.links import Names
 from matrixfs.fsck.problems import (
     DIRECTORY_PARENT,
@@ -45,7 +45,7 @@ def decode_inode(context: Context, number: int, data: bytes, name: str) -> Inode
 async def read_system_directory(context: Context, number: int) -> InodeRecord | None:
     """The root or an orphan directory, or None with a finding.  Raises DeviceError."""
     inode = decode_inode(context, number, await context.area.read(number), "a directory of the filesystem itself")
-    if inode is None or not check_inode_fields(context.findings, inode):
+    if inode is None or not check_inode_fields(context, inode):
         return None
     if not stat.S_ISDIR(inode.mode):
         context.findings.add(SYSTEM_DIRECTORY, inode=number)
@@ -133,7 +133,7 @@ class NamespaceWalk:
         context, number = self._context, inode.address
         context.claim(number, number)
         context.map.mark_inode(number)
-        is_sound = check_inode_fields(context.findings, inode)
+        is_sound = check_inode_fields(context, inode)
         if is_sound:
             self._check_kind(place, kind_of(inode))
         if inode.orphaned_by and inode.nlink:
@@ -148,8 +148,11 @@ class NamespaceWalk:
         context.counts.files += 1
         if inode.nlink != 1:
             context.names.put(number, Names(inode.nlink, 1, kind_of(inode)))
-        if is_sound:
+        if is_sound and has_blocks(inode):
             await check_content(context, inode)
+        elif is_sound:
+            context.use(inode, 0)
+            check_blocks(context.findings, inode, 0)
         return Verdict()
 
     async def _next_name(self, place: Place) -> Verdict:

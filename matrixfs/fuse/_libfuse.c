@@ -12,7 +12,7 @@
  *    (through process_buf) init with the GIL.  Only the write(2) of notifications runs without it, on values
  *    copied before.
  *  - The table handed on is a private copy of pyfuse3's; libfuse copies it again.
- *  - A request that Python has to answer (file locks, ranges of files) is parked in a slot.  Python knows it by slot
+ *  - A request that Python has to answer (file locks, ranges, flags) is parked in a slot.  Python knows it by slot
  *    and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request is valid from
  *    park() to unpark(), and unpark() comes before every reply, as replying frees the request.  What is still parked
  *    when the session ends is answered (ENOTCONN) before libfuse frees what those requests point to.
@@ -29,6 +29,7 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/limits.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -46,7 +47,13 @@
 #define CONGESTION 192u
 
 /* From the kernel's fuse.h; older headers lack the newer ones. */
+#define OPCODE_SETATTR 4u
+#define OPCODE_OPEN 14u
+#define OPCODE_WRITE 16u
 #define OPCODE_GETXATTR 22
+#define OPCODE_INIT 26u
+#define OPCODE_CREATE 35u
+#define OPCODE_TMPFILE 51u
 #define NOTIFY_INVAL_ENTRY 3
 #define NOTIFY_INC_EPOCH 8
 #define NOTIFY_PRUNE 9
@@ -59,6 +66,14 @@ struct getxattr_request { /* struct fuse_in_header and fuse_getxattr_in; the nam
 	uint64_t node;
 	uint32_t uid, gid, pid, extensions;
 	uint32_t size, padding;
+};
+
+struct request_header { /* struct fuse_in_header */
+	uint32_t len;
+	uint32_t opcode;
+	uint64_t unique;
+	uint64_t node;
+	uint32_t uid, gid, pid, extensions;
 };
 
 struct notify_header {
@@ -79,6 +94,7 @@ struct notify_prune {
 	uint64_t spare;
 };
 
+_Static_assert(sizeof(struct request_header) == 40, "wire format of struct fuse_in_header");
 _Static_assert(sizeof(struct getxattr_request) == 48, "wire format of struct fuse_in_header and fuse_getxattr_in");
 _Static_assert(sizeof(struct notify_prune) == 16, "wire format of struct fuse_notify_prune_out");
 _Static_assert(sizeof(void *) >= sizeof(uint64_t), "slot numbers travel as the data pointer of an interrupt");
@@ -94,7 +110,6 @@ typedef void (*session_destroy_fn)(struct fuse_session *);
 #define INODE_HANDLE (1ull << 61) /* no handle but an inode's number: the kernel opened it without asking */
 #define APPEND_HANDLE (1ull << 60) /* a WRITE to the end of the file */
 #define TOLD_HANDLE (1ull << 59)   /* a WRITE, and so this is told of it */
-#define ROOT_HANDLE (1ull << 58)   /* a WRITE of root, who may leave set-id bits */
 
 static struct fuse_session *session;
 static struct fuse_lowlevel_ops inner;
@@ -102,8 +117,10 @@ static int max_read_requested;
 static int no_open;
 static PyObject *on_request, *on_interrupted; /* both or none; see set_lock_handlers */
 static PyObject *on_range;		      /* see set_range_handler */
+static PyObject *on_flags;		      /* see set_flag_handler */
 static struct {
 	unsigned minor, capable, want, max_write, max_readahead;
+	int clears_privileges;
 } negotiated;
 
 /*
@@ -158,8 +175,9 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	/* Where the kernel checks access control lists, it sends the umask: a directory's default list goes before it. */
 	want(conn, FUSE_CAP_DONT_MASK, (conn->want & FUSE_CAP_POSIX_ACL) != 0);
 	want(conn, FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_CACHE_SYMLINKS, 1);
-	/* Dirty pages without a lock (coherence.md 3); set-id bits are the kernel's to clear, by SETATTR; a pipe
-	 * costs small requests a second system call and saves large ones nothing, as pyfuse3 copies anyway. */
+	/* Dirty pages without a lock (coherence.md 3); set-id bits without saying whose write it was (what we want of that is
+	 * FUSE_HANDLE_KILLPRIV_V2); a pipe costs small requests a second system call and saves large ones nothing, as pyfuse3
+	 * copies anyway. */
 	want(conn, FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ, 0);
 
 	negotiated.minor = conn->proto_minor;
@@ -520,27 +538,25 @@ static void fsync_inode(fuse_req_t request, fuse_ino_t ino, int datasync, struct
 
 /* ---- writing ---- */
 
-/* The file's flags are those of now, after F_SETFL, which no OPEN told of; and who writes is known only here. */
-static void tell_write(fuse_req_t request, fuse_ino_t ino, struct fuse_file_info *info)
+/* The file's flags are those of now, after F_SETFL, which no OPEN told of. */
+static void tell_write(fuse_ino_t ino, struct fuse_file_info *info)
 {
 	if (no_open)
 		name_inode(ino, info);
 	info->fh |= TOLD_HANDLE | (info->flags & O_APPEND ? APPEND_HANDLE : 0);
-	if (!info->writepage && fuse_req_ctx(request)->uid == 0)
-		info->fh |= ROOT_HANDLE;
 }
 
 static void on_write(fuse_req_t request, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
 		     struct fuse_file_info *info)
 {
-	tell_write(request, ino, info);
+	tell_write(ino, info);
 	inner.write(request, ino, buffer, size, offset, info);
 }
 
 static void on_write_buf(fuse_req_t request, fuse_ino_t ino, struct fuse_bufvec *buffer, off_t offset,
 			 struct fuse_file_info *info)
 {
-	tell_write(request, ino, info);
+	tell_write(ino, info);
 	inner.write_buf(request, ino, buffer, offset, info);
 }
 
@@ -573,10 +589,151 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source, off_t at, 
 		  length > (size_t)LLONG_MAX ? LLONG_MAX : (long long)length);
 }
 
-/* ---- O_TMPFILE ---- */
+/* ---- flags and projects of files ---- */
 
-#define OPCODE_CREATE 35u
-#define OPCODE_TMPFILE 51u
+/*
+ * What the kernel asks by itself for ioctl(2) with these commands (fs/fuse/ioctl.c); the version, which it passes on with
+ * room for a long, though it is an int; and fstrim(8).  The order is that of matrixfs/fuse/flag_requests.py.
+ */
+static const struct {
+	unsigned int command;
+	size_t in, out; /* bytes */
+} known_ioctls[] = {
+	{FS_IOC_GETFLAGS, 0, sizeof(uint32_t)},
+	{FS_IOC_SETFLAGS, sizeof(uint32_t), 0},
+	{FS_IOC_FSGETXATTR, 0, sizeof(struct fsxattr)},
+	{FS_IOC_FSSETXATTR, sizeof(struct fsxattr), 0},
+	{FS_IOC_GETVERSION, 0, sizeof(uint32_t)},
+	{FITRIM, sizeof(struct fstrim_range), sizeof(struct fstrim_range)},
+};
+
+static void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned int command, void *Py_UNUSED(argument),
+		     struct fuse_file_info *Py_UNUSED(info), unsigned Py_UNUSED(flags), const void *input,
+		     size_t input_bytes, size_t output_bytes)
+{
+	const struct fuse_ctx *context = fuse_req_ctx(request);
+	size_t at, in;
+
+	for (at = 0; at < sizeof(known_ioctls) / sizeof(*known_ioctls); at++) {
+		in = known_ioctls[at].in;
+		if (command == known_ioctls[at].command && input_bytes >= in && output_bytes >= known_ioctls[at].out) {
+			hand_over(request, &on_flags, (int)at, "(KIiy#)", (unsigned long long)ino,
+				  (unsigned int)context->uid, (int)context->pid, in ? (const char *)input : "",
+				  (Py_ssize_t)in);
+			return;
+		}
+	}
+	fuse_reply_err(request, ENOTTY);
+}
+
+/*
+ * "Now" for both times is what whoever may write a file may set, where it is append-only too.  pyfuse3 doesn't tell, so
+ * Python finds it where a device's number would be, which no request changes.
+ */
+static void on_setattr(fuse_req_t request, fuse_ino_t ino, struct stat *wanted, int fields, struct fuse_file_info *info)
+{
+	const int both = FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
+
+	wanted->st_rdev = (fields & both) == both;
+	inner.setattr(request, ino, wanted, fields, info);
+}
+
+/* ---- set-id bits and capabilities ---- */
+
+/*
+ * FUSE_HANDLE_KILLPRIV_V2: the kernel leaves it to us to take away set-user-ID, set-group-ID and security.capability, and
+ * so needn't ask for the latter before every write(2).  libfuse (3.14) knows neither that nor the flags of requests that
+ * say whether the caller may keep set-id bits.  So the bit is put into its reply to INIT, on the way out, and the flags are
+ * read here.
+ */
+#define INIT_KILLPRIV_V2 (1u << 28)
+#define SETATTR_KILLS (1u << 11)
+#define OPEN_KILLS (1u << 0)
+#define WRITE_OF_PAGES (1u << 0)
+#define WRITE_KILLS (1u << 2)
+#define INIT_FLAGS 3 /* index of 32-bit words behind the header, in request and reply */
+#define SETATTR_VALID 0
+#define OPEN_FLAGS 1
+#define CREATE_FLAGS 3
+#define WRITE_FLAGS 5
+
+typedef int (*custom_io_fn)(struct fuse_session *, const struct fuse_custom_io *, int);
+
+static int wants_privileges = 1; /* see set_clears_privileges */
+static int is_init_reply;
+
+/*
+ * The request that libfuse was handed last.  pyfuse3 runs its handler in the same breath, up to the first checkpoint: so
+ * long this is that handler's (py_caller).
+ */
+enum { LOSES, KEEPS, NOT_TOLD };
+
+static struct {
+	int set_id; /* of LOSES, KEEPS, NOT_TOLD: what happens to set-id bits */
+	int of_pages;
+	uint32_t pid, gid;
+} caller;
+
+static ssize_t write_reply(int fd, struct iovec *parts, int count, void *Py_UNUSED(userdata))
+{
+	const struct notify_header *header = parts[0].iov_base;
+
+	if (is_init_reply && count > 1 && header->code == 0 && parts[1].iov_len > INIT_FLAGS * sizeof(uint32_t)) {
+		((uint32_t *)parts[1].iov_base)[INIT_FLAGS] |= INIT_KILLPRIV_V2; /* on do_init's stack */
+		negotiated.clears_privileges = 1;
+	}
+	return writev(fd, parts, count);
+}
+
+static ssize_t read_request(int fd, void *buffer, size_t length, void *Py_UNUSED(userdata))
+{
+	return read(fd, buffer, length);
+}
+
+/* Whether the reply to this INIT is to pass write_reply. */
+static int take_over_replies(struct fuse_session *se, const uint32_t *words, size_t length)
+{
+	static const struct fuse_custom_io io = {.writev = write_reply, .read = read_request};
+	custom_io_fn set = (custom_io_fn)real("fuse_session_custom_io");
+
+	return wants_privileges && set != NULL && se == session && length > INIT_FLAGS * sizeof(*words) &&
+	       words[INIT_FLAGS] & INIT_KILLPRIV_V2 && set(se, &io, current_fd()) == 0;
+}
+
+static int has_flag(const uint32_t *words, size_t length, size_t index, uint32_t flag)
+{
+	return length >= (index + 1) * sizeof(*words) && (words[index] & flag) != 0;
+}
+
+/* Keeps what libfuse doesn't pass on of a request; `length` is that of the words behind its header. */
+static void note_caller(const struct request_header *header, const uint32_t *words, size_t length)
+{
+	int loses = 0;
+
+	caller.of_pages = 0;
+	caller.pid = header->pid;
+	caller.gid = header->gid;
+	switch (header->opcode) {
+	case OPCODE_SETATTR: /* other kernels set the mode */
+		loses = has_flag(words, length, SETATTR_VALID, SETATTR_KILLS);
+		break;
+	case OPCODE_WRITE: /* other kernels have set the mode, but around their pages they tell as here */
+		loses = has_flag(words, length, WRITE_FLAGS, WRITE_KILLS);
+		caller.of_pages = has_flag(words, length, WRITE_FLAGS, WRITE_OF_PAGES);
+		break;
+	case OPCODE_OPEN:
+	case OPCODE_CREATE:
+		loses = has_flag(words, length, header->opcode == OPCODE_OPEN ? OPEN_FLAGS : CREATE_FLAGS, OPEN_KILLS);
+		caller.set_id = !negotiated.clears_privileges ? NOT_TOLD : loses ? LOSES : KEEPS;
+		return;
+	default:
+		caller.set_id = NOT_TOLD;
+		return;
+	}
+	caller.set_id = loses ? LOSES : KEEPS;
+}
+
+/* ---- all requests ---- */
 
 typedef void (*process_buf_fn)(struct fuse_session *, const struct fuse_buf *);
 
@@ -588,13 +745,21 @@ __attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse
 								      const struct fuse_buf *buffer)
 {
 	static process_buf_fn real_process;
-	uint32_t *header = buffer->flags & FUSE_BUF_IS_FD || buffer->size < 8 ? NULL : buffer->mem; /* length, opcode */
+	struct request_header *header = buffer->flags & FUSE_BUF_IS_FD ? NULL : buffer->mem;
 
 	if (real_process == NULL)
 		real_process = (process_buf_fn)real("fuse_session_process_buf");
-	if (header != NULL && header[1] == OPCODE_TMPFILE)
-		header[1] = OPCODE_CREATE;
+	if (header != NULL && buffer->size >= sizeof(*header)) {
+		const uint32_t *words = (const uint32_t *)(header + 1);
+		size_t length = buffer->size - sizeof(*header);
+
+		if (header->opcode == OPCODE_TMPFILE)
+			header->opcode = OPCODE_CREATE;
+		note_caller(header, words, length);
+		is_init_reply = header->opcode == OPCODE_INIT && take_over_replies(se, words, length);
+	}
 	real_process(se, buffer); /* it is there: usable() said so */
+	is_init_reply = 0;
 }
 
 static void wrap_operations(struct fuse_lowlevel_ops *table)
@@ -605,6 +770,9 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 		table->lseek = on_lseek;
 		table->copy_file_range = on_copy_file_range;
 	}
+	if (on_flags != NULL)
+		table->ioctl = on_ioctl;
+	table->setattr = table->setattr == NULL ? NULL : on_setattr;
 	table->listxattr = table->listxattr == NULL ? NULL : on_listxattr;
 	table->setxattr = table->setxattr == NULL ? NULL : on_setxattr;
 	table->write = table->write == NULL ? NULL : on_write;
@@ -727,13 +895,38 @@ static PyObject *notify_expire_entry(PyObject *Py_UNUSED(module), PyObject *args
 }
 
 PyDoc_STRVAR(kernel_features_doc, "kernel_features() -> dict[str, int]\n\nWhat kernel and libfuse agreed on: minor (protocol 7.minor), capable and "
-				  "want (FUSE_CAP bits),\nmax_write and max_readahead in bytes.  All 0 before the first request was served.");
+				  "want (FUSE_CAP bits),\nmax_write and max_readahead in bytes, clears_privileges (FUSE_HANDLE_KILLPRIV_V2).  All 0 "
+				  "before the first request was served.");
 
 static PyObject *kernel_features(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return Py_BuildValue("{s:I,s:I,s:I,s:I,s:I}", "minor", negotiated.minor, "capable", negotiated.capable, "want",
+	return Py_BuildValue("{s:I,s:I,s:I,s:I,s:I,s:i}", "minor", negotiated.minor, "capable", negotiated.capable, "want",
 			     negotiated.want, "max_write", negotiated.max_write, "max_readahead",
-			     negotiated.max_readahead);
+			     negotiated.max_readahead, "clears_privileges", negotiated.clears_privileges);
+}
+
+PyDoc_STRVAR(set_clears_privileges_doc,
+	     "set_clears_privileges(wanted: bool) -> None\n\nFrom the next session on: False refuses FUSE_HANDLE_KILLPRIV_V2, as "
+	     "if the kernel didn't have it.");
+
+static PyObject *set_clears_privileges(PyObject *Py_UNUSED(module), PyObject *wanted)
+{
+	int truth = PyObject_IsTrue(wanted);
+
+	if (truth < 0)
+		return NULL;
+	wants_privileges = truth;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(caller_doc,
+	     "caller() -> tuple[bool | None, bool, int, int]\n\nOf the request whose handler has begun, before its first checkpoint: "
+	     "whether it keeps\nset-id bits (None: not told), whether it is pages of a mapping, and the caller's pid and gid.");
+
+static PyObject *py_caller(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return Py_BuildValue("(OOII)", caller.set_id == NOT_TOLD ? Py_None : caller.set_id == KEEPS ? Py_True : Py_False,
+			     caller.of_pages ? Py_True : Py_False, caller.pid, caller.gid);
 }
 
 PyDoc_STRVAR(set_lock_handlers_doc,
@@ -764,17 +957,32 @@ PyDoc_STRVAR(set_range_handler_doc,
 	     "from the next session on; None: by nobody.\nrequest(operation, number, ...) answers at once or later by reply_err, "
 	     "reply_seek or reply_written.");
 
-static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+static PyObject *set_handler(PyObject **handler, PyObject *request)
 {
-	PyObject *old = on_range;
+	PyObject *old = *handler;
 
 	if (request != Py_None && !PyCallable_Check(request)) {
 		PyErr_SetString(PyExc_TypeError, "a callable, or None");
 		return NULL;
 	}
-	on_range = request == Py_None ? NULL : Py_NewRef(request);
+	*handler = request == Py_None ? NULL : Py_NewRef(request);
 	Py_XDECREF(old); /* last: what it frees may call anything */
 	Py_RETURN_NONE;
+}
+
+static PyObject *set_range_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	return set_handler(&on_range, request);
+}
+
+PyDoc_STRVAR(set_flag_handler_doc,
+	     "set_flag_handler(request) -> None\n\nHave ioctl(2) for flags and projects of files answered by Python, from the next "
+	     "session on; None: by nobody.\nrequest(operation, number, node, uid, pid, argument) answers at once or later by "
+	     "reply_ioctl or reply_err.");
+
+static PyObject *set_flag_handler(PyObject *Py_UNUSED(module), PyObject *request)
+{
+	return set_handler(&on_flags, request);
 }
 
 PyDoc_STRVAR(reply_err_doc, "reply_err(number: int, error: int) -> int\n\nAnswer a parked request with an errno, 0 for success.\nReturns 0, "
@@ -847,6 +1055,23 @@ static PyObject *reply_written(PyObject *Py_UNUSED(module), PyObject *args)
 		return NULL;
 	request = unpark(number);
 	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_write(request, count));
+}
+
+PyDoc_STRVAR(reply_ioctl_doc,
+	     "reply_ioctl(number: int, answer: bytes) -> int\n\nAnswer ioctl with success; answer: what it returns.  Returns as "
+	     "reply_err.");
+
+static PyObject *reply_ioctl(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long number;
+	const char *answer;
+	Py_ssize_t length;
+	fuse_req_t request;
+
+	if (!PyArg_ParseTuple(args, "Ky#:reply_ioctl", &number, &answer, &length))
+		return NULL;
+	request = unpark(number);
+	return PyLong_FromLong(request == NULL ? ESRCH : -fuse_reply_ioctl(request, 0, answer, (size_t)length));
 }
 
 PyDoc_STRVAR(count_locks_doc, "count_locks(ino: int, change: int) -> None\n\nOne more (1) or one less (-1) reason to have closes of the inode told to "
@@ -944,9 +1169,11 @@ static PyObject *notify_prune(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
 	{"set_lock_handlers", set_lock_handlers, METH_VARARGS, set_lock_handlers_doc},
 	{"set_range_handler", set_range_handler, METH_O, set_range_handler_doc},
+	{"set_flag_handler", set_flag_handler, METH_O, set_flag_handler_doc},
 	{"reply_err", reply_err, METH_VARARGS, reply_err_doc},
 	{"reply_seek", reply_seek, METH_VARARGS, reply_seek_doc},
 	{"reply_written", reply_written, METH_VARARGS, reply_written_doc},
+	{"reply_ioctl", reply_ioctl, METH_VARARGS, reply_ioctl_doc},
 	{"reply_lock", reply_lock, METH_VARARGS, reply_lock_doc},
 	{"count_locks", count_locks, METH_VARARGS, count_locks_doc},
 	{"lock_counters", lock_counters, METH_NOARGS, lock_counters_doc},
@@ -954,6 +1181,8 @@ static PyMethodDef methods[] = {
 	{"bare_answers", bare_answers, METH_NOARGS, bare_answers_doc},
 	{"set_no_open", set_no_open, METH_O, set_no_open_doc},
 	{"notify_prune", notify_prune, METH_VARARGS, notify_prune_doc},
+	{"set_clears_privileges", set_clears_privileges, METH_O, set_clears_privileges_doc},
+	{"caller", py_caller, METH_NOARGS, caller_doc},
 	{"usable", usable, METH_NOARGS, usable_doc},
 	{"session_fd", py_session_fd, METH_NOARGS, session_fd_doc},
 	{"notify_inc_epoch", notify_inc_epoch, METH_NOARGS, inc_epoch_doc},

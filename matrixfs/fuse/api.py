@@ -31,6 +31,7 @@ class Inode(Protocol):
     ctime_ns: int
     parent: int  # of a directory: the one that holds it
     data_version: int  # changes whenever the file's data does
+    readable: bool  # False: a stand-in, in listings, for one that is damaged
 
     @property
     def bare(self) -> bool:
@@ -136,11 +137,19 @@ class Namespace(Protocol):
 
 
 class Attributes(Protocol):
-    """Attributes.  ``Changes`` holds mode, uid, gid, size, atime_ns, mtime_ns, None where unchanged."""
+    """Attributes.  ``Changes`` holds mode, uid, gid, size, atime_ns, mtime_ns and changer, None where unchanged."""
 
     Changes: Any
 
     async def getattr(self, volume: Any, ino: int, /) -> Any:  # noqa: D102
+        ...
+
+    async def by_number(self, volume: Any, ino: int, /) -> Any:
+        """``getattr`` of a number that anybody may have made up."""
+        ...
+
+    def generation(self, volume: Any, inode: Any, /) -> int:
+        """What tells apart successive files of one number in handles; on all nodes the same."""
         ...
 
     async def setattr(self, volume: Any, ino: int, changes: Any, /) -> Any:  # noqa: D102
@@ -149,11 +158,31 @@ class Attributes(Protocol):
     async def readlink(self, volume: Any, ino: int, /) -> bytes:  # noqa: D102
         ...
 
+    def check_open(self, inode: Any, flags: int, /) -> None:
+        """OSError EPERM where it must not be opened so."""
+        ...
+
     async def permits(self, volume: Any, ino: int, wanted: int, uid: int, is_member: Callable[[int], bool], /) -> bool:
         """Whether a caller may do all that is ``wanted`` (4 read, 2 write)."""
         ...
 
     async def statfs(self, volume: Any, /) -> Any:  # noqa: D102
+        ...
+
+
+class Changer(Protocol):
+    """Who changes a file: what that takes away of its privileges."""
+
+    def keeps_set_id(self) -> bool:
+        """Whether he may leave set-id bits (CAP_FSETID)."""
+        ...
+
+    def is_member(self, gid: int) -> bool:
+        """Whether he is in a group, or may do as if."""
+        ...
+
+    def took_away(self, inode: Any) -> None:
+        """Something went: the kernel doesn't know.  Must not wait."""
         ...
 
 
@@ -184,7 +213,21 @@ class Data(Protocol):
     async def read(self, volume: Any, ino: int, offset: int, length: int, /) -> Buffer:  # noqa: D102
         ...
 
-    async def write(self, volume: Any, ino: int, offset: int, buf: bytes, append: bool = False) -> int:  # noqa: D102
+    async def write(
+        self,
+        volume: Any,
+        ino: int,
+        offset: int,
+        buf: bytes,
+        append: bool,
+        changer: Changer | None,
+        overwrites: bool,
+        /,
+    ) -> int:
+        """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping.
+
+        Without ``overwrites`` an append-only file (chattr +a) is written to its end only.
+        """
         ...
 
     def version(self, volume: Any, ino: int, /) -> int | None:
@@ -208,14 +251,25 @@ class Readdir(Protocol):
 class Ranges(Protocol):
     """Ranges of files; offsets and lengths in bytes."""
 
-    async def fallocate(self, volume: Any, ino: int, mode: int, offset: int, length: int, /) -> None:  # noqa: D102
-        ...
+    async def fallocate(  # noqa: D102
+        self, volume: Any, ino: int, mode: int, offset: int, length: int, changer: Changer, /
+    ) -> None: ...
 
     async def seek(self, volume: Any, ino: int, offset: int, whence: int, /) -> int:  # noqa: D102
         ...
 
-    async def copy(self, volume: Any, source: int, at: int, target: int, to: int, length: int, /) -> int:  # noqa: D102
-        ...
+    async def copy(  # noqa: D102
+        self,
+        volume: Any,
+        source: int,
+        at: int,
+        target: int,
+        to: int,
+        length: int,
+        changer: Changer,
+        overwrites: bool,
+        /,
+    ) -> int: ...
 
 
 class Conflict(Protocol):
@@ -286,9 +340,28 @@ class ClusterLocks:
     node: int
 
 
+class Flags(Protocol):
+    """Flags and projects of files.  Numbers are Linux's: of FS_IOC_SETFLAGS ("ext4") and FS_IOC_FSSETXATTR ("xfs").
+
+    ``has``: whether the caller has a capability, by its number.
+    """
+
+    async def show(self, volume: Any, ino: int, /) -> Any:
+        """With ``ext4``, ``xfs``, ``project`` and ``version``."""
+        ...
+
+    async def set_flags(  # noqa: D102
+        self, volume: Any, ino: int, numbers: int, uid: int, has: Callable[[int], bool], /
+    ) -> Any: ...
+
+    async def set_project(  # noqa: D102
+        self, volume: Any, ino: int, numbers: int, project: int, uid: int, has: Callable[[int], bool], /
+    ) -> Any: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """The modules together.  Without ``ranges`` the kernel tells applications that there is no such thing."""
+    """The modules together.  Without ``ranges`` and ``flags`` applications are told that there is no such thing."""
 
     namespace: Namespace
     attributes: Attributes
@@ -296,3 +369,4 @@ class Filesystem:
     readdir: Readdir
     xattrs: Xattrs
     ranges: Ranges | None = None
+    flags: Flags | None = None

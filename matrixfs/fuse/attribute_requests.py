@@ -1,44 +1,28 @@
 """Extended attributes and access control lists: the kernel's requests to ``matrixfs.fs.xattrs``.
 
-The kernel asks for ``security.capability`` before every write(2), and for the access control list of whatever it checks
-the permission of.  Inodes without attributes, nearly all, are answered in the extension, without Python, as long as the
+The kernel asks for ``security.capability`` before a write(2), once after each renewal of its attributes, or every time
+if it has no FUSE_HANDLE_KILLPRIV_V2; and for the access control list of whatever it checks the permission of.  Inodes
+without attributes, nearly all, are answered in the extension, without Python, as long as the
 lock is held (kernel_caches K7).  The rules are those of ``operations.py``, O1 above all.
 
 It checks permissions itself, but for two things: names of ``trusted.`` are for root to see, and who sets an access
-control list without being in the file's group takes away set-group-ID.
+control list without being in the file's group, or having CAP_FSETID, takes away set-group-ID.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.fuse import libfuse
 from matrixfs.fuse.edge import upcall
-from matrixfs.fuse.libfuse import pyfuse3
 
 if TYPE_CHECKING:
     from matrixfs.fuse.api import Attributes, Inode, Volume, Xattrs
+    from matrixfs.fuse.callers import Caller
     from matrixfs.fuse.kernel_caches import KernelCaches
 
-CAPABILITY = b"security.capability"
 _TRUSTED = b"trusted."
-
-
-def membership(ctx: Any) -> Callable[[int], bool]:
-    """Whether the caller of a request is in a group."""
-    return partial(_is_member, ctx)
-
-
-def _is_member(ctx: Any, gid: int) -> bool:
-    if gid == ctx.gid:
-        return True
-    try:
-        return gid in pyfuse3.get_sup_groups(ctx.pid)
-    except (OSError, RuntimeError):  # it has ended, or lives in another process namespace: grant nothing by them
-        return False
 
 
 def _split_flags(name: bytes) -> tuple[int, bytes]:
@@ -78,27 +62,14 @@ class AttributeRequests:
         self._seen(ino, inode)
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED)]
 
-    @upcall(0)
-    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: Any) -> None:
+    @upcall(0, caller=True)
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: Any, caller: Caller) -> None:
         """Set an attribute, or an access control list and the mode with it; the kernel then asks for the mode."""
         flags, name = _split_flags(name)
-        is_member = membership(ctx)
-        inode = await self._xattrs.put(
-            self._volume, ino, name, value, flags, lambda gid: ctx.uid == 0 or is_member(gid)
-        )
+        inode = await self._xattrs.put(self._volume, ino, name, value, flags, caller.is_member)
         self._seen(ino, inode)
 
     @upcall(0)
     async def removexattr(self, ino: int, name: bytes, ctx: Any) -> None:
         """Remove an attribute."""
         self._seen(ino, await self._xattrs.remove(self._volume, ino, name))
-
-    async def _drop_capability(self, ino: int) -> None:
-        """Writing takes away a file's capabilities: the kernel leaves that to us where it writes around its pages."""
-        if (await self._attributes.getattr(self._volume, ino)).bare:
-            return
-        try:
-            await self._xattrs.remove(self._volume, ino, CAPABILITY)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise

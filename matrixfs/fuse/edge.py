@@ -14,11 +14,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.errnos import judge
 from matrixfs.fuse.libfuse import pyfuse3
 
 if TYPE_CHECKING:
-    from matrixfs.fuse.handles import HandleTable, NodeTable, Pending
+    from matrixfs.fuse.handles import HandleTable
+    from matrixfs.fuse.kernel_caches import KernelCaches
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +33,23 @@ class Edge:
     """State of the edge: counters and what to do when the mount must stop.
 
     Args:
-        nodes: node ids to inode numbers.
+        caches: what the kernel knows; operations under way are marked there.
         handles: file handles to inode numbers.
-        pending: where operations under way are marked.
         withdraw: called once, with the reason, when the mount must stop (R9); must not raise.
         make_room: called when an operation has ended for lack of space; whether it may do better a second time.
     """
 
     def __init__(
         self,
-        nodes: NodeTable,
+        caches: KernelCaches,
         handles: HandleTable,
-        pending: Pending,
         withdraw: Callable[[BaseException], None],
         make_room: Callable[[], Awaitable[bool]],
     ) -> None:
-        self.nodes = nodes
+        self.caches = caches
+        self.nodes = caches.nodes
+        self.pending = caches.pending
         self.handles = handles
-        self.pending = pending
         self.calls: dict[str, int] = {}
         self.failures = 0  # unexpected errors: each one is a bug or a broken store
         self._withdraw = withdraw
@@ -76,13 +77,14 @@ class Edge:
         return fuse_error
 
 
-def upcall(*nodes: int, handle: int = 0) -> Callable[[_Handler], _Handler]:
+def upcall(*nodes: int, handle: int = 0, caller: bool = False) -> Callable[[_Handler], _Handler]:
     """Put a handler behind the edge.
 
     Args:
         nodes: positions of the arguments that are node ids (0 is the first after ``self``); the handler gets inode
             numbers instead.
         handle: so many of the first arguments are file handles; the handler gets their ``Handle`` instead.
+        caller: the handler gets a ``Caller`` behind the other arguments, the same when it is called a second time.
     """
 
     def decorate(method: _Handler) -> _Handler:
@@ -101,6 +103,8 @@ def upcall(*nodes: int, handle: int = 0) -> Callable[[_Handler], _Handler]:
                 for position in nodes:
                     given[position] = edge.nodes.ino(arguments[position])
                     marked.append(given[position])
+                if caller:
+                    given.append(Caller(edge.caches, arguments[-1]))
                 for ino in marked:
                     edge.pending.enter(ino)
                 try:

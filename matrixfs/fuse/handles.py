@@ -24,9 +24,8 @@ ROOT_NODE = 1
 READ_ONLY_HANDLE = 1 << 62  # can't write
 INODE_HANDLE = 1 << 61  # no handle but an inode's number: the kernel opened the file without asking
 APPEND_HANDLE = 1 << 60  # a WRITE to the end of the file
-TOLD_HANDLE = 1 << 59  # a WRITE, and so APPEND_HANDLE and ROOT_HANDLE tell of it
-ROOT_HANDLE = 1 << 58  # a WRITE of root, who may leave set-user-ID and set-group-ID
-_NUMBER = ROOT_HANDLE - 1
+TOLD_HANDLE = 1 << 59  # a WRITE, and so APPEND_HANDLE tells of it
+_NUMBER = TOLD_HANDLE - 1
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class Node:
     pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
     data_version: int | None = None  # of the data in the kernel's pages (H5); None: not known
     was_read: bool = False  # a READ was asked for since nobody had it open
-    kept: bool = False  # where the kernel opens by itself: counts as open as long as it is known
+    kept: bool = False  # it counts as open as long as it is known (K6, K8)
 
     def opened(self, data_version: int) -> bool:
         """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5)."""
@@ -132,12 +131,17 @@ class Handle:
     flags: int
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
-    by_root: bool = False  # of one write: who does it
+    unasked: bool = False  # the kernel opened it without asking
 
     @property
     def append(self) -> bool:
         """Writes go to the true end of the file, whatever offset the kernel believes in (coherence.md 7)."""
         return bool(self.flags & os.O_APPEND) if self.append_now is None else self.append_now
+
+    @property
+    def overwrites(self) -> bool:
+        """Writes may go over what an append-only file holds: it was opened before it was that, or would not be open."""
+        return not (self.around_pages or self.unasked)
 
     @property
     def around_pages(self) -> bool:
@@ -176,7 +180,7 @@ class HandleTable:
 
     def __getitem__(self, number: int) -> Handle:
         if number & INODE_HANDLE:
-            handle = Handle(number & _NUMBER, 0)
+            handle = Handle(number & _NUMBER, 0, unasked=True)
         else:
             try:
                 handle = self._handles[number & (_NUMBER | READ_ONLY_HANDLE)]
@@ -184,9 +188,8 @@ class HandleTable:
                 raise OSError(errno.EBADF, f"file handle {number} is not open") from None
         if not number & TOLD_HANDLE:
             return handle
-        return Handle(
-            handle.ino, handle.flags, append_now=bool(number & APPEND_HANDLE), by_root=bool(number & ROOT_HANDLE)
-        )
+        append = bool(number & APPEND_HANDLE)
+        return Handle(handle.ino, handle.flags, append_now=append, unasked=handle.unasked)
 
     def remove(self, number: int) -> Handle:
         """Forget a handle and return it."""

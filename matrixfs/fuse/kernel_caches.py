@@ -23,6 +23,8 @@ Called by the filesystem's demote callouts.  Invariants:
     K7  The extension answers for an inode without extended attributes (``bare``) while the lock is held under which
         that was seen: from the reply that tells of it to the purge, or to a change of them here.  The access control
         lists that the kernel keeps go with the attributes (K2).
+    K8  What lost its last name here (``keep``) counts as open until it is forgotten, if the kernel can be made to
+        forget what is not in use (6.18): it tells of no O_PATH, and of no working directory.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ SHORT = 0.1  # seconds a name is trusted by kernels without the epoch: a purge w
 SHORT_SLACK = 0.05  # seconds more: the kernel counts in ticks, and from when it has taken the reply in
 PAGES_BOUND = 0.05  # seconds a purge waits for pages while something local is pending
 DROPPED_BOUND = 2.0  # seconds an answer waits for pages that a purge left behind
+NO_NODE = 0
 NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
@@ -64,6 +67,7 @@ _COUNTERS = (
     "waited_out",
     "settled",
     "repeats",
+    "repeated_in_vain",
     "sheds",
     "shed_in_vain",
 )
@@ -98,6 +102,7 @@ class KernelCaches:
         self._notifier: Notifier | None = None
         self._epoch = False
         self._prunes = False
+        self._opened_by_kernel = False
         self._forgotten: dict[int, trio.Event] = {}  # somebody waits for the kernel to forget these inodes
         self._directories: dict[int, _Directory] = {}
         self._page_jobs: dict[int, Job] = {}
@@ -109,10 +114,13 @@ class KernelCaches:
         Args:
             notifier: the kernel.
             root_ino: of the root directory.
-            opened_by_kernel: files are opened without asking, so ``shed`` has work to do.
+            opened_by_kernel: files are opened without asking, so ``shed`` has work to do for all.
         """
         self._notifier = notifier
-        self._prunes = opened_by_kernel
+        self._prunes = notifier.prune(NO_NODE) == 0
+        self._opened_by_kernel = opened_by_kernel
+        if opened_by_kernel and not self._prunes:
+            log.warning("kernel without FUSE_NOTIFY_PRUNE (before 6.18): every file it knows counts as open")
         self.nodes.root = root_ino
         self._epoch = notifier.epoch() == 0
 
@@ -155,8 +163,9 @@ class KernelCaches:
             waited.set()
 
     async def shed(self, ino: int) -> None:
-        """Have the kernel forget an inode unless it is in use (K1, K6)."""
-        if not self._prunes or self._notifier is None or not self.nodes.known(ino):
+        """Have the kernel forget an inode unless it is in use, if its being known counts as open (K1, K6, K8)."""
+        known = self.nodes.get(ino)
+        if not self._prunes or self._notifier is None or known is None or not (self._opened_by_kernel or known.kept):
             return
         self._counters["sheds"] += 1
         notifier, node = self._notifier, self.nodes.node_id(ino)
@@ -165,14 +174,18 @@ class KernelCaches:
             job = self._workers.submit(lambda _job: codes.append(notifier.prune(node)))
             if not await job.wait(NAMES_BOUND) or not codes:
                 break
-            if codes[-1] in (errno.EINVAL, errno.ENOSYS):  # before 6.18
-                self._prunes = False
-                log.warning("kernel without FUSE_NOTIFY_PRUNE (before 6.18): every file it knows counts as open")
-                break
             if notifier.attributes(node) != errno.ENOENT or await self._forgets(ino):
                 break
         if self.nodes.known(ino):
             self._counters["shed_in_vain"] += 1
+
+    def keep(self, ino: int) -> bool:
+        """An inode lost its last name: whether its being known counts as open from now on, and did not before (K8)."""
+        node = self.nodes.get(ino)
+        if node is None or node.kept or not self._prunes or self._notifier is None:
+            return False
+        node.kept = True
+        return True
 
     async def _forgets(self, ino: int) -> bool:
         """Whether the FORGET comes at once; if not, the kernel may just be taking in a reply that names the inode."""
@@ -229,7 +242,8 @@ class KernelCaches:
             if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
         self._bump()  # whoever finds it by name asks again
-        log.warning("inode %d: the kernel neither knows nor forgets it", ino)
+        self._counters["repeated_in_vain"] += 1
+        log.debug("inode %d: told to nobody yet, or its FORGET waits behind other requests", ino)
 
     async def _drop_pages(self, ino: int) -> None:
         job = self._page_jobs.get(ino)

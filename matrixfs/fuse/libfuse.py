@@ -45,6 +45,8 @@ __all__ = [
     "KernelFeatures",
     "available",
     "bare_answers",
+    "caller",
+    "clear_privileges",
     "count_locks",
     "expire_entry",
     "inc_epoch",
@@ -55,9 +57,11 @@ __all__ = [
     "prune",
     "pyfuse3",
     "reply_err",
+    "reply_ioctl",
     "reply_lock",
     "reply_seek",
     "reply_written",
+    "serve_flags",
     "serve_locks",
     "serve_ranges",
     "session_fd",
@@ -81,6 +85,7 @@ _CAPABILITIES = {  # bits of libfuse's FUSE_CAP_*, for people
     "handle_killpriv": 20,
     "cache_symlinks": 23,
 }
+_HANDLE_KILLPRIV_V2 = "handle_killpriv_v2"  # no bit of libfuse's: the extension agrees on it with the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,27 @@ def open_by_kernel(wanted: bool) -> None:
         _extension.set_no_open(wanted)
 
 
+# ---- set-id bits and capabilities ----
+
+
+def clear_privileges(wanted: bool) -> None:
+    """Before the session is made: False has the kernel clear set-id bits, as those do that can't leave it to us."""
+    if _extension is not None:
+        _extension.set_clears_privileges(wanted)
+
+
+def caller() -> tuple[bool | None, bool, int, int]:
+    """Of the request whose handler has begun, up to the handler's first checkpoint.
+
+    Whether it keeps set-id bits (None: not told), whether it is pages of a mapping, and the caller's pid and gid.
+    Without the extension we don't know who it is, and it keeps nothing.
+    """
+    if _extension is None:
+        return False, False, 0, 0
+    found: tuple[bool | None, bool, int, int] = _extension.caller()
+    return found
+
+
 # ---- extended attributes ----
 
 
@@ -172,6 +198,16 @@ def serve_ranges(request: Callable[..., None] | None) -> None:
         _extension.set_range_handler(request)
 
 
+def serve_flags(request: Callable[..., None] | None) -> None:
+    """Before the session is made: who answers ioctl(2) for flags and projects of files; None: nobody.
+
+    ``request`` is told (operation, number, node, uid, pid, argument); it answers at once or later, by
+    ``reply_ioctl`` or ``reply_err``.
+    """
+    if _extension is not None:
+        _extension.set_flag_handler(request)
+
+
 def reply_err(number: int, code: int) -> int:
     """Answer a parked request: an errno, 0 for success.  Returns 0, ESRCH if it was answered, or the kernel's errno."""
     return int(_extension.reply_err(number, code))
@@ -192,6 +228,11 @@ def reply_written(number: int, count: int) -> int:
     return int(_extension.reply_written(number, count))
 
 
+def reply_ioctl(number: int, answer: bytes) -> int:
+    """Answer an ioctl: what it returns.  Returns as ``reply_err``."""
+    return int(_extension.reply_ioctl(number, answer))
+
+
 def count_locks(node: int, change: int) -> None:
     """One (1) more reason, or one (-1) less, to be told when a descriptor of this inode is closed."""
     _extension.count_locks(node, change)
@@ -206,5 +247,7 @@ def kernel_features() -> KernelFeatures:
     """What kernel and libfuse agreed on; all zero without the extension."""
     raw = {} if _extension is None else _extension.kernel_features()
     wanted = raw.get("want", 0)
-    names = frozenset(name for name, bit in _CAPABILITIES.items() if wanted >> bit & 1)
-    return KernelFeatures(raw.get("minor", 0), raw.get("max_write", 0), raw.get("max_readahead", 0), names)
+    names = {name for name, bit in _CAPABILITIES.items() if wanted >> bit & 1}
+    if raw.get("clears_privileges"):
+        names.add(_HANDLE_KILLPRIV_V2)
+    return KernelFeatures(raw.get("minor", 0), raw.get("max_write", 0), raw.get("max_readahead", 0), frozenset(names))

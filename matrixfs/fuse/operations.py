@@ -21,8 +21,11 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from matrixfs.fuse.attribute_requests import AttributeRequests, membership
+from matrixfs.fuse.attribute_requests import AttributeRequests
+from matrixfs.fuse.directory_requests import DirectoryRequests
 from matrixfs.fuse.edge import Edge, upcall
+from matrixfs.fuse.file_handles import DOTS, by_number
+from matrixfs.fuse.flag_requests import FlagRequests
 from matrixfs.fuse.kernel_caches import FOREVER
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
@@ -34,14 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from matrixfs.fuse.api import ClusterLocks, Filesystem, Inode, Volume
+    from matrixfs.fuse.callers import Caller
     from matrixfs.fuse.handles import Handle, HandleTable
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 NAME_BYTES_MAX = 255
 NAMELESS = b"/"  # CREATE of this is O_TMPFILE (_libfuse.c)
 BLOCK_BYTES = 4096
-ENTRIES_LIMIT_MAX = 256
-DOT_COOKIE, DOT_DOT_COOKIE = 1, 2  # the filesystem's cookies begin above (ondisk/directory.py: COOKIE_BASE)
 
 
 def _checked(name: bytes) -> bytes:
@@ -56,7 +58,7 @@ def _access(flags: int) -> int:
     return (4 if access != os.O_WRONLY else 0) | (2 if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
 
 
-class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, see libfuse
+class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is Any, see libfuse
     """The handlers; each is called by pyfuse3 with the kernel's node ids, see ``edge.upcall``.
 
     Args:
@@ -70,7 +72,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             as open, and requests come with inode numbers for handles.
     """
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
     enable_writeback_cache = False  # coherence.md 3
     enable_acl = True  # the extension has the kernel leave us the umask; without it, it is taken out in any case
 
@@ -86,21 +88,21 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         opened_by_kernel: bool = False,
     ) -> None:
         super().__init__()
-        self.edge = Edge(caches.nodes, handles, caches.pending, withdraw, volume.room.make)
+        self.edge = Edge(caches, handles, withdraw, volume.room.make)
         self._volume = volume
         self._names = filesystem.namespace
         self._attributes = filesystem.attributes
         self._data = filesystem.data
         self._readdir = filesystem.readdir
         self._xattrs = filesystem.xattrs
-        self._caches = caches
-        self._nodes = caches.nodes
+        self._caches, self._nodes = caches, caches.nodes
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
         self.parked = ParkedRequests(self.edge)
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
-        ranges = filesystem.ranges
-        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, self.edge, self.parked)
+        ranges, flags = filesystem.ranges, filesystem.flags
+        self.range_requests = None if ranges is None else RangeRequests(volume, ranges, caches, self.edge, self.parked)
+        self.flag_requests = None if flags is None else FlagRequests(volume, flags, caches, self.edge, self.parked)
 
     # ---- replies ----
 
@@ -108,7 +110,6 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._caches.bare(inode.ino, inode.bare)
         reply = pyfuse3.EntryAttributes()
         reply.st_ino = self._nodes.node_id(inode.ino)
-        reply.generation = inode.incarnation
         reply.attr_timeout = FOREVER
         reply.st_mode = inode.mode
         reply.st_nlink = inode.nlink
@@ -127,16 +128,28 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         """An entry reply: counts the lookup, records the name.  ``stamp``: taken when the name was found (O1)."""
         overtaken = stamp is not None and stamp != self._caches.stamp
         is_directory = stat.S_ISDIR(inode.mode)
-        reply = self._fill(inode)
+        reply = self._named(inode)
         reply.entry_timeout = 0.0 if overtaken else self._caches.entry_timeout
         self._looked_up(inode)
         if not overtaken:
             self._caches.handed_out(parent, name, is_directory=is_directory)
         return reply
 
+    def _named(self, inode: Inode) -> Any:
+        reply = self._fill(inode)
+        reply.generation = self._attributes.generation(self._volume, inode)
+        return reply
+
+    def _nameless(self, inode: Inode) -> Any:
+        """The reply that gives the kernel an inode that it knows by a handle."""
+        if inode.ino == self._nodes.root:
+            return self._fill(inode)  # generation 0, and not counted
+        self._looked_up(inode)
+        return self._named(inode)
+
     def _looked_up(self, inode: Inode) -> None:
         node = self._nodes.looked_up(inode.ino, inode.incarnation)
-        if self._opened_by_kernel and not node.kept and stat.S_ISREG(inode.mode):
+        if self._opened_by_kernel and inode.readable and not node.kept and stat.S_ISREG(inode.mode):
             node.kept = True
             self._volume.opens.opened(inode.ino)  # its lock is held now, and stands for that (O1)
 
@@ -149,6 +162,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
     @upcall(0)
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         """Find a name; an absent one is told as such, for the kernel to cache."""
+        if name in DOTS:
+            return self._nameless(await by_number(self._attributes, self._volume, parent, name))
         inode = await self._names.lookup(self._volume, parent, _checked(name))
         if inode is not None:
             return self._entry(parent, name, inode)
@@ -242,8 +257,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             inode = await self._attributes.getattr(self._volume, ino)
         return self._fill(self._checked_inode(ino, inode))
 
-    @upcall(0)
-    async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any, caller: Caller) -> Any:
         """Change mode, owner, size or times; pyfuse3 has put the present time where "now" was asked for."""
         changes = self._attributes.Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -252,6 +267,8 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            changer=caller.of_setattr(fields),
+            times_are_now=bool(attr.st_rdev),  # the extension says so there
         )
         inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
         reply = self._fill(inode)
@@ -287,12 +304,12 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
 
     # ---- files ----
 
-    @upcall(0)
-    async def open(self, ino: int, flags: int, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def open(self, ino: int, flags: int, ctx: Any, caller: Caller) -> Any:
         """Open a file, truncating it where asked."""
-        return self._file(await self._open(ino, flags, ctx.uid, named=False), flags)
+        return self._file(await self._open(ino, flags, caller, named=False), flags)
 
-    async def _open(self, ino: int, flags: int, uid: int, *, named: bool) -> Inode:
+    async def _open(self, ino: int, flags: int, caller: Caller | None, *, named: bool) -> Inode:
         """Take the open lock, truncate where asked, and read the inode last (O1).
 
         ``named``: it was found by its name just now, so the kernel's idea of an earlier file of that number, whose
@@ -301,10 +318,11 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._volume.opens.opened(ino)
         try:
             if flags & os.O_TRUNC:
-                changes = self._attributes.Changes(size=0, drop_set_id=uid != 0)
+                changes = self._attributes.Changes(size=0, changer=caller)
                 inode = await self._attributes.setattr(self._volume, ino, changes)
             else:
                 inode = await self._attributes.getattr(self._volume, ino)
+            self._attributes.check_open(inode, flags)
             return inode if named else self._checked_inode(ino, inode)
         except BaseException:
             self._volume.opens.closed(ino)
@@ -323,13 +341,13 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
-    @upcall(0)
-    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+    @upcall(0, caller=True)
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any, caller: Caller) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         if name == NAMELESS:
             inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
-            inode = await self._open(inode.ino, flags, ctx.uid, named=True)
+            inode = await self._open(inode.ino, flags, caller, named=True)
             entry = self._entry(parent, name, inode, -1)
             return self._file(inode, flags), entry
         try:
@@ -340,13 +358,13 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         except (OSError, MatrixError) as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
-            inode = await self._existing(parent, name, flags, ctx)
+            inode = await self._existing(parent, name, flags, ctx.uid, caller)
         stamp = self._caches.stamp
-        inode = await self._open(inode.ino, flags, ctx.uid, named=True)
+        inode = await self._open(inode.ino, flags, caller, named=True)
         entry = self._entry(parent, name, inode, stamp)
         return self._file(inode, flags), entry
 
-    async def _existing(self, parent: int, name: bytes, flags: int, ctx: Any) -> Inode:
+    async def _existing(self, parent: int, name: bytes, flags: int, uid: int, caller: Caller) -> Inode:
         """The regular file of that name, if the caller may open it so (O3).
 
         For anything else ESTALE makes the kernel walk the path again, now with the name known.
@@ -354,7 +372,7 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         inode = await self._names.lookup(self._volume, parent, name)
         if inode is None or not stat.S_ISREG(inode.mode):
             raise OSError(errno.ESTALE, "the name has just changed")
-        if not await self._attributes.permits(self._volume, inode.ino, _access(flags), ctx.uid, membership(ctx)):
+        if not await self._attributes.permits(self._volume, inode.ino, _access(flags), uid, caller.is_in):
             raise OSError(errno.EACCES, "permission denied")
         found: Inode = inode
         return found
@@ -372,46 +390,35 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
             self._caches.filled(handle.ino)
         return data
 
-    @upcall(handle=True)
-    async def write(self, handle: Handle, offset: int, buf: bytes) -> int:
+    @upcall(handle=True, caller=True)
+    async def write(self, handle: Handle, offset: int, buf: bytes, caller: Caller) -> int:
         """Write, at the true end where the file was opened so."""
+        changer = None if caller.of_pages else caller
         if not handle.around_pages and (handle.append or self._opened_by_kernel):
-            return await self._write_cached(handle, offset, buf)
-        if handle.around_pages:
-            await self._drop_capability(handle.ino)
-        if handle.around_pages and not handle.by_root:
-            await self._drop_set_id(handle.ino)
-        written: int = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+            return await self._write_cached(handle, offset, buf, changer)
+        written: int = await self._data.write(
+            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
+        )
         if not handle.around_pages:
             self._nodes.wrote(handle.ino, self._data.version(self._volume, handle.ino))
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written
 
-    async def _write_cached(self, handle: Handle, offset: int, buf: bytes) -> int:
+    async def _write_cached(self, handle: Handle, offset: int, buf: bytes, changer: Caller | None) -> int:
         """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
 
         read(2) then asks for the size and drops them; a mapping would not.
         """
-        written = await self._data.write(self._volume, handle.ino, offset, buf, append=handle.append)
+        written: int = await self._data.write(
+            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
+        )
         if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:
                 self._caches.drop_pages_later(handle.ino)
         self._caches.filled(handle.ino)
         return written
-
-    async def _drop_set_id(self, ino: int) -> None:
-        """Writing takes away set-user-ID and set-group-ID, as it does when it truncates.
-
-        The kernel does that itself, but for descriptors that write around its page cache, and where open truncates,
-        it leaves it to us.  Root may keep them; other holders of CAP_FSETID are not known to us.
-        """
-        mode = (await self._attributes.getattr(self._volume, ino)).mode
-        runs_as_group = stat.S_ISGID | stat.S_IXGRP  # without execution, set-group-ID means mandatory locking
-        if mode & stat.S_ISUID or mode & runs_as_group == runs_as_group:
-            await self._attributes.setattr(self._volume, ino, self._attributes.Changes(drop_set_id=True))
-            await self._caches.purge_inode(ino)  # the kernel doesn't ask for the mode after a write
 
     @upcall(handle=True)
     async def flush(self, handle: Handle) -> None:
@@ -433,65 +440,3 @@ class Operations(AttributeRequests, pyfuse3.Operations):  # type: ignore[misc]  
         self._volume.opens.closed(ino)
         if self.lock_requests is not None:
             await self.lock_requests.released(fh, ino)
-
-    # ---- directories ----
-
-    @upcall(0)
-    async def opendir(self, ino: int, ctx: Any) -> int:
-        """Open a directory; as a file it outlives its name while it is open."""
-        await self._open(ino, os.O_DIRECTORY, ctx.uid, named=False)
-        return self._handles.add(ino, os.O_DIRECTORY)
-
-    @upcall()
-    async def releasedir(self, fh: int) -> None:
-        """The last descriptor of an open directory was closed."""
-        self._volume.opens.closed(self._handles.remove(fh).ino)
-
-    @upcall(handle=True)
-    async def readdir(self, handle: Handle, cookie: int, token: Any) -> None:
-        """List entries with their attributes.  One filesystem call per reply (O1); how many fit is learnt."""
-        if cookie < DOT_DOT_COOKIE:
-            directory = await self._attributes.getattr(self._volume, handle.ino)
-            self._nodes.check(handle.ino, directory.incarnation)
-            if not self._dots(directory, cookie, token):
-                return
-        after = cookie if cookie > DOT_DOT_COOKIE else 0
-        entries = await self._readdir.entries(self._volume, handle.ino, after, handle.entries_limit)
-        if not handle.flags & os.O_NOATIME:
-            self._volume.atimes.note(handle.ino)
-        fitted = 0
-        for position, name, inode in entries:
-            if not self._add(token, handle.ino, name, inode, position):
-                break
-            fitted += 1
-        if fitted == handle.entries_limit:
-            handle.entries_limit = min(fitted * 2, ENTRIES_LIMIT_MAX)
-        elif fitted < len(entries):
-            handle.entries_limit = max(fitted, 1)
-
-    def _add(self, token: Any, parent: int, name: bytes, inode: Inode, next_cookie: int) -> bool:
-        reply = self._fill(inode)
-        reply.entry_timeout = self._caches.entry_timeout
-        if not pyfuse3.readdir_reply(token, name, reply, next_cookie):
-            return False
-        is_directory = stat.S_ISDIR(inode.mode)
-        self._looked_up(inode)
-        self._caches.handed_out(parent, name, is_directory=is_directory)
-        return True
-
-    def _dots(self, directory: Inode, cookie: int, token: Any) -> bool:
-        """Add "." and ".."; the kernel takes only their numbers and types, and counts no lookup (H1)."""
-        parent = directory.parent or directory.ino
-        for name, ino, position in ((b".", directory.ino, DOT_COOKIE), (b"..", parent, DOT_DOT_COOKIE)):
-            if cookie < position:
-                reply = pyfuse3.EntryAttributes()
-                reply.st_ino = self._nodes.node_id(ino)
-                reply.st_mode = stat.S_IFDIR
-                if not pyfuse3.readdir_reply(token, name, reply, position):
-                    return False
-        return True
-
-    @upcall(handle=True)
-    async def fsyncdir(self, handle: Handle, datasync: bool) -> None:
-        """Return when the directory's names survive any crash (R10)."""
-        await self._data.fsync(self._volume, handle.ino, datasync)

@@ -125,11 +125,15 @@ class Session:
         """Mount.  Raises OperatorError when libfuse refuses (it prints why on stderr)."""
         check_extension(local_locks=self._config.local_locks)
         libfuse.open_by_kernel(self._config.local_locks)
-        locks, ranges = self._operations.lock_requests, self._operations.range_requests
+        locks, ranges, flags = (
+            self._operations.lock_requests, self._operations.range_requests, self._operations.flag_requests,
+        )  # fmt: skip
         if locks is not None:
             libfuse.serve_locks(locks.request, self._operations.parked.interrupted)
         if ranges is not None:
             libfuse.serve_ranges(ranges.request)
+        if flags is not None:
+            libfuse.serve_flags(flags.request)
         try:
             pyfuse3.init(self._operations, self._config.mountpoint, self._mount_options())
         except RuntimeError as error:

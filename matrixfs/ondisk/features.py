@@ -6,6 +6,8 @@ INCOMPATIBLE_NAMES = {
     1: "extended attributes",
     2: "unwritten extents",
     4: "journals in several runs",
+    8: "flags and projects of files",
+    16: "file data in journals",
 }
 
 

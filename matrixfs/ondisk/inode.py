@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import stat
+
 from matrixfs.ondisk.xattr import INLINE_BYTES
 from membership.label import BLOCK_BYTES
 from membership.records import Record, i64, raw, record, u8, u16, u32, u64
@@ -31,9 +33,28 @@ FLAG_DIRSYNC = 128  # +D: every change of names in this directory, too
 FLAG_JOURNAL_DATA = 256  # +j: data goes through the journal
 FLAG_PROJECT_INHERIT = 512  # +P: what is made in this directory belongs to its project
 FLAGS_OF_USERS = sum(1 << bit for bit in range(2, 10))  # what chattr(1) shows and sets
+FLAGS_OF_DIRECTORIES = FLAG_DIRSYNC | FLAG_PROJECT_INHERIT  # which mean nothing elsewhere
+FLAGS_OF_SPECIAL = FLAG_NODUMP | FLAG_NOATIME  # what links, devices, pipes and sockets can have, as on ext4
 FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_QUARANTINED | FLAGS_OF_USERS
+FLAG_LETTERS = {  # as chattr(1) and lsattr(1) call them
+    FLAG_SYNC: "S",
+    FLAG_DIRSYNC: "D",
+    FLAG_IMMUTABLE: "i",
+    FLAG_APPEND: "a",
+    FLAG_NODUMP: "d",
+    FLAG_NOATIME: "A",
+    FLAG_JOURNAL_DATA: "j",
+    FLAG_PROJECT_INHERIT: "P",
+}
 
 TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1  # 1677 to 2262: what the fields hold
+
+
+def flags_of_type(mode: int) -> int:
+    """Flags of users that an inode of this type can have (ext4_mask_flags)."""
+    if stat.S_ISDIR(mode):
+        return FLAGS_OF_USERS
+    return FLAGS_OF_USERS & ~FLAGS_OF_DIRECTORIES if stat.S_ISREG(mode) else FLAGS_OF_SPECIAL
 
 
 @record(magic=b"MXFSINOD", size=BLOCK_BYTES)

@@ -1,11 +1,15 @@
 """A node's journal: a header block, then a circular log of frames.
 
-A frame is one block of ``FrameRecord`` followed by the images of metadata blocks it lists, written in
+A frame is one block of ``FrameRecord`` followed by the images of the blocks it lists, written in
 one durable write; it never wraps: what does not fit before the end of the log starts again at its
 beginning.  A transaction is ``parts`` consecutive frames and counts only when all are there.
 
 Frames carry the header's ``salt``, which changes at every mount, and consecutive sequence numbers, so
 that a frame of an earlier lap or mount can't be taken for a present one.
+
+Images are metadata, or file data (feature JOURNALLED_DATA), which has no header: the frame lists it with a generation
+that no metadata has.  No image of data looks like the head of a frame, whatever a user wrote: one that begins with
+a frame's magic has zeros there in the log, and is listed as ``DATA_ESCAPED``.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ from collections.abc import Sequence
 
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
-from membership.records import Record, raw, record, u16, u32, u64
+from membership.records import GENERATION_MAX, Record, raw, record, u16, u32, u64
+from membership.seams import Buffer
 
 CLEAN = 0
 DIRTY = 1
+DATA = GENERATION_MAX + 1  # instead of a generation: the image is file data
+DATA_ESCAPED = GENERATION_MAX + 2  # and it begins with a frame's magic, in place of which the log has zeros
 _ENTRY = struct.Struct("<QQ")
 _REVOKE = struct.Struct("<Q")
 FRAME_BODY_AT = 128
@@ -68,3 +75,22 @@ def unpack_frame_body_untrusted(frame: FrameRecord, where: str) -> tuple[list[tu
     images = [(block, generation) for block, generation in _ENTRY.iter_unpack(frame.body[:split])]
     revokes = [block for (block,) in _REVOKE.iter_unpack(frame.body[split : split + frame.revokes * _REVOKE.size])]
     return images, revokes
+
+
+def is_data(generation: int) -> bool:
+    """Whether a frame lists file data with this ``generation``."""
+    return generation in (DATA, DATA_ESCAPED)
+
+
+def escaped(generation: int, image: bytes) -> tuple[int, bytes]:
+    """What the log holds for an image: the generation to list it with, and its bytes."""
+    magic = FrameRecord.MAGIC
+    if generation == DATA and image.startswith(magic):
+        return DATA_ESCAPED, bytes(len(magic)) + image[len(magic) :]
+    return generation, image
+
+
+def unescaped(generation: int, image: Buffer) -> Buffer:
+    """The image for what the log holds."""
+    magic = FrameRecord.MAGIC
+    return b"".join((magic, image[len(magic) :])) if generation == DATA_ESCAPED else image

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from matrixfs.ondisk.extent import UNWRITTEN
+from matrixfs.ondisk.inode import FLAG_JOURNAL_DATA, FLAGS_OF_USERS
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES, NAME_BYTES_MAX
 from membership.records import Record, i64, record, text, u32, u64, u64_array
@@ -28,7 +29,8 @@ UNWRITTEN_EXTENTS = 2  # extents have flags
 JOURNAL_RUNS = 4  # incompatible, set when there is a further run
 FILE_FLAGS = 8  # incompatible: inodes have flags as chattr(1) sets them, and projects
 JOURNALLED_DATA = 16  # incompatible: journals may hold file data
-INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS  # of filesystems that this version makes
+# Of filesystems that this version makes.
+INCOMPATIBLE_NEW = EXTENDED_ATTRIBUTES | UNWRITTEN_EXTENTS | FILE_FLAGS | JOURNALLED_DATA
 INCOMPATIBLE_KNOWN = INCOMPATIBLE_NEW | JOURNAL_RUNS
 _NO_RUNS = (0,) * RUNS_MAX
 
@@ -72,6 +74,19 @@ class Superblock(Record):
     def extent_flags(self) -> int:
         """Flags that extents may have here."""
         return UNWRITTEN if self.features_incompatible & UNWRITTEN_EXTENTS else 0
+
+    @property
+    def user_flags(self) -> int:
+        """Flags of users that inodes may have here."""
+        if not self.features_incompatible & FILE_FLAGS:
+            return 0
+        return FLAGS_OF_USERS if self.may_journal_data else FLAGS_OF_USERS & ~FLAG_JOURNAL_DATA
+
+    @property
+    def may_journal_data(self) -> bool:
+        """Whether images of file data may lie in journals."""
+        wanted = JOURNALLED_DATA | UNWRITTEN_EXTENTS
+        return self.features_incompatible & wanted == wanted
 
     @property
     def has_quotas(self) -> bool:

@@ -24,6 +24,7 @@ BODY_AT = 72
 BODY_BYTES = BLOCK_BYTES - BODY_AT
 CHAIN_BLOCKS_MAX = -(-PACKED_BYTES_MAX // BODY_BYTES)
 
+CAPABILITY = b"security.capability"
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 SPACES = (b"user.", b"trusted.", b"security.")

@@ -90,11 +90,9 @@ class AdminCore:
         self._sighted: frozenset[int] = frozenset()  # members of the view that reach the store
         self._has_lease = False  # as ``drive`` was told last
         self.change = NamingChange(outbox)
-        self.own_naming = 0  # version of the naming that we hold
-        self.own_name = ""
+        self.own_naming, self.own_name = 0, ""  # version of the naming that we hold; what we are called
         self.admission: Callable[[JoinRequest], str | None] = lambda _: ""  # as administrator: "" yes, text: why not
-        self._asked_at = float("-inf")
-        self._told_at = float("-inf")
+        self._asked_at = self._told_at = float("-inf")
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -116,7 +114,8 @@ class AdminCore:
         self.was_member |= self.is_member()
         mine = (header.administrator, header.administrator_incarnation) == (self.me.node, self.me.incarnation)
         if not mine and self.role is Role.ADMIN:
-            self._log("role", f"generation {header.generation}: node {header.administrator} is administrator now")
+            who = self._out.called(header.administrator)
+            self._log("role", f"generation {header.generation}: node {who} is administrator now")
         known = self._evicted_at if self.role is Role.ADMIN else {}  # what we did not watch over counts from now on
         self._evicted_at = {key: known.get(key, now) for key in header.fencing.items()}
         self._fence_at = {key: at for key, at in self._fence_at.items() if key in self._evicted_at}
@@ -219,17 +218,18 @@ class AdminCore:
         if not may or self.header.fencing.get(node) != incarnation:
             return
         if not result.confirmed:
-            self._log("alert", f"node {node} can't be fenced, nothing of it is recovered: {result.detail}")
+            who = self._out.called(node)
+            self._log("alert", f"node {who} can't be fenced, nothing of it is recovered: {result.detail}")
         elif result.driver == "lease" and not self._is_over(self._evicted_at[node, incarnation], now):
             self._fence_at[node, incarnation] = now + self._timing.heartbeat
         else:
             self._confirmed.add((node, incarnation))
-            self._log("fenced", f"node {node} by {result.driver}: {result.detail}")
+            self._log("fenced", f"node {self._out.called(node)} by {result.driver}: {result.detail}")
             self._out.tell(NodeDead(node, incarnation))
 
     def expel(self, node: int, incarnation: int, reason: str) -> None:
         """Evict a member although it is in the view: it does not do what others wait for."""
-        self._log("alert", f"node {node} is evicted: {reason}")
+        self._log("alert", f"node {self._out.called(node)} is evicted: {reason}")
         self._expelled.add((node, incarnation))
 
     def is_expelled(self, node: int, incarnation: int) -> bool:
@@ -407,7 +407,7 @@ class AdminCore:
         if self._in_view(*owner) and now - lost_at <= self._timing.link_dead:
             self._retry_at = now + self._timing.heartbeat
             if self.role is not Role.ADMIN:
-                self._give_up(f"node {owner[0]} was faster")
+                self._give_up(f"node {self._out.called(owner[0])} was faster")
             return
         self._passed_over = max(self._passed_over, self._generation)
 

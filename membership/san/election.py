@@ -62,7 +62,7 @@ class Election:
         self._nominations += 1
         number = (view << 16) + self._nominations % 2**16
         self._nomination = _Nomination(number, node, now)
-        self._log(f"node {node} is nominated as administrator")
+        self._log(f"node {self._out.called(node)} is nominated as administrator")
         self._out.post(node, Nominate(number, self._undone))
 
     def say_again(self, me: int) -> None:
@@ -83,12 +83,12 @@ class Election:
             nomination.since = now
             self._out.post(node, Commit(body.nomination))
         else:
-            self._log(f"generation {body.generation} of node {node} is undone")
+            self._log(f"generation {body.generation} of node {self._out.called(node)} is undone")
             self._undone = max(self._undone, body.generation)
             self._out.post(node, Undo(body.nomination))
 
     def _fail(self, node: int, reason: str) -> None:
-        self._log(f"node {node} failed to become administrator: {reason}")
+        self._log(f"node {self._out.called(node)} failed to become administrator: {reason}")
         self._failed = [n for n in self._failed if n != node] + [node]
         self._nomination = None
 

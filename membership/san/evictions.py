@@ -76,7 +76,7 @@ class Evictions:
             return
         self._going[fs.uuid, node] = _Eviction(incarnation, reason, now)
         fs.evicting(node, noticed, now)
-        self._out.tell(Log("evicted", f"{fs.name} on node {node} ({member.mountpoint}): {reason}"))
+        self._out.tell(Log("evicted", f"{fs.name} on node {self._out.called(node)} ({member.mountpoint}): {reason}"))
         self._send(fs.uuid, node, incarnation, Evict(reason))
 
     def tick(self, filesystems: dict[bytes, FilesystemRecovery], now: float) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+import trio
 
 from matrixfs.blockstore import FencingGate, Window, open_store
 from matrixfs.blockstore.device.block import BlockDevice
 from matrixfs.blockstore.device.file import FileDevice
 from membership.clock import SystemClock
 from membership.errors import DeviceError, Fenced
-from tests.contract.device import CHECKS, MIB, Subject
+from tests.contract.device import CHECKS, MIB, Subject, pattern
 from tests.contract.stores import directory_with_sectors, loop_device, make_file
 from tests.sim.disk import SimDisk
 
@@ -110,3 +114,61 @@ async def test_contract(
         await check(subject)
     finally:
         await subject.device.aclose()
+
+
+# --- discard, where there is one -----------------------------------------------------------------------------------
+
+
+def taken(path: str) -> int:
+    """Bytes that a file takes."""
+    return os.stat(path).st_blocks * 512
+
+
+@pytest.mark.parametrize("kind", ["file", "block"])
+async def test_a_discard_gives_space_back(kind: str, sector_bytes: int, tmp_path: Path) -> None:
+    backing = make_file(str(tmp_path / "backing"), SIZE)
+    with loop_device(backing, sector_bytes) if kind == "block" else nullcontext(backing) as path:
+        gate = FencingGate(open_store(path), SystemClock())
+        gate.extend(math.inf, 1)
+        data = pattern(1, 8 * MIB)
+        await gate.write(0, data, durable=True)
+        await gate.flush()
+        before = taken(backing)
+        await gate.discard(2 * MIB, 4 * MIB)
+        await gate.flush()
+        assert before - taken(backing) == 4 * MIB
+        assert await gate.read(0, 8 * MIB) == data[: 2 * MIB] + bytes(4 * MIB) + data[6 * MIB :]
+        with pytest.raises(DeviceError, match="outside"):
+            await gate.discard(SIZE - MIB, 2 * MIB)
+        gate.fence("a test")
+        with pytest.raises(Fenced):
+            await gate.discard(0, MIB)
+        await gate.aclose()
+        assert before - taken(backing) == 4 * MIB
+
+
+async def test_a_discard_that_is_cancelled_is_over(tmp_path: Path) -> None:
+    """D3."""
+    path = make_file(str(tmp_path / "store"), SIZE)
+    device = open_store(path)
+    await device.write(0, pattern(1, 8 * MIB), durable=True)
+    before = taken(path)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await device.discard(0, MIB)
+    assert before == taken(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.discard, MIB, 4 * MIB)
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert taken(path) in {before, before - 4 * MIB}
+    await device.discard(0, 8 * MIB, guard=lambda: None)
+    with pytest.raises(Fenced):
+        await device.discard(8 * MIB, MIB, guard=_refuse)
+    counters = device.statistics()
+    assert counters["discards"] in {1, 2}
+    await device.aclose()
+
+
+def _refuse() -> None:
+    raise Fenced("a test")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import stat
 import struct
 
-from matrixfs.fs import attributes, data, namespace, ranges, xattrs
+from matrixfs.fs import attributes, data, fileattr, namespace, ranges, xattrs
 from matrixfs.fs.inode import Inode
 from matrixfs.fs.rename import RENAME_EXCHANGE
 from matrixfs.fs.volume import Volume
+from matrixfs.ondisk.inode import FLAGS_OF_USERS
 from matrixfs.ondisk.xattr import ACL_ACCESS
-from tests.crash.history import SECTOR, History, Key, Thing, Value
+from tests.crash.history import FLAGS, SECTOR, History, Key, Thing, Value
 
 _TAG = struct.Struct("<IIQ")
 
@@ -29,6 +30,12 @@ def tagged(thing: Thing, serial: int, offset: int, length: int) -> bytes:
 def overlaid(content: bytes, offset: int, piece: bytes) -> bytes:
     """``content`` after a write."""
     return content[:offset].ljust(offset, b"\0") + piece + content[offset + len(piece) :]
+
+
+def flags_of(inode: Inode) -> bytes | None:
+    """Flags and project as the history has them: an extended attribute of a name that none can have."""
+    found = inode.flags & FLAGS_OF_USERS, inode.project
+    return b"%d %d" % found if any(found) else None
 
 
 class Application:
@@ -140,6 +147,12 @@ class Application:
 
     async def remove_attribute(self, thing: Thing, name: bytes) -> None:
         self._attribute(await xattrs.remove(self.volume, self.history.inodes[thing], name), name, None)
+
+    async def set_flags(self, thing: Thing, numbers: int, project: int) -> None:
+        """chattr(1) with a project."""
+        ino = self.history.inodes[thing]
+        inode = await fileattr.set_project(self.volume, ino, numbers, project, 0, lambda _: True)
+        self._attribute(inode, FLAGS, flags_of(inode))
 
     def _attribute(self, inode: Inode, name: bytes, value: bytes | None) -> None:
         """An extended attribute changed, and with it mode and owner perhaps."""

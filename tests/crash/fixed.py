@@ -10,7 +10,7 @@ from matrixfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from matrixfs.ondisk.xattr import ACL_ACCESS, ACL_DEFAULT
 from membership.label import BLOCK_BYTES
 from tests.crash.application import Application
-from tests.crash.history import ROOT
+from tests.crash.history import ROOT, Thing
 from tests.crash.operations import Choice
 from tests.sim.fs_world import World
 
@@ -171,6 +171,57 @@ async def ranges(world: World, apps: list[Application], rng: random.Random) -> N
                 await app.fsync(next_one)
         await trio.sleep(rng.choice((0.0, 0.5, 2.5)))
     await app.sync()
+
+
+async def data_journal(world: World, apps: list[Application], rng: random.Random) -> None:
+    """A spool, a table, a file with holes: small writes of several blocks, each all there or not at all, in order."""
+    app = apps[0]
+    await _leave_blocks(app, 60)
+    spool, table, sparse, plain = [await app.create(ROOT, name) for name in (b"spool", b"table", b"sparse", b"plain")]
+    app.history.exact |= {spool, table, sparse}
+    app.history.in_place.add(plain)
+    await app.write(table, 0, 6 * BLOCK_BYTES)
+    await app.append(plain, 5 * BLOCK_BYTES)
+    await app.write(sparse, 0, 5000)
+    await app.sync()
+    for number in range(24):
+        await app.append(spool, rng.choice((300, 3000, 9000)))
+        if number % 3 == 0:
+            await app.fsync(spool)
+        await app.write(table, rng.randrange(2 * BLOCK_BYTES), rng.choice((100, 4096, 15_000)))
+        for _ in range(3):
+            await app.write(sparse, rng.randrange(60 * BLOCK_BYTES), rng.choice((100, 4096, 9000)))
+        if number % 4 == 0:
+            await app.fsync(table)
+        if number % 5 == 0:
+            await _in_both_ways(app, plain, rng.randrange(3 * BLOCK_BYTES))
+        if number % 8 == 7:
+            await _blocks_change_hands(app, plain, b"next %d" % number)
+        await trio.sleep(rng.choice((0.0, 0.3, 2.5)))
+    await app.sync()
+
+
+async def _in_both_ways(app: Application, thing: Thing, offset: int) -> None:
+    """Through the journal, and over that to its place."""
+    for way in (True, False):
+        app.volume.journal_data = way
+        await app.write(thing, offset, 6000)
+        await app.fsync(thing)
+    app.volume.journal_data = True
+
+
+async def _blocks_change_hands(app: Application, thing: Thing, name: bytes) -> None:
+    """What the log has of a file is of nobody when its blocks are another's, which is written to its place."""
+    await app.write(thing, 0, 5 * BLOCK_BYTES)
+    await app.fsync(thing)
+    await app.fallocate(thing, PUNCH_HOLE | KEEP_SIZE, 0, 5 * BLOCK_BYTES)
+    await app.fsync(thing)
+    made = await app.create(ROOT, name)
+    app.history.in_place.add(made)
+    app.volume.journal_data = False
+    await app.append(made, 30 * BLOCK_BYTES)
+    await app.fsync(made)
+    app.volume.journal_data = True
 
 
 async def _leave_blocks(app: Application, count: int) -> None:

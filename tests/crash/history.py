@@ -8,6 +8,8 @@
         covered, nor than a change of another node's that its writer has seen.  J4 leaves no other zeros, fsync or not.
     H4  A sector that a truncation took from the file is not shown again when the file is longer again.
     H5  Nothing else is there: no name, no inode, no byte.
+        With data=journal (``blocks_whole``) so is each block as a whole, where no copy_file_range in steps is among
+        the changes; and the files in ``exact``, which get small writes only, are whole as they were after a change.
     H6  An access time is one that was shown to somebody; none has to be there.
 
 Times are counts of entries of the disk's log.  All operations of a run return one after the other, in one process, and
@@ -19,6 +21,7 @@ from __future__ import annotations
 import itertools
 import stat
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -28,6 +31,7 @@ from membership.label import BLOCK_BYTES
 from tests.sim.checkers import difference
 from tests.sim.disk import SimDisk
 
+FLAGS = b"(flags, project)"  # the name of an extended attribute that none can have
 SECTOR = 512
 ROOT = 0  # the root directory's thing
 
@@ -92,8 +96,11 @@ class Tree:
 class History:
     """See the module."""
 
-    def __init__(self, disk: SimDisk, nodes: int) -> None:
+    def __init__(self, disk: SimDisk, nodes: int, *, blocks_whole: bool = False) -> None:
         self._disk = disk
+        self._blocks_whole = blocks_whole
+        self.exact: set[Thing] = set()
+        self.in_place: set[Thing] = set()  # not written through the journal each time
         self.serials = itertools.count(1)  # of writes, for their tags
         self.now: dict[Key, Value] = {}  # the tree as programs see it
         self.contents: dict[Thing, list[Content]] = {}
@@ -253,22 +260,27 @@ class History:
         versions = [version.data for version in possible]
         if found in versions:
             return
+        if thing in self.exact:
+            raise Broken(f"file {thing} is as after no change: {difference(found, versions[-1])}")
+        units = [SECTOR]
+        if self._blocks_whole and thing not in self.in_place and not any(version.in_steps for version in possible):
+            units.append(BLOCK_BYTES)
         wrong = ""
         for at, size_from in enumerate(versions):  # the size is that of this change, or of a part of it
             around = [len(version) for version in versions[: at + 2]]
             partly = len(found) % BLOCK_BYTES == 0 and min(around) < len(found) < max(around)
             partly |= possible[at : at + 2][-1].in_steps and len(size_from) < len(found) < around[-1]
             if len(size_from) == len(found) or partly:
-                bad = _bad_sector(found, versions, at)
-                if bad is None:
+                bad = [(unit, offset) for unit in units for offset in _bad_units(found, versions, at, unit)]
+                if not bad:
                     return
-                wrong = wrong or self._describe(thing, found, versions, bad)
+                wrong = wrong or self._describe(thing, found, versions, *bad[0])
         sizes = sorted({len(version) for version in versions})
         raise Broken(wrong or f"file {thing}: {len(found)} bytes; it had {sizes} since what an fsync covered")
 
-    def _describe(self, thing: Thing, found: bytes, versions: list[bytes], at: int) -> str:
-        got = found[at : at + SECTOR]
-        older = [i for i, each in enumerate(self.contents[thing]) if each.data[at : at + SECTOR] == got]
+    def _describe(self, thing: Thing, found: bytes, versions: list[bytes], unit: int, at: int) -> str:
+        got = found[at : at + unit]
+        older = [i for i, each in enumerate(self.contents[thing]) if each.data[at : at + unit] == got]
         others = [
             other
             for other, history in self.contents.items()
@@ -278,7 +290,7 @@ class History:
         if not got.strip(b"\0"):
             origin = "zeros"
         return (
-            f"file {thing}: sector at {at} is {origin}; allowed were {len(versions)} versions:"
+            f"file {thing}: {unit} bytes at {at} are {origin}; allowed were {len(versions)} versions:"
             f" {difference(found, versions[-1])}"
         )
 
@@ -291,14 +303,13 @@ def _names_first(key: Key) -> tuple[bool, str]:
     return key[0] != "name", repr(key)
 
 
-def _bad_sector(found: bytes, versions: list[bytes], at: int) -> int | None:
-    """Offset of a sector that none of ``versions`` explains, given that the size is that of number ``at``."""
-    for offset in range(0, len(found), SECTOR):
-        got = found[offset : offset + SECTOR]
+def _bad_units(found: bytes, versions: list[bytes], at: int, unit: int) -> Iterator[int]:
+    """Offsets of sectors, or blocks, that none of ``versions`` explains, if the size is that of number ``at``."""
+    for offset in range(0, len(found), unit):
+        got = found[offset : offset + unit]
         cut = max((i for i in range(at + 1) if len(versions[i]) <= offset), default=0)  # H4
         if not any(version[offset : offset + len(got)] == got for version in versions[cut:]):
-            return offset
-    return None
+            yield offset
 
 
 def _shown(value: Value) -> str:

@@ -20,7 +20,8 @@ from matrixfs.fsck.problems import ORPHAN, Findings
 from matrixfs.fsck.store import replay_journals
 from matrixfs.locks.cache import LockCache
 from matrixfs.ondisk.superblock import ROOT_INODE, Superblock
-from tests.crash.history import ROOT, Broken, History, Tree
+from tests.crash.application import flags_of
+from tests.crash.history import FLAGS, ROOT, Broken, History, Tree
 from tests.matrixfs.local import GrantsAll, eventually, mounted
 from tests.sim.checkers import NoProgress
 from tests.sim.disk import Media, SimDisk
@@ -95,6 +96,8 @@ async def _walk(volume: Volume, history: History) -> Tree:
             links = 0 if inode.is_directory else inode.nlink
             tree.values["attributes", thing] = (inode.mode, inode.uid, links)
             tree.accesses[thing] = inode.atime_ns
+            if (flags := flags_of(inode)) is not None:
+                tree.values["extended", thing, FLAGS] = flags
             for attribute in [] if inode.bare else (await xattrs.names(volume, inode.ino))[1]:
                 tree.values["extended", thing, attribute] = (await xattrs.get(volume, inode.ino, attribute))[1]
             if inode.is_directory:

@@ -18,7 +18,7 @@ from matrixfs.ondisk.acl import pack_acl
 from matrixfs.ondisk.xattr import ACL_ACCESS, ACL_DEFAULT
 from membership.label import BLOCK_BYTES
 from tests.crash.application import Application
-from tests.crash.history import SECTOR, Thing
+from tests.crash.history import FLAGS, SECTOR, Thing
 from tests.matrixfs.acl_rules import rules
 
 NAMES = 12  # that a directory may have
@@ -245,10 +245,16 @@ async def set_attribute(app: Application, choice: Choice) -> None:
 
 async def remove_attribute(app: Application, choice: Choice) -> None:
     now = app.history.now.items()
-    found = [(key[1], key[2]) for key, value in now if key[0] == "extended" and len(key) == 3 and value is not None]
+    held = [key for key, value in now if key[0] == "extended" and len(key) == 3 and value is not None]
+    found = [(key[1], key[2]) for key in held if key[2] != FLAGS]
     if not found:
         raise NothingToDo
     await app.remove_attribute(*choice.rng.choice(found))
+
+
+async def set_flags(app: Application, choice: Choice) -> None:
+    """Nodump and noatime, which forbid nothing, and a project."""
+    await app.set_flags(choice.file(), choice.rng.choice((0, 0x40, 0x80, 0xC0)), choice.rng.randrange(3))
 
 
 async def set_acl(app: Application, choice: Choice) -> None:
@@ -336,6 +342,7 @@ OPERATIONS = (
     Operation(4, set_attribute),
     Operation(2, remove_attribute),
     Operation(2, set_acl),
+    Operation(2, set_flags),
     Operation(4, reserve),
     Operation(4, punch),
     Operation(3, zero),

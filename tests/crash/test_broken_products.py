@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from matrixfs.fs import data, namespace, new_blocks, remap, replay, xattrs
+from matrixfs.fs import data, data_journal, journal, namespace, new_blocks, remap, replay, xattrs
 from matrixfs.fs.blocks import Block
 from matrixfs.fs.groups import Group
 from matrixfs.fs.inode import Inode
@@ -26,21 +26,21 @@ def data_is_not_flushed_before_the_commit(patch: Patch) -> None:  # J4, R10
 
 
 def freed_blocks_are_given_out_at_once(patch: Patch) -> None:  # J5
-    patch.setattr(Journal, "on_commit", lambda _, action: action())
+    patch.setattr(Journal, "free_data", lambda _, start, length, reuse: reuse())
 
 
 def the_log_is_trimmed_before_the_blocks_are_safe(patch: Patch) -> None:  # J6
     checkpoint = Journal.checkpoint
 
-    async def careless(journal: Journal) -> None:
+    async def careless(log: Journal) -> None:
         async def nothing() -> None:
             pass
 
-        flush, journal._flush = journal._flush, nothing  # type: ignore[method-assign]
+        flush, log._flush = log._flush, nothing  # type: ignore[method-assign]
         try:
-            await checkpoint(journal)
+            await checkpoint(log)
         finally:
-            journal._flush = flush  # type: ignore[method-assign]
+            log._flush = flush  # type: ignore[method-assign]
 
     patch.setattr(Journal, "checkpoint", careless)
 
@@ -131,7 +131,7 @@ def reserved_blocks_count_as_written_before_they_are(patch: Patch) -> None:  # J
         new_blocks.size_follows(write_back._volume, inode, piece.end)
         await write_back._write(inode, piece, mapped=False)
 
-    patch.setattr(WriteBack, "_write_reserved", careless)
+    patch.setattr(WriteBack, "write_reserved", careless)
 
 
 def blocks_of_attributes_are_freed_like_data(patch: Patch) -> None:  # R7
@@ -140,6 +140,38 @@ def blocks_of_attributes_are_freed_like_data(patch: Patch) -> None:  # R7
         volume.allocator.free_data(group, block.address, 1)
 
     patch.setattr(xattrs, "free_metadata", careless)
+
+
+def images_are_not_revoked_when_the_lock_goes(patch: Patch) -> None:  # DJ2
+    async def careless(log: Journal, release: Release) -> None:
+        async with log._place_lock:
+            await log._place(sorted(release.addresses), durable=True)
+        log.data.settle((), release.addresses)
+        release.done = True
+
+    patch.setattr(Journal, "_release_all", careless)
+
+
+def images_of_data_outlive_their_blocks(patch: Patch) -> None:  # DJ3
+    free_data = Journal.free_data
+
+    def careless(journal: Journal, start: int, length: int, reuse: Callable[[], None]) -> None:
+        for block in journal.data.within(start, length):
+            journal.data.forget(block.address)
+        free_data(journal, start, length, reuse)
+
+    patch.setattr(Journal, "free_data", careless)
+
+
+def data_is_written_in_place_under_its_images(patch: Patch) -> None:  # DJ4
+    async def careless(*_: object) -> None:
+        pass
+
+    patch.setattr(data_journal, "withdraw", careless)
+
+
+def a_small_write_is_several_transactions(patch: Patch) -> None:  # DJ5
+    patch.setattr(journal, "TRANSACTION_BLOCKS_MAX", 2)
 
 
 BROKEN = [
@@ -158,6 +190,10 @@ BROKEN = [
     (a_part_counts_for_the_whole, "transactions", 1),
     (reserved_blocks_count_as_written_before_they_are, "ranges", 1),
     (blocks_of_attributes_are_freed_like_data, "attributes", 1),
+    (images_are_not_revoked_when_the_lock_goes, "data-journal-two", 1),
+    pytest.param(images_of_data_outlive_their_blocks, "data-journal", 1, marks=pytest.mark.long),
+    (data_is_written_in_place_under_its_images, "data-journal", 1),
+    pytest.param(a_small_write_is_several_transactions, "data-journal", 1, marks=pytest.mark.long),
 ]
 
 

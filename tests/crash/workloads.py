@@ -49,6 +49,7 @@ class Workload:
 
     nodes: int
     program: Program
+    journal_data: bool = False  # mounted with data=journal
     size: int = 8 * MIB
     journal_blocks: int = JOURNAL_BLOCKS_MIN
     quotas: bool = False  # so fsck compares what is counted with what is used at every point
@@ -60,7 +61,8 @@ def record(workload: Workload, seed: int) -> Recording:
 
     async def body(world: World) -> None:
         world.disk.mark()
-        history = History(world.disk, workload.nodes)
+        history = History(world.disk, workload.nodes, blocks_whole=workload.journal_data)
+        world.journal_data = workload.journal_data
         mounts = await world.start(*range(workload.nodes))
         apps = [Application(mount.volume, mount.instance.node, history) for mount in mounts]
         await workload.program(world, apps, random.Random(seed))
@@ -160,4 +162,7 @@ WORKLOADS: dict[str, Workload] = {
     "ranges": Workload(1, fixed.ranges),
     "attributes": Workload(1, fixed.attributes, quotas=True),
     "transactions": Workload(1, fixed.transactions, size=32 * MIB, journal_blocks=8 * (IMAGES_MAX + 60)),
+    "data-journal": Workload(1, fixed.data_journal, journal_data=True),
+    "data-journal-full": Workload(1, at_random(operations=50, workers=2, leave_free=90), journal_data=True),
+    "data-journal-two": Workload(2, deaths, journal_data=True),
 }

@@ -20,7 +20,7 @@ from matrixfs.ondisk.directory import (
 from matrixfs.ondisk.extent import Extent, ExtentLeafRecord, pack_extents
 from matrixfs.ondisk.group import BITMAP_BYTES, GroupRecord
 from matrixfs.ondisk.index import BODY_BYTES, IndexRecord, pack_pairs
-from matrixfs.ondisk.inode import INLINE, TAIL_BYTES, TREE, InodeRecord
+from matrixfs.ondisk.inode import FLAG_IMMUTABLE, FLAG_NODUMP, INLINE, TAIL_BYTES, TREE, InodeRecord
 from matrixfs.ondisk.quota import (
     COUNTERS_PER_BLOCK,
     GROUP,
@@ -343,7 +343,7 @@ class Builder:
 def sample(volume: Volume) -> Builder:
     """A tree with one of everything: deep and shallow directories and files, links, devices, a long symlink."""
     builder = Builder(volume, leaf_max=4, index_max=4)
-    builder.file("empty")
+    builder.file("empty").flags = FLAG_IMMUTABLE | FLAG_NODUMP
     builder.file("small", b"hello")
     builder.directory("dir")
     builder.directory("dir/sub")

@@ -13,7 +13,15 @@ from matrixfs.ondisk.directory import DirectoryLeafRecord, Entry, first_key
 from matrixfs.ondisk.extent import UNWRITTEN, ExtentLeafRecord, pack_extents, unpack_extents_untrusted
 from matrixfs.ondisk.group import BITMAP_BYTES
 from matrixfs.ondisk.index import IndexRecord
-from matrixfs.ondisk.inode import FLAG_QUARANTINED, FLAG_TRUNCATING, INLINE, TREE
+from matrixfs.ondisk.inode import (
+    FLAG_DIRSYNC,
+    FLAG_IMMUTABLE,
+    FLAG_NODUMP,
+    FLAG_QUARANTINED,
+    FLAG_TRUNCATING,
+    INLINE,
+    TREE,
+)
 from matrixfs.ondisk.quota import (
     GROUP,
     USER,
@@ -24,7 +32,7 @@ from matrixfs.ondisk.quota import (
     limits_key,
     pack_limits,
 )
-from matrixfs.ondisk.superblock import ORPHANS_START, QUOTA_INODE, ROOT_INODE
+from matrixfs.ondisk.superblock import FILE_FLAGS, ORPHANS_START, QUOTA_INODE, ROOT_INODE
 from matrixfs.ondisk.xattr import ACL_ACCESS, BODY_BYTES, AttributeRecord, pack_attributes
 from membership.label import BLOCK_BYTES
 from tests.damage.build import Builder, Built, sample
@@ -189,6 +197,31 @@ async def _(built: Built) -> None:
 @damage("inode-flags", repaired=False)
 async def _(built: Built) -> None:
     await built.change("small", flags=1 << 30)
+
+
+@damage("inode-user-flags")
+async def _(built: Built) -> None:
+    await built.change("small", flags=FLAG_DIRSYNC | FLAG_IMMUTABLE)
+
+
+async def without_file_flags(built: Built) -> None:
+    built.superblock.features_incompatible &= ~FILE_FLAGS
+    for block in (built.superblock.blocks_total - 1, 0):
+        built.superblock.address = block
+        await built.put(built.superblock)
+
+
+@damage("inode-user-flags")
+async def _(built: Built) -> None:
+    await without_file_flags(built)
+    await built.change("dir", flags=FLAG_NODUMP)
+
+
+@damage("inode-project")
+async def _(built: Built) -> None:
+    await without_file_flags(built)
+    await built.change("empty", flags=0)
+    await built.change("small", project=7)
 
 
 @damage("inode-quarantined")

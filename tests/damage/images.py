@@ -21,7 +21,7 @@ from membership.label import BLOCK_BYTES, DATA_BLOCK
 from membership.records import GENERATION_MAX
 from tests.damage.build import Built, sample
 from tests.damage.fuzz import MASK, Image
-from tests.damage.volume import LogWriter, Volume, small_store
+from tests.damage.volume import DataImage, LogWriter, Volume, small_store
 from tests.sim.disk import SimDisk
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -62,7 +62,9 @@ async def _build() -> Built:
     for image in images:
         image.generation += 1
     await writer.frame(images[:2], part=0, parts=2)
-    await writer.frame(images[2:], revokes=[built.superblock.group_start + 200], part=1, parts=2)
+    data_block = unpack_extents_untrusted((await built.inode("extents")).tail, 1, "", BLOCKS)[0].physical
+    data = DataImage(data_block, b"data".ljust(BLOCK_BYTES))
+    await writer.frame([*images[2:], data], revokes=[built.superblock.group_start + 200], part=1, parts=2)
     built.volume.disk.mark()
     return built
 

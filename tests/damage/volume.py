@@ -13,7 +13,7 @@ from fastcrc import crc32
 from matrixfs.blockstore import Window, data_window, initialize_disk
 from matrixfs.fs.mkfs import format_volume
 from matrixfs.fs.replay import read_journal_header
-from matrixfs.ondisk.journal import DIRTY, FrameRecord, JournalHeader, pack_frame_body
+from matrixfs.ondisk.journal import DATA, DIRTY, FrameRecord, JournalHeader, pack_frame_body
 from matrixfs.ondisk.superblock import Superblock
 from membership.label import BLOCK_BYTES, DATA_BLOCK, DEFAULT_TIMING
 from membership.records import Record
@@ -82,6 +82,18 @@ class Volume:
 
 
 @dataclass
+class DataImage:
+    """File data as a frame lists it."""
+
+    address: int
+    content: bytes
+    generation: int = DATA
+
+    def encode(self) -> bytes:
+        return self.content
+
+
+@dataclass
 class LogWriter:
     """Writes a journal's frames by the format's book, one durable write each."""
 
@@ -112,7 +124,7 @@ class LogWriter:
 
     async def frame(
         self,
-        images: Sequence[Record] = (),
+        images: Sequence[Record | DataImage] = (),
         revokes: Sequence[int] = (),
         part: int = 0,
         parts: int = 1,

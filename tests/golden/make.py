@@ -1,7 +1,7 @@
 """Makes the golden images of the present format: run once per format version, never again for an old one.
 
     .venv/bin/python -m tests.golden.make 1
-    .venv/bin/python -m tests.golden.make 2-quotas --quota
+    .venv/bin/python -m tests.golden.make 3-quotas --quota
 
 What follows the name are options of mkfs.matrixfs.
 ``v1-clean`` is a store after a clean unmount of its only node, ``v1-crashed`` the same after SIGKILL of matrixd and the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.mount.lab import Lab
 HERE = Path(__file__).parent
 NAMES = 400  # in one directory: its tree gets an index
 SPARSE_AT = 3 << 20
+OLD, NEW = b"what was there " * 1000, b"what only the journal has " * 300
 
 
 def fill(top: Path) -> None:
@@ -48,6 +50,9 @@ def fill(top: Path) -> None:
     os.chmod(top / "small", 0o4751)  # after chown, which takes the set-user-ID bit away
     os.setxattr(top / "small", "user.small", b"in the inode")  # from version 2 on, as what follows
     os.setxattr(top / "sparse", "user.large", b"in a chain" * 2000)
+    subprocess.run(["chattr", "+dA", top / "second name"], check=True)  # from version 3 on, as what follows
+    subprocess.run(["chattr", "-p", "77", "+P", top / "many"], check=True)
+    (top / "overwritten").write_bytes(OLD)  # from version 3 on
     os.utime(top / "small", ns=(1_000_000_001, 2_000_000_002))
 
 
@@ -66,11 +71,14 @@ def main(version: str, *options: str) -> None:
             lab.down()
             save(lab.store, f"v{version}-clean")
             lab.start(node)
-            lab.mount(node)
+            lab.mount(node, "data=journal")
             top = node.mountpoint
             (top / "only in the journal").write_bytes(b"synced\n")
             (top / "fifo").unlink()
             with (top / "only in the journal").open() as file:
+                os.fsync(file.fileno())
+            with (top / "overwritten").open("r+b") as file:
+                file.write(NEW)
                 os.fsync(file.fileno())
             lab.kill(node)
             save(lab.store, f"v{version}-crashed")

@@ -15,10 +15,11 @@ from matrixfs.fs import attributes, data, namespace, quota_admin, readdir, xattr
 from matrixfs.fs.opening import read_superblock
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
+from matrixfs.ondisk.inode import FLAG_NOATIME, FLAG_NODUMP, FLAG_PROJECT_INHERIT
 from matrixfs.ondisk.quota import USER, Limits
 from matrixfs.ondisk.superblock import ROOT_INODE
 from membership.label import BLOCK_BYTES, DATA_BLOCK, read_label
-from tests.golden.make import NAMES, SPARSE_AT
+from tests.golden.make import NAMES, NEW, OLD, SPARSE_AT
 from tests.matrixfs.local import mounted
 from tests.sim.disk import SimDisk
 
@@ -89,11 +90,18 @@ async def look(volume: Volume, *, crashed: bool) -> None:
         assert tagged is not None
         assert (await xattrs.get(volume, small.ino, b"user.small"))[1] == b"in the inode"
         assert (await xattrs.get(volume, tagged.ino, b"user.large"))[1] == b"in a chain" * 2000
+    if small.flags:  # not in version 1 and 2
+        assert small.flags == FLAG_NODUMP | FLAG_NOATIME
+        directory = await namespace.lookup(volume, ROOT_INODE, b"many")
+        assert directory is not None
+        assert (directory.flags, directory.project) == (FLAG_PROJECT_INHERIT, 77)
     sparse = await read(b"sparse")
     assert sparse[:SPARSE_AT] == b"".join(b"%04d" % i * 1024 + bytes(4096) for i in range(200)).ljust(SPARSE_AT, b"\0")
     assert sparse[SPARSE_AT:] == b"the end"
     if await namespace.lookup(volume, ROOT_INODE, b"reserved") is not None:  # not in version 1
         assert await read(b"reserved") == (bytes(8192) + b"in the middle").ljust(SPARSE_AT, b"\0")
+    if await namespace.lookup(volume, ROOT_INODE, b"overwritten") is not None:  # not before version 3
+        assert await read(b"overwritten") == (NEW + OLD[len(NEW) :] if crashed else OLD)
     many = await namespace.lookup(volume, ROOT_INODE, b"many")
     assert many is not None
     listed = [name for _, name, _ in await readdir.entries(volume, many.ino, 0, 2 * NAMES)]

@@ -11,6 +11,12 @@ from matrixfs.locks.modes import EX, PR
 from tests.matrixfs.local import Local, eventually, mounted
 from tests.sim.network import SimClock
 
+CHANGES = {
+    "mode": attributes.Changes(mode=0o600),
+    "size": attributes.Changes(size=3),
+    "mtime": attributes.Changes(mtime_ns=5),
+}
+
 
 class Later:
     """Time that passes for file times only."""
@@ -54,7 +60,7 @@ async def test_an_access_is_shown_at_once_and_written_later(monkeypatch: pytest.
 
 
 async def test_a_clean_end_writes_it_down(later: Later) -> None:
-    """T4."""
+    """T5."""
     async with mounted() as mount:
         made = await read_file(mount, later)
         shown = mount.volume.atimes.shown(made)
@@ -77,7 +83,21 @@ async def test_only_what_counts_is_noted(later: Later) -> None:
         assert volume.atimes.shown(made) > first
 
 
-async def test_a_change_after_the_access_makes_it_void(later: Later) -> None:
+@pytest.mark.parametrize("change", [*CHANGES, "write"])
+async def test_a_change_after_the_access_leaves_it(later: Later, change: str) -> None:
+    """T4; and it is no access."""
+    async with mounted() as mount:
+        made = await read_file(mount, later)
+        shown = mount.volume.atimes.shown(made)
+        later(1)
+        if change == "write":
+            await data.write(mount.volume, made.ino, 0, b"new")
+        else:
+            await attributes.setattr(mount.volume, made.ino, CHANGES[change])
+        assert mount.volume.atimes.shown(made) == made.atime_ns == shown
+
+
+async def test_a_time_that_is_set_makes_it_void(later: Later) -> None:
     """utimes(2) sets a time: what was noted before must not overrule it."""
     async with mounted() as mount:
         made = await read_file(mount, later)

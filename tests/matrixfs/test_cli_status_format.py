@@ -124,6 +124,21 @@ def test_a_node_past_its_lease_says_so() -> None:
     assert "joining, MAY NOT WRITE: its lease ended 1.5 s ago" in changed(lease_left=-1.5, state="joining")
 
 
+def lease_of(state: str) -> str:
+    text = changed(nodes=[node(1), node(2, state=state, slot_age=0.2)])
+    line = next(line for line in text.splitlines() if " n2 " in line)
+    return line.split("up ")[1].split("0.2 s")[0].strip()
+
+
+def test_only_members_and_those_not_yet_fenced_have_a_lease() -> None:
+    """One that was fenced, and beats again, may write only once it is admitted."""
+    assert lease_of("member") == lease_of("fencing") == "<= 3.3 s"
+    assert lease_of("alive") == lease_of("joining") == lease_of("dead") == lease_of("left") == "none"
+    nodes = [node(1, is_self=True, state="fencing")]
+    assert "3.6 s" in changed(nodes=nodes)
+    assert "none" in changed(nodes=nodes, state="fenced").split("Nodes")[1].splitlines()[2]
+
+
 def test_paths_are_shown_where_nodes_have_several() -> None:
     nodes = [
         node(1, link="self", others=["10.1.0.1"]), node(2, others=["10.1.0.2", "10.2.0.2"], path="10.1.0.2", moves=3),

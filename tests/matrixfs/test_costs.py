@@ -15,6 +15,9 @@ async def test_what_operations_ask_of_the_store(autojump_clock: trio.testing.Moc
         ("getattr", 0, 0, 0),
         ("lookup, cold", 1, 0, 0),
         ("append 4 KiB and fsync", 0.1, 2.1, 16.5),  # the data, then one frame: head, inode, group
+        ("overwrite 4 KiB and fsync", 0.1, 2.1, 12.5),
+        ("append 4 KiB and fsync, data=journal", 0.1, 2.1, 20.5),  # one frame; its place later
+        ("overwrite 4 KiB and fsync, data=journal", 0.1, 2.1, 16.5),
         ("append 4 KiB", 0.1, 0.1, 4.3),
         ("rename", 0.05, 1.1, 8.7),
         ("unlink", 0.05, 1.2, 10),
@@ -25,3 +28,4 @@ async def test_what_operations_ask_of_the_store(autojump_clock: trio.testing.Moc
         assert row.reads <= reads, name
         assert row.writes <= writes, name
         assert row.written_bytes <= written_kib * 1024, name
+        assert row.flushes < 0.1 or "journal" not in name, name

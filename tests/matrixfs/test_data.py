@@ -279,17 +279,6 @@ async def test_a_time_set_far_ahead_comes_back_with_a_write() -> None:
         assert abs(made.mtime_ns - now) < 10**10
 
 
-@pytest.mark.parametrize(
-    ("mode", "left"), [(0o6777, 0o777), (0o4600, 0o600), (0o2767, 0o2767), (0o2777, 0o777), (0o1755, 0o1755)]
-)
-async def test_a_truncating_open_takes_set_id_bits(mode: int, left: int) -> None:
-    async with mounted() as mount:
-        made = await mount.file(b"f")
-        await attributes.setattr(mount.volume, made.ino, attributes.Changes(mode=mode))
-        await attributes.setattr(mount.volume, made.ino, attributes.Changes(size=0, drop_set_id=True))
-        assert made.mode & 0o7777 == left
-
-
 @pytest.mark.parametrize("seconds", [1 << 40, -(1 << 40), (1 << 63) - 1, -(1 << 63)])
 async def test_times_beyond_what_an_inode_holds_are_cut(seconds: int) -> None:
     """utimensat(2) takes any: writing the inode must not fail of it, which would end the mount."""

@@ -132,6 +132,8 @@ def test_what_is_printed_is_true(made: Made) -> None:
     assert (head["filesystem"], head["blocks"], head["groups"]) == ("web", superblock.blocks_total, superblock.groups)
     assert [item["state"] for item in journals] == ["clean", "dirty"]
     assert made.items("inode", "/small")[0]["fields"]["size"] == 5
+    flags = next(line for line in made.run("inode", "/empty").stdout.splitlines() if line.split()[:1] == ["flags"])
+    assert flags.split()[1:3] == ["0x14", "id"]
     assert made.items("inode", inodes["small"]) == made.items("inode", "/small")
     assert made.items("inode", hex(inodes["small"])) == made.items("inode", "/small")
     assert [item["length"] for item in made.items("extents", "/extents")[:-1]] == [1, 2, 3]
@@ -144,8 +146,8 @@ def test_what_is_printed_is_true(made: Made) -> None:
     assert {item["level"] for item in made.items("tree", "/deep")} == {2, 1, 0}
     assert [item["orphans"] for item in made.items("orphans") if item["kind"] == "orphans"] == [1, 1]
     frames = made.items("journal", 1, "--frames")
-    assert [item["fields"]["images"] for item in frames if item.get("structure") == "FrameRecord"] == [2, 3]
-    assert {"InodeRecord", "IndexRecord", "GroupRecord"} <= {
+    assert [item["fields"]["images"] for item in frames if item.get("structure") == "FrameRecord"] == [2, 4]
+    assert {"InodeRecord", "IndexRecord", "GroupRecord", "data"} <= {
         item["structure"] for item in frames if item["kind"] == "image"
     }
     free = [item["free"] for item in made.items("map")[:-1]]

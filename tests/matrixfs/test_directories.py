@@ -9,8 +9,18 @@ import pytest
 
 from matrixfs.fs import directories, namespace, readdir
 from matrixfs.fs.allocation import Reservation
+from matrixfs.fs.blocks import EntryTable
 from matrixfs.fs.held import Held
-from matrixfs.ondisk.directory import COOKIE_BASE, DISAMBIGUATION_BITS, KEY_MAX, NAME_MAX, first_key
+from matrixfs.ondisk.directory import (
+    COOKIE_BASE,
+    DISAMBIGUATION_BITS,
+    ENTRY_BYTES,
+    KEY_MAX,
+    NAME_MAX,
+    Entry,
+    first_key,
+)
+from matrixfs.ondisk.index import BODY_BYTES
 from matrixfs.ondisk.superblock import ROOT_INODE
 from tests.matrixfs.local import MIB, Local, mounted
 from tests.sim.checkers import assert_clean
@@ -65,6 +75,84 @@ async def test_equal_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await namespace.lookup(mount.volume, ROOT_INODE, b"50") is None
         listed = await readdir.entries(mount.volume, ROOT_INODE, 0, 1000)
         assert len({cookie for cookie, _, _ in listed}) == 128
+
+
+def long_name(number: int) -> bytes:
+    return b"%d" % number + b"x" * 240
+
+
+@pytest.mark.parametrize("others", [(), (3,), (9,), (3, 9)], ids=["alone", "below", "above", "between"])
+async def test_more_equal_hashes_than_a_block_holds(others: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long names: a block is full before there are 128, and can't be split between them.  ENOSPC, and all goes on."""
+
+    def hashed(name: bytes, seed: int) -> int:
+        return (int(name[1:2]) if name[:1] == b"h" else 7) << DISAMBIGUATION_BITS
+
+    monkeypatch.setattr(directories, "first_key", hashed)
+    async with mounted() as mount:
+        top = await mount.directory(b"h1")
+        for value in others:
+            await mount.file(b"h%d" % value, top.ino)
+        made = []
+        with pytest.raises(OSError) as caught:
+            for number in range(100):
+                await mount.file(long_name(number), top.ino)
+                made.append(long_name(number))
+        assert caught.value.errno == errno.ENOSPC
+        assert len(made) == 15, "as many as fit a block, whatever else there is"
+        for attempt in (
+            namespace.mkdir(mount.volume, top.ino, long_name(50), 0o755, 0, 0),
+            namespace.rename(mount.volume, ROOT_INODE, b"h1", top.ino, long_name(50)),
+            namespace.rename(mount.volume, top.ino, made[0], top.ino, made[0] + b"longer"),
+            namespace.symlink(mount.volume, top.ino, long_name(50), b"target", 0, 0),
+        ):
+            with pytest.raises(OSError) as caught:
+                await attempt
+            assert caught.value.errno in (errno.ENOSPC, errno.EINVAL)
+        for value in (1, 2, 4, 5, 6, 8):
+            await mount.file(b"h%d" % value, top.ino)
+        await namespace.unlink(mount.volume, top.ino, made.pop())
+        await namespace.rename(mount.volume, top.ino, made.pop(), top.ino, long_name(51))
+        await mount.volume.sync()
+        disk = mount.disk
+    async with mounted(disk) as mount:
+        for name in (*made, long_name(51), *(b"h%d" % value for value in (1, 2, *others, 4, 5, 6, 8))):
+            assert await namespace.lookup(mount.volume, top.ino, name) is not None
+
+
+def entry_of(key: int, size: int) -> Entry:
+    return Entry(key, 100, 8, b"n" * (size - ENTRY_BYTES))
+
+
+def test_a_split_leaves_room_for_what_it_is_made_for() -> None:
+    rng = random.Random(1)
+    split = refused = 0
+    for _ in range(300):
+        hashes = rng.choice((1, 2, 5, 50))
+        entries: dict[int, Entry] = {}
+        while sum(entry.size for entry in entries.values()) <= BODY_BYTES - 273:
+            key = rng.randrange(hashes) << DISAMBIGUATION_BITS | rng.randrange(128)
+            entries[key] = entry_of(key, rng.choice((19, 100, 273)))
+        key = rng.choice([key for key in range(hashes << DISAMBIGUATION_BITS) if key not in entries])
+        table, item = EntryTable(sorted(entries.values()), BODY_BYTES), entry_of(key, 273)
+        if table.fits(item):
+            continue
+        if not table.takes(item):
+            refused += 1
+            assert hashes <= 5
+            continue
+        split += 1
+        separator, right = table.split(item)
+        assert separator % (1 << DISAMBIGUATION_BITS) == 0
+        (right if item.key >= separator else table).add(item)
+        assert max(table.used, right.used) <= BODY_BYTES
+        assert all(key < separator for key in table.keys)
+        assert all(key >= separator for key in right.keys)
+        assert sorted([*table.entries, *right.entries]) == sorted([*entries.values(), item])
+        assert len(table)
+        assert len(right)
+    assert split > 100
+    assert refused > 10
 
 
 async def add_many(mount: Local, ino: int, names: list[bytes]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from matrixfs.blockstore import open_store
+from matrixfs.blockstore import FencingGate, PatientDevice, Window, open_store
 from matrixfs.blockstore.device.direct import DirectDevice
 from matrixfs.blockstore.device.engine import Kind, Operation
-from matrixfs.blockstore.fencing.luns import VOUCHED_FOR, looks_through, lun_of
+from matrixfs.blockstore.fencing.luns import VOUCHED_FOR, discard_of, looks_through, lun_of
+from membership.clock import SystemClock
 from membership.errors import DeviceError, Fenced
-from membership.fence.reservations import LunTraits
+from membership.fence.reservations import REGISTRANTS_ONLY, Leak, LunTraits
 from tests.contract.stores import loop_device, make_file
 from tests.sim.disk import SimDisk
 from tests.sim.lun import CONFORMING, traits_of
@@ -53,3 +56,29 @@ def test_what_an_operator_vouches_for() -> None:
     assert LunTraits.from_words_untrusted(*VOUCHED_FOR.to_words()) == VOUCHED_FOR
     assert not VOUCHED_FOR.compare_and_write
     assert "WRITE SAME" in "\n".join(VOUCHED_FOR.describe())
+
+
+@pytest.mark.parametrize(
+    ("traits", "allowed"),
+    [
+        (LunTraits(), True), (LunTraits(kind=REGISTRANTS_ONLY), True),
+        (LunTraits(kind=REGISTRANTS_ONLY, leaks=Leak.ORWRITE), True),
+        (LunTraits(kind=REGISTRANTS_ONLY, leaks=Leak.UNMAP), False),
+        (LunTraits(kind=REGISTRANTS_ONLY, leaks=Leak.WRITE_SAME | Leak.ORWRITE), False), (VOUCHED_FOR, False),
+    ],
+)  # fmt: skip
+async def test_a_discard_that_a_reservation_would_not_hold_back_is_not_sent(traits: LunTraits, allowed: bool) -> None:
+    disk = SimDisk(16 << 20, 4096)
+    gate = FencingGate(disk, SystemClock())
+    gate.extend(math.inf, 1)
+    area = Window(disk, 1 << 20, 8 << 20)
+    discard = discard_of(PatientDevice(gate), area, traits, 1 << 20)
+    with nullcontext() if allowed else pytest.raises(DeviceError, match="reservations"):
+        await discard(4096, 8192)
+    assert disk.discards == ([((1 << 20) + 4096, 8192)] if allowed else [])
+    with pytest.raises(DeviceError, match="outside"):
+        await discard((8 << 20) - 4096, 8192)
+    gate.fence("a test")
+    with pytest.raises((Fenced, DeviceError)):
+        await discard(0, 4096)
+    assert len(disk.discards) == allowed

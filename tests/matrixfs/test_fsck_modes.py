@@ -120,6 +120,7 @@ async def old_store() -> Built:
     for block in (superblock.blocks_total - 1, 0):
         superblock.address = block
         await built.put(superblock)
+    await built.change("empty", flags=0)
     built.volume.disk.mark()
     return built
 

@@ -12,7 +12,6 @@ from matrixfs.fuse.handles import (
     APPEND_HANDLE,
     INODE_HANDLE,
     READ_ONLY_HANDLE,
-    ROOT_HANDLE,
     ROOT_NODE,
     TOLD_HANDLE,
     Handle,
@@ -137,7 +136,7 @@ def test_handle_numbers_tell_what_the_extension_asks() -> None:
     assert handles.remove(reader).ino == 100
     assert handles[INODE_HANDLE | 77].ino == 77
     assert not handles[INODE_HANDLE | 77].append
-    assert handles[INODE_HANDLE | TOLD_HANDLE | APPEND_HANDLE | 77] == Handle(77, 0, append_now=True)
+    assert handles[INODE_HANDLE | TOLD_HANDLE | APPEND_HANDLE | 77] == Handle(77, 0, append_now=True, unasked=True)
 
 
 def test_a_write_tells_the_flags_of_now() -> None:
@@ -146,12 +145,10 @@ def test_a_write_tells_the_flags_of_now() -> None:
     plain, appending = handles.add(100, os.O_RDWR), handles.add(101, os.O_RDWR | os.O_APPEND)
     assert [handles[plain].append, handles[appending].append] == [False, True]
     assert [handles[plain | TOLD_HANDLE].append, handles[appending | TOLD_HANDLE].append] == [False, False]
-    set_later = handles[plain | TOLD_HANDLE | APPEND_HANDLE | ROOT_HANDLE]
+    set_later = handles[plain | TOLD_HANDLE | APPEND_HANDLE]
     assert set_later.append
     assert not set_later.around_pages
-    assert set_later.by_root
     assert handles[appending | TOLD_HANDLE].around_pages
-    assert not handles[appending | TOLD_HANDLE].by_root
 
 
 def test_pending_counts_per_inode() -> None:

@@ -233,6 +233,7 @@ async def test_repeating_ends_with_the_forget_or_the_epoch(world: World) -> None
     world.kernel.unknown = 1000
     await world.caches.purge_inode(100)
     assert world.kernel.told.count(("attributes", 100)) == REPEAT_MAX + 1
+    assert world.caches.counters()["repeated_in_vain"] == 1
     assert world.kernel.told[-1] == ("epoch",)
 
 
@@ -411,10 +412,26 @@ async def test_shedding_never_waits_for_something_local(world: World) -> None:
 
 
 async def test_kernels_that_cannot_prune_are_asked_once(world: World) -> None:
-    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
+    """And what they know and is removed doesn't count as open: a name of it may stay for long, with nobody using it."""
     world.kernel.prune_code = errno.EINVAL
+    world.caches.attach(world.kernel, root_ino=ROOT, opened_by_kernel=True)
     world.caches.nodes.looked_up(100, 1)
     world.kernel.told.clear()
     await world.caches.shed(100)
+    assert not world.caches.keep(100)
+    assert world.kernel.told == []
+
+
+async def test_what_is_removed_counts_as_open_until_it_is_forgotten(world: World) -> None:
+    """K8."""
+    world.caches.nodes.looked_up(100, 1)
+    world.caches.nodes.looked_up(101, 1)
+    assert [world.caches.keep(ino) for ino in (100, 100, 102)] == [True, False, False]
+    assert world.caches.nodes.kept() == [100]
+    world.kernel.told.clear()
+    await world.caches.shed(101)  # it has names
+    assert world.kernel.told == []
     await world.caches.shed(100)
-    assert world.kernel.told == [("prune", 100)]
+    assert world.kernel.told == [("prune", 100), ("attributes", 100)]
+    world.caches.detach()
+    assert not world.caches.keep(101)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from matrixfs.cli import mount_cmd
+from matrixfs.cli import mount_cmd, remount
 from matrixfs.fuse import registry
 from membership.processes import process_start
 
@@ -52,6 +52,17 @@ def test_localflocks_is_an_option() -> None:
     assert not mount_cmd.parse(["web", "/tmp"])[0].local_locks
 
 
+def test_data_journal_is_an_option() -> None:
+    assert mount_cmd.parse(["web", "/tmp", "-o", "data=journal"])[0].journal_data
+    assert not mount_cmd.parse(["web", "/tmp", "-o", "data=journal,data=ordered"])[0].journal_data
+    assert not mount_cmd.parse(["web", "/tmp"])[0].journal_data
+
+
+def test_discard_is_an_option() -> None:
+    assert mount_cmd.parse(["web", "/tmp", "-o", "nodiscard,discard"])[0].discard
+    assert not mount_cmd.parse(["web", "/tmp", "-o", "discard,nodiscard"])[0].discard
+
+
 def test_state_directory_names_the_log() -> None:
     options, _flags = mount_cmd.parse(["web", "/tmp", "-o", "state=/srv/n1"])
     assert (options.state_dir, options.log_path) == ("/srv/n1", "/srv/n1/mount-web.log")
@@ -68,14 +79,52 @@ def test_state_directory_names_the_log() -> None:
         (["a/b", "/tmp"], "name"),
         (["x" * 65, "/tmp"], "name"),
         (["a\x1bb", "/tmp"], "name"),
+        (["web", "/tmp", "-o", "data=writeback"], "choose data=ordered"),
         (["web", "/tmp", "-o", "strange"], "unknown mount option 'strange'"),
-        (["web", "/tmp", "-o", "remount,ro"], "unmount and mount again"),
     ],
 )
 def test_wrong_arguments_are_refused_with_1(arguments: list[str], says: str) -> None:
     with pytest.raises(mount_cmd.Refused, match=says) as caught:
         mount_cmd.parse(arguments)
     assert caught.value.code == 1
+
+
+def test_remount_takes_the_options_that_hold_already() -> None:
+    told = "ro,relatime,remount,user_id=0,group_id=0,max_read=1048576"
+    options, flags = mount_cmd.parse(["web", "/tmp", "-o", told])
+    assert (options.read_only, flags[mount_cmd.REMOUNT]) == (True, told)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ("remount", 0), ("remount,ro", 1), ("ro,relatime,remount,rw", 0), ("rw,noexec,remount,nosuid,nodev", 2 | 4 | 8),
+        ("nosuid,nodev,noexec,sync,remount,suid,dev,exec,async", 0), ("ro,nosuid,remount,defaults", 0),
+        ("sync,dirsync,remount", 16 | 128),
+    ],
+)  # fmt: skip
+def test_the_last_word_counts(options: str, flags: int) -> None:
+    assert remount.flags_of(options.split(",")) == flags
+
+
+@pytest.mark.parametrize(
+    ("mounted", "wanted", "says"),
+    [
+        ("rw", "remount,ro", ""), ("rw", "ro,remount,rw", ""), ("ro", "ro,remount,rw", "read-only"),
+        ("ro", "ro,remount,noexec", ""), ("rw", "remount,noatime", "access times"),
+        ("rw", "noatime,remount,relatime", ""),
+        ("noatime", "noatime,remount,relatime", "noatime"), ("noatime", "noatime,remount,ro", ""),
+        ("rw", "remount,localflocks", "localflocks"), ("localflocks", "remount,localflocks", ""),
+        ("rw", "remount,discard", "without discard"), ("discard", "remount,discard", ""),
+        ("discard", "remount,nodiscard", "with discard"), ("rw", "remount,data=journal", "data=ordered"),
+        ("data=journal", "remount,data=journal,ro", ""), ("data=journal", "remount,data=ordered", "data=journal"),
+    ],
+)  # fmt: skip
+def test_what_the_mount_process_goes_by_stays(mounted: str, wanted: str, says: str) -> None:
+    """R1, R2."""
+    serving, _flags = mount_cmd.parse(["web", "/tmp", "-o", mounted])
+    reason = remount.problem(wanted.split(","), serving)
+    assert says in reason if says else not reason
 
 
 def run(tmp_path: Path, *arguments: str, body: str = "ready(None)") -> subprocess.CompletedProcess[str]:

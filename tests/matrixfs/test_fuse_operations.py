@@ -12,6 +12,7 @@ import pytest
 
 from matrixfs.fuse.api import Filesystem
 from matrixfs.fuse.attribute_requests import AttributeRequests
+from matrixfs.fuse.directory_requests import DirectoryRequests
 from matrixfs.fuse.handles import HandleTable
 from matrixfs.fuse.kernel_caches import FOREVER, KernelCaches
 from matrixfs.fuse.libfuse import pyfuse3
@@ -25,7 +26,7 @@ def inode(ino: int, mode: int = stat.S_IFREG | 0o644, uid: int = 1000, gid: int 
     values = dict.fromkeys(
         ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "parent", "data_version"), 0
     )
-    values.update(bare=True)
+    values.update(bare=True, readable=True)
     return SimpleNamespace(ino=ino, incarnation=1, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
 
 
@@ -45,7 +46,12 @@ class Kernelless:
             opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append),
             forgotten=self._forgotten,
         )
-        modules: Any = SimpleNamespace(Changes=lambda **changes: changes, **functions)
+        modules: Any = SimpleNamespace(
+            Changes=lambda **changes: changes,
+            generation=lambda _volume, inode: inode.incarnation,
+            check_open=lambda _inode, _flags: None,
+            **functions,
+        )
         self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
         self.caches.nodes.root = ROOT
         self.caches._epoch = True
@@ -170,8 +176,12 @@ async def test_setattr_passes_what_was_asked_for_only() -> None:
     wanted = pyfuse3.EntryAttributes()
     wanted.st_mode, wanted.st_size, wanted.st_mtime_ns, wanted.st_uid = stat.S_IFREG | 0o4755, 9, 5, 77
     await world.operations.setattr(1, wanted, fields, None, CALLER)
+    assert seen[0][1].pop("changer").of_setattr(fields) is not None, "it truncates"
     nothing = {"uid": None, "gid": None, "atime_ns": None}
-    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, **nothing})]
+    assert seen == [(ROOT, {"mode": 0o4755, "size": 9, "mtime_ns": 5, "times_are_now": False, **nothing})]
+    wanted.st_rdev = 1  # from the extension
+    await world.operations.setattr(1, wanted, fields, None, CALLER)
+    assert seen[1][1]["times_are_now"]
 
 
 async def test_attributes_are_told_only_when_pages_left_behind_are_dropped() -> None:
@@ -244,10 +254,13 @@ async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int,
     ],
 )
 async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is_room: bool, calls: int) -> None:
+    """And for the same caller: what the extension tells of the request is another one's by then."""
     seen: list[int] = []
+    changers: list[Any] = []
 
-    async def write(*_arguments: Any, **_more: Any) -> int:
+    async def write(*arguments: Any) -> int:
         seen.append(world.rounds)
+        changers.append(arguments[-1])
         if len(seen) == 1:
             raise OSError(code, "no")
         return 3
@@ -262,6 +275,7 @@ async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is
             await world.operations.write(handle, 0, b"abc")
         assert caught.value.errno == code
     assert (seen, world.rounds) == ([0, 1][:calls], int(code != errno.EIO))
+    assert changers[0] is changers[-1] is not None
 
 
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:
@@ -298,7 +312,8 @@ async def test_every_handler_is_behind_the_edge() -> None:
     """coherence.md 10; forget has its own, as it answers nothing."""
     handlers = [
         name
-        for name, member in [*vars(Operations).items(), *vars(AttributeRequests).items()]
+        for part in (Operations, AttributeRequests, DirectoryRequests)
+        for name, member in vars(part).items()
         if callable(member) and not name.startswith("_") and name != "forget"
     ]
     assert len(handlers) == 27

@@ -339,7 +339,7 @@ async def test_j5_a_freed_block_is_reused_only_when_that_is_durable() -> None:
     await bench.journal.commit()
     reused: list[int] = []
     bench.journal.free(note, lambda: reused.append(1))
-    bench.journal.on_commit(lambda: reused.append(2))
+    bench.journal.free_data(note.address + 1, 1, lambda: reused.append(2))
     assert reused == []
     await bench.journal.commit()
     assert reused == [1, 2]

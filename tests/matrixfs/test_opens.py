@@ -338,6 +338,60 @@ class KernelThatOpens(NoKernelCaches):
             self.volume.opens.closed(ino)
 
 
+class KernelThatKeeps(KernelThatOpens):
+    """Of any mount: what it knows counts as open once it is removed."""
+
+    def look_up(self, ino: int) -> None:
+        self.known.add(ino)
+
+    def keep(self, ino: int) -> bool:
+        return ino in self.known
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "replaced"])
+async def test_what_is_removed_here_stays_while_the_kernel_uses_it(autojump_clock: trio.abc.Clock, kind: str) -> None:
+    """O_PATH, or a working directory: nobody tells us, but the kernel does not forget it."""
+    async with mounted() as mount:
+        volume = mount.volume
+        kernel = volume.kernel = KernelThatKeeps(volume)
+        ino = (await mount.directory(b"f")).ino if kind == "directory" else await make(volume)
+        kernel.look_up(ino)
+        kernel.in_use.add(ino)
+        if kind == "file":
+            await namespace.unlink(volume, ROOT_INODE, b"f")
+        elif kind == "directory":
+            await namespace.rmdir(volume, ROOT_INODE, b"f")
+        else:
+            await make(volume, b"g")
+            await namespace.rename(volume, ROOT_INODE, b"g", ROOT_INODE, b"f")
+        await trio.sleep(10)
+        await volume.room.make()
+        assert (await attributes.getattr(volume, ino)).nlink == 0
+        await mount.give_up(ino)
+        assert mount.manager.held[Resource(OPEN, ino)] == PR
+        assert (await attributes.getattr(volume, ino)).nlink == 0
+        kernel.in_use.clear()
+        await trio.sleep(5)
+        assert await is_gone(volume, ino)
+        assert volume.opens._removed == set()
+        assert await orphans(volume, 0) == []
+
+
+async def test_a_removed_file_whose_name_the_kernel_kept_is_space_when_it_is_needed(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """No FORGET came, and it is not in use: the kernel is made to forget it, at the latest before ENOSPC is said."""
+    async with mounted() as mount:
+        kernel = mount.volume.kernel = KernelThatKeeps(mount.volume)
+        ino = await make(mount.volume)
+        kernel.look_up(ino)
+        await namespace.unlink(mount.volume, ROOT_INODE, b"f")
+        await trio.sleep(0.1)
+        assert not await is_gone(mount.volume, ino)
+        assert await mount.volume.room.make()
+        assert await is_gone(mount.volume, ino)
+
+
 async def test_a_file_that_was_only_looked_at_costs_no_open_lock(autojump_clock: trio.abc.Clock) -> None:
     """coherence.md 6: the kernel opens by itself, so what it knows counts as open."""
     async with mounted() as mount:

@@ -163,6 +163,22 @@ async def test_space_behind_the_end_stays_until_it_is_truncated(autojump_clock: 
     await assert_clean(disk, superblock, notes=False)
 
 
+async def test_a_file_of_holes_alone_takes_no_space(autojump_clock: trio.abc.Clock) -> None:
+    """As stat(2) tells it; a file that lies in its inode takes some, or tar(1) would take it for a hole."""
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        await data.write(mount.volume, made.ino, 0, b"abc")
+        await data.fsync(mount.volume, made.ino, False)
+        assert (made.inline, made.blocks512) == (True, 8)
+        await attributes.setattr(mount.volume, made.ino, attributes.Changes(size=10 * MIB))
+        await data.write(mount.volume, made.ino, MIB, b"x" * BLOCK_BYTES)
+        await ranges.fallocate(mount.volume, made.ino, PUNCH, 0, 2 * MIB)
+        assert (made.size, made.blocks512) == (10 * MIB, 0)
+        sparse = await mount.file(b"g")
+        await attributes.setattr(mount.volume, sparse.ino, attributes.Changes(size=10 * MIB))
+        assert (sparse.size, sparse.blocks512) == (10 * MIB, 0)
+
+
 async def test_what_is_written_in_order_stays_one_extent(autojump_clock: trio.abc.Clock) -> None:
     """Both ways, and next to what was written without being reserved."""
     async with mounted() as mount:

@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from dlm.modes import NL
-from matrixfs.fs import namespace, readdir
+from matrixfs.fs import directories, namespace, readdir
 from matrixfs.ondisk.superblock import ROOT_INODE
+from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
 from tests.matrixfs.local import Local, mounted, small_disk
 
@@ -84,6 +85,36 @@ async def test_a_damaged_inode_is_listed_without_attributes(
         assert f"inode {made[1].ino}" in caplog.text
 
 
+@pytest.mark.parametrize("number", [0, 1 << 50, (1 << 64) - 1])
+async def test_a_name_of_an_impossible_inode_is_listed_without_attributes(
+    number: int, autojump_clock: trio.abc.Clock
+) -> None:
+    """Issue 5, bad input: the other names of the directory live on; this one says that it is damaged, and stays."""
+    async with mounted() as mount:
+        volume = mount.volume
+        top = await mount.directory(b"top")
+        for name in (b"a", b"b", b"c"):
+            await mount.file(name, top.ino)
+        place = await directories.locate(volume, top, b"b")
+        directories.replace(volume, top, place, number, 8)
+        assert sorted(await listing(mount, 2, top.ino)) == [b"a", b"b", b"c"]
+        batch = await readdir.entries(volume, top.ino, 0, 100)
+        assert {name: inode.readable for _, name, inode in batch} == {b"a": True, b"b": False, b"c": True}
+        assert all(inode.ino > 1 for _, _, inode in batch)
+        for attempt in (
+            namespace.lookup(volume, top.ino, b"b"),
+            namespace.unlink(volume, top.ino, b"b"),
+            namespace.rmdir(volume, top.ino, b"b"),
+            namespace.rename(volume, top.ino, b"b", ROOT_INODE, b"b"),
+            namespace.rename(volume, top.ino, b"a", top.ino, b"b"),
+        ):
+            with pytest.raises(CorruptionError, match="a living inode"):
+                await attempt
+        for name in (b"a", b"c"):
+            await namespace.unlink(volume, top.ino, name)
+        await mount.file(b"d", top.ino)
+
+
 async def test_nothing_is_listed_from_under_a_lock_that_is_being_given_up(autojump_clock: trio.abc.Clock) -> None:
     """While the kernel's caches are purged for a peer, an answer would put the old attributes back into them."""
     async with mounted() as mount:
@@ -101,6 +132,9 @@ async def test_nothing_is_listed_from_under_a_lock_that_is_being_given_up(autoju
 
             async def shed(self, ino: int) -> None:
                 """Nothing."""
+
+            def keep(self, ino: int) -> bool:
+                return False
 
         mount.volume.kernel = Slow()
         lock = mount.volume.inode_lock(made.ino)

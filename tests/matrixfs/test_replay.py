@@ -11,11 +11,11 @@ import pytest
 from matrixfs.fs.replay import JOURNALLED, ReplayReport, check_image_untrusted, read_journal_header, replay
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import InodeRecord
-from matrixfs.ondisk.journal import CLEAN, DIRTY, IMAGES_MAX, FrameRecord
-from matrixfs.ondisk.superblock import Superblock
+from matrixfs.ondisk.journal import CLEAN, DATA, DATA_ESCAPED, DIRTY, IMAGES_MAX, FrameRecord
+from matrixfs.ondisk.superblock import JOURNALLED_DATA, Superblock
 from membership.errors import CorruptionError, CorruptRecord, DeviceError
 from membership.label import BLOCK_BYTES
-from tests.damage.volume import LogWriter, Volume, small_volume
+from tests.damage.volume import DataImage, LogWriter, Volume, small_volume
 from tests.sim.disk import SimDisk
 
 OWNER = (5, 77)
@@ -427,6 +427,81 @@ def test_every_journalled_kind_is_checked_by_its_magic() -> None:
             check_image_untrusted(superblock, data, 301, "t")
     with pytest.raises(CorruptRecord, match="magic"):
         check_image_untrusted(superblock, b"", 1, "t")
+
+
+# --- file data --------------------------------------------------------------------------------------------------
+
+
+def data_image(volume: Volume, offset: int, letter: bytes, generation: int = DATA) -> DataImage:
+    return DataImage(volume.superblock.group_start + 1 + offset, letter * BLOCK_BYTES, generation)
+
+
+async def data_at(volume: Volume, offset: int) -> bytes:
+    return (await volume.read(volume.superblock.group_start + 1 + offset))[:4]
+
+
+async def test_data_goes_home_whatever_lies_there() -> None:
+    """Data of before, metadata of any generation, or nothing."""
+    volume, writer = await dirty()
+    await volume.write(volume.superblock.group_start + 1, b"z" * BLOCK_BYTES)
+    await volume.write(volume.superblock.group_start + 2, image(volume, 1, 1 << 40).encode())
+    await writer.frame([data_image(volume, 0, b"a"), data_image(volume, 1, b"b"), data_image(volume, 2, b"c")])
+    await writer.frame([data_image(volume, 0, b"A")])
+    report = await replay(volume.disk, volume.superblock, 1, expect=OWNER)
+    assert (report.written, report.skipped, report.revoked) == (3, 0, 0)
+    assert [await data_at(volume, offset) for offset in range(3)] == [b"AAAA", b"bbbb", b"cccc"]
+
+
+async def test_revoked_data_stays_away_and_a_block_may_change_its_kind() -> None:
+    volume, writer = await dirty()
+    await volume.write(volume.superblock.group_start + 1, b"z" * BLOCK_BYTES)
+    await writer.frame([data_image(volume, 0, b"a"), data_image(volume, 1, b"b"), image(volume, 2, 1, 10)])
+    first = volume.superblock.group_start + 1
+    await writer.frame([], revokes=[first, first + 1, first + 2])
+    await writer.frame([image(volume, 1, 5, 50), data_image(volume, 2, b"c")])
+    assert (await replay(volume.disk, volume.superblock, 1, expect=OWNER)).revoked == 3
+    assert await data_at(volume, 0) == b"zzzz"
+    assert await size_at(volume, 1) == 50
+    assert await data_at(volume, 2) == b"cccc"
+
+
+async def test_data_that_begins_like_a_frame_gets_its_beginning_back() -> None:
+    volume, writer = await dirty()
+    await writer.frame([data_image(volume, 0, b"\0", DATA_ESCAPED)])
+    await replay(volume.disk, volume.superblock, 1, expect=OWNER)
+    assert await volume.read(volume.superblock.group_start + 1) == FrameRecord.MAGIC + bytes(BLOCK_BYTES - 8)
+
+
+async def test_data_is_refused_where_no_file_can_have_it() -> None:
+    volume, _ = await dirty()
+    superblock = volume.superblock
+    for block in (0, 1, superblock.journal_start, superblock.group_start, superblock.blocks_total - 1, 1 << 60):
+        volume, writer = await dirty()
+        await writer.frame([data_image(volume, 0, b"a"), DataImage(block, bytes(BLOCK_BYTES))])
+        await assert_refused(volume, "image address")
+
+
+async def test_data_is_refused_where_journals_hold_none() -> None:
+    volume, writer = await dirty()
+    await writer.frame([data_image(volume, 0, b"a")])
+    volume.superblock.features_incompatible &= ~JOURNALLED_DATA
+    await assert_refused(volume, "magic")
+
+
+@pytest.mark.parametrize("mode", ["drop", "keep-some", "tear"])
+async def test_p5_data_too_may_lose_the_power_at_any_write(mode: str) -> None:
+    volume, writer = await dirty()
+    for number in range(4):
+        images = [data_image(volume, 7 * offset, bytes([65 + number])) for offset in range(number, 6)]
+        await writer.frame(images, revokes=[volume.superblock.group_start + 1 + 35] if number == 2 else [])
+    await volume.disk.flush()
+    volume.disk.mark()
+    await replay(volume.disk, volume.superblock, 1, expect=OWNER)
+    expected = [await data_at(volume, 7 * offset) for offset in range(6)]
+    for k in range(len(volume.disk.log) + 1):
+        crashed = Volume(volume.disk.crash_image(k, mode, seed=k), volume.superblock)  # type: ignore[arg-type]
+        await replay(crashed.disk, crashed.superblock, 1, expect=OWNER)
+        assert [await data_at(crashed, 7 * offset) for offset in range(6)] == expected
 
 
 async def test_sector_sizes_make_no_difference() -> None:

@@ -46,10 +46,20 @@ def test_capacity() -> None:
 
 def test_block_limits() -> None:
     assert answers.block_limits_untrusted(LIMITS) == answers.BlockLimits(2048, 128)
+    body = LIMITS[4:].ljust(60, b"\0")
+    whole = b"\0\xb0" + struct.pack(">H", 60) + body[:16] + struct.pack(">I", 77) + body[20:]
+    assert answers.block_limits_untrusted(whole) == answers.BlockLimits(2048, 128, 77)
     with pytest.raises(BadMessage):
         answers.block_limits_untrusted(LIMITS[:9])
     with pytest.raises(BadMessage):
         answers.block_limits_untrusted(b"\0\x83" + LIMITS[2:])
+
+
+def test_provisioning() -> None:
+    assert answers.provisioning_untrusted(b"\0\xb2\0\x04\0\x84\0\0")
+    assert not answers.provisioning_untrusted(b"\0\xb2\0\x04\0\x7f\0\0")
+    with pytest.raises(BadMessage):
+        answers.provisioning_untrusted(b"\0\xb2\0\x01\0")
 
 
 def test_caching() -> None:
@@ -80,6 +90,7 @@ PARSERS: list[tuple[Callable[[bytes], object], bytes]] = [
     (answers.capacity_untrusted, struct.pack(">QI", 99, 4096) + bytes(20)),
     (answers.block_limits_untrusted, LIMITS),
     (answers.caching_untrusted, CACHING),
+    (answers.provisioning_untrusted, b"\0\xb2\0\x04\0\x84\0\0"),
     (answers.serial_untrusted, b"\0\x80\0\x08beaf11\0\0"),
     (answers.device_id_untrusted, page_83(designator(2, 1, b"x" * 20), designator(1, 3, b"y" * 8))),
 ]

@@ -215,7 +215,7 @@ def test_an_index_splits_in_the_middle() -> None:
 def test_equal_hashes_stay_in_one_leaf() -> None:
     same = [Entry(5 << DISAMBIGUATION_BITS | n, n, 8, b"n") for n in range(4)]
     table = EntryTable([Entry(0, 1, 8, b"a"), *same, Entry(9 << DISAMBIGUATION_BITS, 1, 8, b"z")], 1000)
-    key, right = table.split(0)
+    key, right = table.split(Entry(9 << DISAMBIGUATION_BITS | 1, 1, 8, b"new"))
     assert key == 5 << DISAMBIGUATION_BITS
     assert table.entries == [Entry(0, 1, 8, b"a")]
     assert right.entries[:4] == same

@@ -165,6 +165,17 @@ async def test_errors_are_those_of_linux() -> None:
         assert caught.value.errno == errno.ESTALE
 
 
+async def test_taking_away_an_access_control_list_that_is_not_there_is_no_error() -> None:
+    """As Linux has it, and as setting an empty one comes down to; nothing has changed then."""
+    async with mounted() as mount:
+        made = await mount.file(b"f")
+        before = made.ctime_ns
+        await trio.sleep(0.001)
+        for name in (ACL_ACCESS, ACL_DEFAULT):
+            await xattrs.remove(mount.volume, made.ino, name)
+        assert made.ctime_ns == before
+
+
 async def test_one_inode_has_128_kib_in_all_and_64_of_names() -> None:
     async with mounted() as mount:
         volume, ino = mount.volume, (await mount.file(b"f")).ino

@@ -54,6 +54,7 @@ class FakeInode:
     mtime_ns: int = 10**18
     ctime_ns: int = 10**18
     data_version: int = 1
+    readable: bool = True
     data: bytearray = field(default_factory=bytearray)
     names: dict[bytes, FakeInode] = field(default_factory=dict)
     extended: dict[bytes, bytes] = field(default_factory=dict)
@@ -83,7 +84,8 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    drop_set_id: bool = False
+    changer: Any = None
+    times_are_now: bool = False
 
 
 class RealClock:
@@ -200,12 +202,17 @@ async def getattr_(volume: FakeVolume, ino: int) -> FakeInode:
     return volume.at(ino)
 
 
+def take_away(inode: FakeInode, changer: Any) -> None:
+    if changer is not None and inode.mode & stat.S_ISUID and not changer.keeps_set_id():
+        inode.mode &= ~stat.S_ISUID
+        changer.took_away(inode)
+
+
 async def setattr_(volume: FakeVolume, ino: int, changes: Changes) -> FakeInode:
     inode = volume.at(ino)
     if changes.mode is not None:
         inode.mode = stat.S_IFMT(inode.mode) | changes.mode
-    if changes.drop_set_id:
-        inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    take_away(inode, changes.changer)
     if changes.size is not None:
         inode.data = inode.data[: changes.size].ljust(changes.size, b"\0")
         inode.touched()
@@ -256,8 +263,11 @@ async def read(volume: FakeVolume, ino: int, offset: int, length: int) -> bytes:
     return bytes(volume.at(ino).data[offset : offset + length])
 
 
-async def write(volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool = False) -> int:
+async def write(
+    volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, changer: Any, _overwrites: bool
+) -> int:
     inode = volume.at(ino)
+    take_away(inode, changer)
     volume.sizes["write"] = max(volume.sizes["write"], len(buf))
     if append:
         offset = inode.size
@@ -287,11 +297,19 @@ async def entries(volume: FakeVolume, ino: int, cookie: int, limit: int) -> list
 
 FILESYSTEM = Filesystem(
     SimpleNamespace(
-        lookup=lookup, create=create, mkdir=mkdir, symlink=symlink,
-        link=link, unlink=unlink, rmdir=unlink, rename=rename,
+        lookup=lookup,
+        create=create,
+        mkdir=mkdir,
+        symlink=symlink,
+        link=link,
+        unlink=unlink,
+        rmdir=unlink,
+        rename=rename,
     ),
     SimpleNamespace(
-        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs
+        Changes=Changes, getattr=getattr_, setattr=setattr_, readlink=readlink, permits=permits, statfs=statfs,
+        by_number=getattr_, generation=lambda _volume, inode: inode.incarnation,
+        check_open=lambda _inode, _flags: None,
     ),
     SimpleNamespace(read=read, write=write, version=version, fsync=fsync, flush=flush),
     SimpleNamespace(entries=entries),
@@ -314,6 +332,7 @@ class Server:
             ClusterLocks(self.locks, FLOCK, POSIX, node=1),
         )  # fmt: skip
         self.mode = mode
+        libfuse.clear_privileges(mode != "old-kernel")
         self.flush_error = ""
 
     async def command(self, request: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from matrixfs.ondisk.acl import AclEntry, pack_acl, unpack_acl_untrusted
 from tests.matrixfs.acl_rules import rules
 from tests.mount.conftest import Tree
 from tests.mount.lab import Lab, LabNode
+from tests.mount.processes import CAP_FSETID, NOBODY, done_by
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 CAPABILITY = "security.capability"
@@ -115,6 +117,8 @@ def test_errors_are_those_of_a_local_filesystem(tree: Tree) -> None:
     assert code_of(os.getxattr, path, "user.x") == errno.ENODATA
     assert code_of(os.removexattr, path, "user.x") == errno.ENODATA
     assert code_of(os.setxattr, path, "user.x", b"", os.XATTR_REPLACE) == errno.ENODATA
+    os.removexattr(path, ACCESS)  # there is none: no error
+    os.setxattr(tree.a, DEFAULT, b"")
     os.setxattr(path, "user.x", b"1", os.XATTR_CREATE)
     assert code_of(os.setxattr, path, "user.x", b"2", os.XATTR_CREATE) == errno.EEXIST
     for name in ("other.x", "system.x", "nothing"):
@@ -143,16 +147,17 @@ def test_trusted_names_are_for_root(tree: Tree) -> None:
 
 
 def test_a_thousand_writes_ask_for_no_attributes(tree: Tree) -> None:
-    """The kernel wants to know security.capability before each: it is answered without Python (K7)."""
+    """The kernel leaves it to us what they take away; what it asks once more, is answered without Python (K7)."""
     lab, node = tree.lab, tree.lab.nodes[0]
     (tree.b / "made there").touch()
-    before, quick = calls(lab, node, "getxattr"), calls(lab, node, "xattr_of_bare")
+    before, quick, writes = (calls(lab, node, call) for call in ("getxattr", "xattr_of_bare", "write"))
     for name in ("made here", "made there"):
         with (tree.a / name).open("wb", buffering=0) as file:
             for _ in range(1000):
                 file.write(b"x")
     assert calls(lab, node, "getxattr") == before
-    assert calls(lab, node, "xattr_of_bare") >= quick + 2000
+    assert calls(lab, node, "write") == writes + 2000
+    assert calls(lab, node, "xattr_of_bare") <= quick + 4
 
 
 def test_writing_takes_away_capabilities_that_another_node_gave(tree: Tree) -> None:
@@ -177,6 +182,63 @@ def test_writing_takes_away_capabilities_that_another_node_gave(tree: Tree) -> N
     path_a.chmod(0o755)
     path_a.read_bytes()
     assert capable(path_a)
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "write": lambda path: os.write(os.open(path, os.O_WRONLY), b"x"),
+    "append": lambda path: os.write(os.open(path, os.O_WRONLY | os.O_APPEND), b"x"),
+    "direct": lambda path: os.write(os.open(path, os.O_WRONLY | os.O_DIRECT), b"x"),
+    "truncate": lambda path: os.truncate(path, 3),
+    "open": lambda path: os.open(path, os.O_WRONLY | os.O_TRUNC),
+    "create": lambda path: os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_set_id_bits_that_another_node_gave_go_unless_the_writer_keeps_them(tree: Tree, way: str) -> None:
+    """CAP_FSETID tells, not who is root; and set-group-ID alone stays with members of the group."""
+    tree.a.chmod(0o777)
+    path = tree.a / "f"
+    for uid, capability, mode, left in (
+        (NOBODY, None, 0o6777, 0o777), (NOBODY, CAP_FSETID, 0o6777, 0o6777), (0, None, 0o6777, 0o777),
+        (0, CAP_FSETID, 0o6777, 0o6777), (NOBODY, None, 0o2767, 0o767), (0, None, 0o2767, 0o2767),
+    ):  # fmt: skip
+        path.write_bytes(b"content")  # the kernel has looked: there is nothing to take away
+        os.chmod(tree.b / "f", mode)
+        done_by(lambda: WAYS[way](path), uid, capability)
+        assert [stat.S_IMODE(os.stat(each / "f").st_mode) for each in tree.paths] == [left] * 3
+
+
+def test_nobody_runs_what_he_wrote_as_its_owner(tree: Tree) -> None:
+    """The kernel is told of the mode after a write, before it executes the file."""
+    path = tree.a / "id"
+    tree.a.chmod(0o755)
+    shutil.copy("/usr/bin/id", path)
+    os.chown(path, ALICE, GID)
+    path.chmod(0o4777)
+    assert as_user(BOB, "os.execl(p, p, '-u')", path) == str(ALICE)
+    at = path.stat().st_size
+    done_by(lambda: os.pwrite(os.open(path, os.O_WRONLY), b"x", at))
+    assert as_user(BOB, "os.execl(p, p, '-u')", path) == str(BOB)
+
+
+def test_chown_takes_both_from_whoever_does_it(tree: Tree) -> None:
+    path = tree.a / "f"
+    path.touch()
+    for uid, gid in ((ALICE, -1), (-1, STAFF), (-1, -1)):
+        for mode, left in ((0o6755, 0o755), (0o2745, 0o2745)):
+            os.chmod(tree.b / "f", mode)
+            os.setxattr(tree.b / "f", CAPABILITY, CAN_BIND)
+            os.chown(path, uid, gid)
+            assert [stat.S_IMODE(os.stat(each / "f").st_mode) for each in tree.paths] == [left] * 3
+            assert not capable(tree.c / "f")
+    os.chmod(path, 0o2745)
+    done_by(lambda: os.chown(path, -1, ALICE), ALICE)
+    assert stat.S_IMODE(os.stat(tree.b / "f").st_mode) == 0o745, "no member of the group"
+    tree.a.chmod(0o2755)
+    os.chown(tree.a, ALICE, -1)
+    os.chown(tree.a, -1, -1)
+    assert stat.S_IMODE(os.stat(tree.b).st_mode) == 0o2755, "a directory keeps it"
 
 
 def test_a_list_is_in_force_on_every_node_at_once(tree: Tree) -> None:

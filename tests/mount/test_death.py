@@ -25,6 +25,7 @@ from tests.mount.lab import Lab, LabError, LabNode, is_settled, wait_gone, wait_
 
 pytestmark = pytest.mark.seed("002-01", "002-04", "002-10", "002-22")
 SYNCED_MIN = 5  # files fsynced before a kill
+TABLE_BYTES = 24 * 1024  # overwritten at once: within one transaction
 PROGRESS_MIN = 10  # rounds that a survivor must get done after the recovery
 
 
@@ -285,6 +286,38 @@ def test_a_dead_node_s_open_but_removed_file_gives_its_space_back(cluster: Tree)
         os.close(fd)
     wait_until(lambda: is_settled(lab, lab.nodes[0], lab.nodes[:2]), "the others have recovered")
     wait_until(lambda: used() < before + megabytes * 256 // 2, "the space is free again")
+
+
+def overwrite_and_sync(path: Path, acknowledged: Path) -> None:
+    """Overwrite all of a file with one byte, another one each time, until the mount dies."""
+    log = os.open(acknowledged, os.O_WRONLY | os.O_CREAT)
+    try:
+        fd = os.open(path, os.O_RDWR)
+        for number in itertools.count(1):
+            os.pwrite(fd, bytes([number % 251]) * TABLE_BYTES, 0)
+            os.fsync(fd)
+            os.pwrite(log, b"%d" % number, 0)
+    except OSError as error:
+        assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO), error
+
+
+def test_with_data_journal_an_overwrite_is_whole_when_its_node_dies(cluster: Tree, tmp_path: Path) -> None:
+    """Another node, which writes to the place, had the file before, and has it after."""
+    lab, victim = cluster.lab, cluster.lab.nodes[2]
+    lab.umount(victim)
+    lab.mount(victim, "data=journal")
+    (cluster.a / "table").write_bytes(bytes(TABLE_BYTES))
+    number = tmp_path / "number"
+    with Crowd() as dying:
+        dying.start(overwrite_and_sync, cluster.c / "table", number)
+        wait_until(lambda: value(number) > 20, "it overwrites")
+        lab.kill(victim)
+        dying.wait()
+    found = (cluster.b / "table").read_bytes()
+    assert found in [bytes([each % 251]) * TABLE_BYTES for each in (value(number), value(number) + 1)]
+    (cluster.a / "table").write_bytes(b"next" * (TABLE_BYTES // 4))
+    bring_back(lab, victim)
+    assert (cluster.c / "table").read_bytes() == b"next" * (TABLE_BYTES // 4)
 
 
 # --- several die --------------------------------------------------------------------------------------------

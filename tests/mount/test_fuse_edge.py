@@ -16,6 +16,7 @@ import pytest
 from matrixfs.cli import umount_cmd
 from matrixfs.fuse import connection, registry
 from membership.processes import process_start
+from tests.mount.by_handle import handle_of, open_handle
 from tests.mount.edge_tree import ANSWER_SECONDS, REPOSITORY, ROOT, SERVER, Tree, in_thread
 
 
@@ -39,6 +40,7 @@ def test_extension_raises_sizes_and_sets_capabilities(tree: Tree) -> None:
     assert counters["sizes"] == {"read": 1 << 20, "write": 1 << 20}
     wanted = set(counters["capabilities"])
     assert {"auto_inval_data", "parallel_dirops", "atomic_o_trunc", "readdirplus", "cache_symlinks"} <= wanted
+    assert "handle_killpriv_v2" in wanted
     assert not {"writeback_cache", "handle_killpriv"} & wanted
     assert os.statvfs(tree.path).f_namemax == 255
 
@@ -322,6 +324,7 @@ def test_without_the_extension_mounts_work_slower_and_say_so(tree: Tree) -> None
     assert os.statvfs(tree.path).f_flag & os.ST_NOSUID
 
 
+@pytest.mark.parametrize("tree", ["epoch", "old-kernel"], indirect=True)
 def test_a_write_clears_the_set_id_bit(tree: Tree) -> None:
     (tree.path / "f").write_text("x")
     os.chown(tree.path / "f", 65534, 65534)
@@ -380,19 +383,36 @@ def test_truncating_open_is_one_call(tree: Tree) -> None:
     assert tree.ask("counters")["calls"].get("setattr", 0) == before
 
 
+def test_a_handle_of_a_number_that_was_used_again_is_stale(tree: Tree) -> None:
+    (tree.path / "f").write_text("x")
+    handle, ino = handle_of(tree.path / "f"), os.stat(tree.path / "f").st_ino
+    os.close(open_handle(tree.path, handle))
+    while tree.ask("state")["nodes"]:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    lookups = tree.calls("lookup")
+    os.close(open_handle(tree.path, handle))
+    assert tree.calls("lookup") == lookups + 1
+    while tree.ask("state")["nodes"]:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    tree.ask("remote_reuse", ino=ino)
+    with pytest.raises(OSError) as caught:
+        open_handle(tree.path, handle)
+    assert caught.value.errno == errno.ESTALE
+
+
 def asked(tree: Tree, operation: str = "getxattr") -> int:
     calls: dict[str, int] = tree.ask("counters")["calls"]
     return calls.get(operation, 0)
 
 
-def test_writes_to_a_file_without_attributes_never_ask_for_them(tree: Tree) -> None:
-    """K7: the kernel wants to know security.capability before every one."""
+@pytest.mark.parametrize(("tree", "questions"), [("epoch", 1), ("old-kernel", 1000)], indirect=["tree"])
+def test_writes_to_a_file_without_attributes_never_ask_for_them(tree: Tree, questions: int) -> None:
+    """K7: without FUSE_HANDLE_KILLPRIV_V2 the kernel wants to know security.capability before every one."""
     with (tree.path / "f").open("wb", buffering=0) as file:
-        quick = asked(tree, "xattr_of_bare")
         for _ in range(1000):
             file.write(b"x")
-    assert asked(tree) == 0
-    assert asked(tree, "xattr_of_bare") >= quick + 1000
+    assert (asked(tree), asked(tree, "write")) == (0, 1000)
+    assert asked(tree, "xattr_of_bare") == questions
 
 
 def test_a_storm_of_questions_leaves_room_for_the_event_loop(tree: Tree) -> None:

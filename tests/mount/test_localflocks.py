@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from matrixfs.ondisk.acl import pack_acl
 from tests.matrixfs.acl_rules import rules
+from tests.mount.by_handle import handle_of, open_handle
 from tests.mount.conftest import Tree, new_lab
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.lockers import lockers
@@ -31,7 +33,7 @@ def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
         for node in lab.nodes:
             lab.start(node)
         for node in lab.nodes:
-            lab.mount(node, "localflocks")
+            lab.mount(node, "localflocks,discard")
         yield lab
         lab.down()
         found = lab.fsck("-n")
@@ -166,6 +168,30 @@ def test_unlinked_while_open(lab: Lab, tree: Tree) -> None:
         wait_until(lambda: deleted(lab) == before + 1, "the file is deleted")  # noqa: B023 - called at once
 
 
+def test_handles_and_what_is_removed_where_it_is_in_use(lab: Lab, tree: Tree) -> None:
+    """By O_PATH alone, and as a working directory, as in the other mode; and a handle opens on the other node."""
+    before = deleted(lab)
+    (tree.a / "f").write_bytes(b"content")
+    (tree.a / "d").mkdir()
+    handle = handle_of(tree.a / "f")
+    opened = open_handle(tree.b, handle)
+    assert os.read(opened, 100) == b"content"
+    os.close(opened)
+    held = [os.open(tree.a / name, os.O_PATH) for name in ("f", "d")]
+    (tree.a / "f").unlink()
+    (tree.a / "d").rmdir()
+    assert [os.fstat(each).st_nlink for each in held] == [0, 0]
+    assert Path(f"/proc/self/fd/{held[0]}").read_bytes() == b"content"
+    assert os.listdir(f"/proc/self/fd/{held[1]}") == []
+    assert deleted(lab) == before
+    for each in held:
+        os.close(each)
+    wait_until(lambda: deleted(lab) == before + 2, "both are deleted")
+    with pytest.raises(OSError) as caught:
+        open_handle(tree.b, handle)
+    assert caught.value.errno == errno.ESTALE
+
+
 def test_files_that_both_kernels_know_are_deleted_at_once(lab: Lab, tree: Tree) -> None:
     """None is open: the kernel of the other node is told to forget them, and no space waits for it."""
     names = [f"f{number}" for number in range(100)]
@@ -265,3 +291,63 @@ def test_attributes_and_access_control_lists(lab: Lab, tree: Tree) -> None:
             file.write(b"x")
     after = lab.counters(lab.nodes[1])["fuse"]["calls"]
     assert after.get("getxattr", 0) == before.get("getxattr", 0)
+
+
+def test_flags_of_files_hold_though_nobody_asks_to_open(tree: Tree) -> None:
+    """The kernel lets everything be opened; what is written through it is refused."""
+    fixed, log = tree.a / "fixed", tree.a / "log"
+    for path in (fixed, log):
+        path.write_text("content")
+    subprocess.run(["chattr", "+i", fixed], check=True)
+    subprocess.run(["chattr", "+a", log], check=True)
+    for path in (tree.a / "fixed", tree.b / "fixed"):
+        with pytest.raises(PermissionError), path.open("r+b", buffering=0) as file:
+            file.write(b"C")
+        for attempt in (path.unlink, lambda path=path: os.truncate(path, 0), lambda path=path: path.chmod(0)):
+            with pytest.raises(PermissionError):
+                attempt()
+    for path in (tree.b / "log", tree.a / "log"):
+        with pytest.raises(PermissionError), path.open("r+b", buffering=0) as file:
+            file.write(b"C")
+        with path.open("ab") as file:
+            file.write(b"+")
+    assert (tree.a / "log").read_text() == "content++"
+    assert (tree.b / "fixed").read_text() == "content"
+    subprocess.run(["chattr", "-ia", tree.b / "fixed", tree.b / "log"], check=True)
+    for path in (fixed, log):
+        path.write_text("new")
+
+
+def test_the_store_gets_back_what_is_freed(lab: Lab, tree: Tree) -> None:
+    """By -o discard, and what was freed before by matrixctl fs trim."""
+
+    def taken() -> int:
+        return lab.store.stat().st_blocks * 512
+
+    mib = 1 << 20
+    kept = os.urandom(3 * mib)
+    (tree.b / "kept").write_bytes(kept)
+    (tree.a / "gone").write_bytes(os.urandom(24 * mib))
+    os.sync()
+    full = taken()
+    (tree.a / "gone").unlink()
+    wait_until(lambda: taken() < full - 23 * mib, "the store is told what was freed")
+    counters = lab.counters(lab.nodes[0])
+    assert counters["store"]["bytes_discarded"] >= 23 * mib
+    with lab.store.open("r+b") as store:  # what an older mount left behind
+        os.posix_fallocate(store.fileno(), 0, lab.store.stat().st_size)
+    full = taken()
+    by = lab.nodes[1]
+    found = lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--minimum", "64K")
+    assert "the store was told that" in found.stdout
+    assert taken() < full - 100 * mib
+    found = lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--json")
+    assert json.loads(found.stdout)["bytes"] > 100 * mib
+    with lab.store.open("r+b") as store:
+        os.posix_fallocate(store.fileno(), 0, lab.store.stat().st_size)
+    full = taken()
+    told = subprocess.run(["fstrim", "-v", by.mountpoint], check=True, capture_output=True, text=True).stdout
+    assert "bytes) trimmed" in told
+    assert taken() < full - 100 * mib
+    assert "is not being trimmed" in lab.run("matrixctl", "--state", by.state, "fs", "trim", lab.name, "--stop").stdout
+    assert (tree.a / "kept").read_bytes() == kept

@@ -1,7 +1,11 @@
-"""Ranges of files on real mounts: next to a local file, operation by operation, and looked at from every node."""
+"""Ranges of files on real mounts: next to a local file, operation by operation, and looked at from every node.
+
+And files without a name: O_TMPFILE, and those that are opened by a handle.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -15,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from tests.mount.by_handle import handle_of, open_handle, with_number
 from tests.mount.conftest import Tree
 from tests.mount.lab import Lab, LabNode, wait_until
+from tests.mount.processes import CAP_FSETID, NOBODY, done_by
 from tests.mount.test_operations import outcome
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO_RANGE, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
@@ -189,33 +195,28 @@ def test_space_and_times(lab: Lab, tree: Tree) -> None:
     assert [os.stat(path / "copy").st_blocks for path in tree.paths] == [8] * 3
 
 
-def as_nobody(fd: int, call: str) -> int:
-    """Do it to an open file in a process without rights; its exit code."""
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            if call == "copy":
-                os.copy_file_range(fd, fd, 10, 0, 100)
-            else:
-                fallocate(fd, int(call), 0, 10)
-        except OSError as error:
-            os._exit(error.errno or 255)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def change(fd: int, call: str) -> None:
+    if call == "copy":
+        os.copy_file_range(fd, fd, 10, 0, 100)
+    else:
+        fallocate(fd, int(call), 0, 10)
 
 
 @pytest.mark.parametrize("call", ["0", "1", str(PUNCH), str(ZERO_RANGE), "copy"])
 def test_set_id_bits_go(tree: Tree, call: str) -> None:
-    (tree.a / "f").write_bytes(b"x" * 1000)
-    os.chmod(tree.a / "f", 0o6777)
-    assert [stat.S_IMODE(os.stat(path / "f").st_mode) for path in tree.paths] == [0o6777] * 3
-    fd = os.open(tree.b / "f", os.O_RDWR)
-    assert as_nobody(fd, call) == 0
+    """The node that does it may know nothing yet of what another has just given the file."""
+    path = tree.b / "f"
+    path.write_bytes(b"x" * 1000)
+    fd = os.open(path, os.O_RDWR)
+    for uid, capability, mode, left in (
+        (NOBODY, None, 0o6777, 0o777), (NOBODY, CAP_FSETID, 0o6777, 0o6777), (0, None, 0o4777, 0o777),
+        (0, CAP_FSETID, 0o2767, 0o2767), (NOBODY, None, 0o2767, 0o767), (0, None, 0o2767, 0o2767),
+    ):  # fmt: skip
+        os.write(fd, b"x")  # the kernel has looked: there is nothing to take away
+        os.chmod(tree.a / "f", mode)
+        done_by(lambda: change(fd, call), uid, capability)
+        assert [stat.S_IMODE(os.stat(each / "f").st_mode) for each in tree.paths] == [left] * 3
     os.close(fd)
-    assert [stat.S_IMODE(os.stat(path / "f").st_mode) for path in tree.paths] == [0o777] * 3
 
 
 # --- files without a name --------------------------------------------------------------------------------------
@@ -258,3 +259,146 @@ def test_a_file_that_never_gets_a_name(lab: Lab, tree: Tree) -> None:
     wait_until(lambda: lab.counters(lab.nodes[1])["deleted"] == deleted + 1, "its blocks are freed")
     assert outcome(os.open, tree.b / "none", os.O_TMPFILE | os.O_RDWR, 0o600) == "ENOENT"
     assert outcome(os.open, tree.b, os.O_TMPFILE | os.O_RDONLY, 0o600) == "EINVAL"
+
+
+def results(*calls: Callable[[], Any]) -> list[Any]:
+    return [outcome(call) for call in calls]
+
+
+def use_a_removed_file(top: Path) -> list[Any]:
+    """By O_PATH alone, and when it was replaced."""
+    found = []
+    for remove in ((top / "f").unlink, lambda: os.rename(top / "g", top / "f")):
+        (top / "f").write_bytes(b"content")
+        (top / "g").write_bytes(b"other")
+        fd = os.open(top / "f", os.O_PATH)
+        remove()
+        again = f"/proc/self/fd/{fd}"
+        found += results(
+            lambda: os.fstat(fd).st_nlink, lambda: os.fstat(fd).st_size, lambda: Path(again).read_bytes(),  # noqa: B023
+            lambda: os.truncate(again, 3), lambda: Path(again).read_bytes(), lambda: os.fstat(fd).st_nlink,  # noqa: B023
+        )  # fmt: skip
+        os.close(fd)
+        (top / "f").unlink(missing_ok=True)
+    return found
+
+
+def use_a_removed_directory(top: Path) -> list[Any]:
+    """As a working directory, and by O_PATH."""
+    (top / "d").mkdir()
+    (top / "e").mkdir()
+    (top / "g").touch()
+    fd = os.open(top / "e", os.O_PATH)
+    (top / "e").rmdir()
+    with contextlib.chdir(top):
+        os.chdir("d")
+        (top / "d").rmdir()
+        found = results(
+            lambda: os.stat(".").st_nlink, lambda: os.fstat(fd).st_nlink, os.getcwd, lambda: os.listdir("."),
+            lambda: os.mkdir("new"), lambda: Path("new").touch(), lambda: os.stat("absent"),
+            lambda: os.chmod(".", 0o700), lambda: stat.S_IMODE(os.stat(".").st_mode), lambda: os.rmdir("."),
+            lambda: os.listdir(f"/proc/self/fd/{fd}"), lambda: os.link(top / "g", "here"),
+            lambda: os.rename(top / "g", "here"), lambda: os.stat(".").st_nlink,
+        )  # fmt: skip
+    os.close(fd)
+    return found
+
+
+def test_what_is_removed_where_it_is_in_use_goes_when_it_is_no_more(lab: Lab, tree: Tree, local: Path) -> None:
+    """Nobody tells us of O_PATH and of working directories; that the kernel does not forget them does (K8)."""
+    node = lab.nodes[0]
+    before = lab.counters(node)["deleted"]
+    for use in (use_a_removed_file, use_a_removed_directory):
+        assert use(tree.a) == use(local)
+    wait_until(lambda: lab.counters(node)["deleted"] == before + 5, "all are deleted")
+
+
+def test_another_node_finds_no_space_in_what_is_in_use(lab: Lab, tree: Tree) -> None:
+    """Its lock may go: the OPEN lock stands for it, as for an open file."""
+    (tree.a / "f").write_bytes(b"content")
+    fd = os.open(tree.a / "f", os.O_PATH)
+    handle = handle_of(tree.a / "f")
+    other = open_handle(tree.b, handle)
+    (tree.a / "f").unlink()
+    with open(f"/proc/self/fd/{other}", "wb") as file:
+        file.write(b"other")
+    os.close(other)
+    assert os.fstat(fd).st_nlink == 0
+    assert Path(f"/proc/self/fd/{fd}").read_bytes() == b"other"
+    os.close(fd)
+
+
+# --- file handles ----------------------------------------------------------------------------------------------
+
+
+def forget_all(lab: Lab, node: LabNode) -> None:
+    """Have the kernel forget every inode of a mount; nothing is in use."""
+
+    def forgotten() -> bool:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        return lab.counters(node)["fuse"]["caches"]["known_inodes"] == 0
+
+    wait_until(forgotten, "the kernel forgets")
+
+
+def reached(anywhere: Path, handle: bytes) -> tuple[int, bytes]:
+    fd = open_handle(anywhere, handle)
+    try:
+        return os.fstat(fd).st_ino, b"" if stat.S_ISDIR(os.fstat(fd).st_mode) else os.read(fd, 100)
+    finally:
+        os.close(fd)
+
+
+def dead(anywhere: Path, handle: bytes) -> bool:
+    with pytest.raises(OSError) as caught:
+        open_handle(anywhere, handle)
+    return caught.value.errno == errno.ESTALE
+
+
+def test_a_handle_opens_on_every_node_and_after_a_mount(lab: Lab, tree: Tree) -> None:
+    top, node = tree.a / "d" / "e", lab.nodes[1]
+    top.mkdir(parents=True)
+    (top / "f").write_bytes(b"content")
+    wanted = {handle_of(path): os.stat(path).st_ino for path in (top / "f", top, tree.a.parent)}
+    for _ in range(2):
+        for path in tree.paths:
+            assert [reached(path, handle)[0] for handle in wanted] == list(wanted.values())
+        forget_all(lab, node)
+    lab.umount(node)
+    lab.mount(node)
+    assert [reached(node.mountpoint, handle) for handle in wanted] == list(zip(wanted.values(), (b"content", b"", b"")))
+    forget_all(lab, node)
+    os.rename(tree.a / "d" / "e", tree.a / "moved")
+    fd = open_handle(node.mountpoint, handle_of(tree.a / "moved"))
+    assert os.readlink(f"/proc/self/fd/{fd}") == str(tree.b / "moved"), "the kernel finds a directory's place"
+    assert os.listdir(fd) == ["f"]
+    os.close(fd)
+
+
+def test_a_handle_of_a_removed_file_is_stale(lab: Lab, tree: Tree) -> None:
+    (tree.a / "f").write_bytes(b"content")
+    (tree.a / "d").mkdir()
+    handles = [handle_of(tree.a / "f"), handle_of(tree.a / "d")]
+    for path in tree.paths:
+        assert [reached(path, handle)[1] for handle in handles] == [b"content", b""]
+    fd = open_handle(tree.b, handles[0])
+    os.unlink(tree.c / "f")
+    os.rmdir(tree.b / "d")
+    assert os.read(fd, 100) == b"content", "it is open"
+    assert reached(tree.b, handles[0])[1] == b"content"
+    os.close(fd)
+    for node in lab.nodes:
+        forget_all(lab, node)
+        assert dead(node.mountpoint, handles[0])
+        assert dead(node.mountpoint, handles[1])
+
+
+def test_handles_that_somebody_made_up_are_stale(lab: Lab, tree: Tree) -> None:
+    (tree.a / "f").write_bytes(b"x" * 8192)
+    handle, number = handle_of(tree.a / "f"), os.stat(tree.a / "f").st_ino
+    for node in (0, 2, 3, 127, 128, number + 1, number + 2, number + 100, 1 << 40, (1 << 64) - 1):
+        assert dead(tree.b, with_number(handle, node)), node
+    wrong = handle[:-1] + bytes([handle[-1] ^ 1])
+    assert dead(tree.c, wrong)
+    assert reached(tree.c, handle)[0] == number
+    assert lab.counters(lab.nodes[1])["fuse"]["failures"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,30 @@ def test_read_only(pair: Lab, one: LabNode) -> None:
             change()
     (one.mountpoint / "f").write_text("changed")
     assert (there / "f").read_text() == "changed"
+
+
+def test_remount(pair: Lab, one: LabNode) -> None:
+    """What the kernel enforces changes under those who use the tree; a tree mounted read-only stays so."""
+    assert mount(pair).returncode == 0
+    program = one.mountpoint / "true"
+    shutil.copy("/bin/true", program)
+    with program.open("rb") as held:
+        pair.run("mount", "-o", "remount,ro", one.mountpoint)
+        with pytest.raises(OSError, match="Read-only"):
+            (one.mountpoint / "new").touch()
+        pair.run("mount", "-o", "remount,rw,noexec", one.mountpoint)
+        (one.mountpoint / "new").touch()
+        with pytest.raises(PermissionError):
+            subprocess.run([program], check=True)
+        pair.run("mount", "-o", "remount,exec", one.mountpoint)
+        subprocess.run([program], check=True)
+        assert held.read() == program.read_bytes()
+    with (one.mountpoint / "new").open("w"):
+        assert "open for writing" in pair.run("mount", "-o", "remount,ro", one.mountpoint, check=False).stderr
+    there, state = pair.nodes[1].mountpoint, pair.nodes[1].state
+    pair.run("mount", "-t", "matrixfs", pair.name, there, "-o", f"ro,state={state}")
+    done = pair.run("mount", "-o", "remount,rw", there, check=False)
+    assert (done.returncode, "it was mounted read-only: unmount" in done.stderr) == (32, True)
 
 
 def test_a_full_filesystem_keeps_what_it_accepted(pair: Lab, one: LabNode) -> None:

@@ -191,6 +191,9 @@ def reading_times() -> Iterator[Case]:
     reads: dict[str, list[Step]] = {
         "read": [("open", "x", R), ("read", "f", 3)],
         "read-twice": [("open", "x", R), ("read", "f", 3), ("remember_here", "x"), ("pread", "f", 3, 0)],
+        "read-chmod": [("open", "x", R), ("read", "f", 3), ("remember_here", "x"), ("chmod", "x", 0o600)],
+        "read-truncate": [("open", "x", R), ("read", "f", 3), ("remember_here", "x"), ("truncate", "x", 3)],
+        "read-write": [("open", "x", RW), ("read", "f", 3), ("remember_here", "x"), ("write", "f", b"new")],
         "read-nothing": [("open", "x", R), ("read", "f", 0)],
         "read-end": [("open", "x", R), ("pread", "f", 3, 7)],
         "noatime": [("open", "x", R | 0o1000000), ("read", "f", 3)],

@@ -29,6 +29,7 @@ from tests.posix.cases import (
 
 NAMES = ("a", "b", "c")
 USERS = ((0, 0, ()), (0, 0, ()), (OWNER, OWNER, ()), (OTHER, TEAM, (OWNER,)))
+FALLOCATE = (0, 1, 3, 3, 16, 17)  # to allocate, to punch and to zero, and whether the size stays
 MODES = (0o777, 0o755, 0o700, 0o1777, 0o2775, 0o644, 0o555, 0)
 
 
@@ -77,14 +78,34 @@ def one_file(seed: int, steps: int, size_max: int) -> Case:
         key = rng.randrange(3)
         return [("move_to", key), ("open", "f", rng.choice((RW, RW, RW | TRUNC)), 0, str(key))]
 
+    def change_range() -> Step:
+        key, at, length = place()
+        return ("fallocate", key, rng.choice(FALLOCATE), at, max(1, length))
+
+    def copy_range() -> Step:
+        key, at, length = place()
+        to = rng.choice((at + length, rng.randrange(size_max)))
+        count = min(length, abs(at - to), size_max - to)  # what overlaps is EINVAL, but for two mounts
+        return ("copy_range", key, str(rng.randrange(3)), count, at, to)
+
+    def by_kept_mapping() -> Step:
+        key, at, length = place()
+        return rng.choice((("kept_write", key, at, pattern(rng, length)), ("kept_read", key, at, length)))
+
+    def by_splice() -> Step:
+        key, at, length = place()
+        return ("read_by_splice", key, length, at)
+
     def sync() -> Step:
         return ("fsync", str(rng.randrange(3)))
 
     def look() -> Step:
-        return rng.choice((("fstat", str(rng.randrange(3))), ("content", "f"), ("lstat", "f")))
+        key = str(rng.randrange(3))
+        return rng.choice((("fstat", key), ("content", "f"), ("lstat", "f"), ("holes_are_zero", key)))
 
     calls: list[Callable[[], Step | list[Step]]] = [
         write, write, write, append, read, read, read, shorten, map_write, map_read, direct, reopen, sync, look, look,
+        change_range, change_range, copy_range, by_kept_mapping, by_kept_mapping, by_splice,
     ]
     while len(found) < steps:
         made = rng.choice(calls)()

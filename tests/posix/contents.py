@@ -185,6 +185,26 @@ def nameless() -> Iterator[Case]:
                    ("inside", "f", ("rename", "../d", "new")), ("inside", "f", ("lstat_here", "..")))
 
 
+def reserving() -> Iterator[Case]:
+    """fallocate(2) in each mode, on each kind of descriptor; what is left is looked at on other nodes."""
+    ranges = ((0, 4096), (4096, 8192), (100, 200), (9000, 5000), (50_000, 1), (0, 0), (-1, 4096), (5, -5))
+    for mode in (0, 1, 2, 3, 4, 8, 16, 17, 18, 32, 64, 65, 128, 3 | 8, 3 | 16, -(2**31)):
+        yield case(f"reserve/{mode}", ("put", "x", bytes(range(1, 251)) * 100), ("open", "x", RW), *(
+            step for at, length in ranges for step in (("fallocate", "f", mode, at, length), ("content", "x"))))
+    for mode in (0, 1, 3, 16):
+        for how, flags in (("r", R), ("w", W), ("append", RW | APPEND), ("path", PATH), ("directory", R | DIRECTORY)):
+            yield case(f"reserve-by/{mode}-{how}", ("put", "x", b"content"), ("mkdir", "d", 0o755),
+                       ("open", "d" if how == "directory" else "x", flags), ("fallocate", "f", mode, 2, 3),
+                       ("fallocate", "f", mode, 5, 9), ("content", "x"))
+        yield case(f"reserve-times/{mode}", ("put", "x", b"content" * 900), ("open", "x", RW), ("mark", "x"),
+                   ("fallocate", "f", mode, 100, 20), ("moved", "x"), ("mark", "x"),
+                   ("fallocate", "f", mode, 6000, 9000), ("moved", "x"), ("lstat", "x"))
+        yield case(f"reserve-limit/{mode}", ("open", "x", RW | CREAT), ("limit_size", 10_000),
+                   ("fallocate", "f", mode, 5000, 5000), ("fallocate", "f", mode, 5000, 5001), ("lstat", "x"))
+    yield case("reserve/punched-whole", ("put", "x", b"x" * 5000), ("open", "x", RW), ("ftruncate", "f", 1 << 20),
+               ("fallocate", "f", 3, 0, 1 << 20), ("fsync", "f"), ("blocks", "x"), ("content", "x"))
+
+
 def programs() -> Iterator[Case]:
     yield case("program/run", ("program", "p", "/bin/true"), ("execute", "p"), ("chmod", "p", 0o644), ("execute", "p"),
                ("chmod", "p", 0o711), *as_user(OWNER, ("execute", "p"), ("open_close", "p", R)))
@@ -213,5 +233,5 @@ def between_processes() -> Iterator[Case]:
 
 
 GROUPS = (
-    opening, limits, reading_and_writing, moving_data, nameless, programs, between_processes,
+    opening, limits, reading_and_writing, moving_data, nameless, reserving, programs, between_processes,
 )

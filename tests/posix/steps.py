@@ -19,9 +19,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.posix.cases import Case, Step
-from tests.posix.file_steps import FileSteps, call, content
+from tests.posix.file_steps import call, content
+from tests.posix.flag_steps import FlagSteps
+from tests.posix.range_steps import RangeSteps
 
-LOOKS = frozenset(("stat", "lstat", "readlink", "names", "content", "sparse", "moved", "statvfs", "tree", "order"))
+LOOKS = frozenset((
+    "stat", "lstat", "readlink", "names", "content", "sparse", "blocks", "moved", "statvfs", "tree", "order",
+    "flags", "project",
+))  # fmt: skip
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_EMPTY_PATH = -100, 0x100, 0x200, 0x1000
 CLONE_NEWNS = 0x20000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -51,7 +56,7 @@ def times(found: os.stat_result) -> dict[str, int]:
     return {"a": found.st_atime_ns, "m": found.st_mtime_ns, "c": found.st_ctime_ns}
 
 
-class Steps(FileSteps):
+class Steps(FlagSteps, RangeSteps):
     """One case's steps on the directories that are the same one on several mounts.
 
     Args:
@@ -119,6 +124,7 @@ class Steps(FileSteps):
 
     def _end(self) -> None:
         self.become(0, 0, ())
+        self.unkeep_all()
         for opened in self.files.values():
             with contextlib.suppress(OSError):
                 os.close(opened)

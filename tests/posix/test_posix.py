@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import random
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,19 @@ import pytest
 
 from tests.mount.conftest import Tree
 from tests.mount.crowd import together
-from tests.posix import attributes, contents, moves, names
-from tests.posix.cases import Case, numbered
+from tests.posix import attributes, contents, flags, moves, names
+from tests.posix.cases import OTHER, OWNER, Case, Step, as_user, numbered
 from tests.posix.chance import NAMES, one_file, one_tree
 from tests.posix.differences import DIFFERENCES, Difference
 from tests.posix.runner import Trace, differing, run
 from tests.posix.steps import tree as whole
 
-MODULES = (names, moves, attributes, contents)
+MODULES = (names, moves, attributes, contents, flags)
 GROUPS = {group.__name__: numbered(group()) for module in MODULES for group in module.GROUPS}
-ACROSS = {"nameless", "reading_and_writing", "within", "moving_times"}  # whose steps are about what others see
+ACROSS = {"nameless", "reading_and_writing", "reserving", "within", "moving_times"}  # about what others see
 FOUND = {  # cases that have found something: always run
     "gone/dir-in-use", "io/append-later", "moving/ahead-1000000", "nameless/dir-1", "reading/names", "reading/read",
-    "set-id/append/6777-0", "set-id/trunc/6777-65534", "times-far/1099511627776",
+    "reserve/punched-whole", "set-id/append/6777-0", "set-id/trunc/6777-65534", "times-far/1099511627776",
 }  # fmt: skip
 CASES_MAX = 12  # of a group, unless the long tests are run
 KIB = 1024
@@ -73,6 +74,67 @@ def assert_equal(cases: Sequence[Case], wanted: Sequence[Trace], got: Sequence[T
 @pytest.mark.parametrize("group", GROUPS)
 def test_as_ext4_does_it(reference: Path, tree: Tree, group: str) -> None:
     check(some(GROUPS[group]), reference, tree, across=group in ACROSS, everywhere=False)
+
+
+PROJECTS: dict[str, tuple[tuple[Step, object], ...]] = {  # what ext4's sources say: few kernels have projects of ext4
+    "handed down": (
+        (("mkdir", "d", 0o755), None), (("set_project", "d", "PS", 0xFFFFFFFE), None), (("put", "d/x", b"x"), None),
+        (("mkdir", "d/sub", 0o755), None), (("put", "d/sub/y", b"y"), None), (("symlink", "x", "d/l"), None),
+        (("project", "d/x"), ("S", 0, 0xFFFFFFFE)), (("project", "d/sub"), ("SP", 0, 0xFFFFFFFE)),
+        (("project", "d/sub/y"), ("S", 0, 0xFFFFFFFE)), (("link", "d/x", "d/x2"), None),
+        (("link", "d/l", "d/l2"), None), (("rename", "d/x", "x"), None), (("project", "x"), ("S", 0, 0xFFFFFFFE)),
+        (("rename", "x", "d/sub/x"), None), (("set_project", "d", "", 3), None),
+        (("put", "d/z", b"z"), None), (("project", "d/z"), ("", 0, 0)),
+    ),
+    "another's": (
+        (("mkdir", "d", 0o755), None), (("set_project", "d", "P", 9), None), (("put", "x", b"x"), None),
+        (("put", "d/y", b"y"), None), (("link", "x", "d/x"), "EXDEV"), (("rename", "x", "d/x"), "EXDEV"),
+        (("rename", "x", "d/y"), "EXDEV"), (("link", "x", "d/y"), "EEXIST"), (("renameat2", "x", "d/y", 2), "EXDEV"),
+        (("renameat2", "d/y", "x", 2), "EXDEV"), (("set_project", "d/y", "", 8), None),
+        (("rename", "d/y", "d/z"), "EXDEV"), (("rename", "d/y", "y"), None), (("set_project", "x", "", 9), None),
+        (("rename", "x", "d/x"), None), (("names", "d"), ["x"]), (("mkdir", "e", 0o755), None),
+        (("rename", "e", "d/e"), "EXDEV"), (("set_project", "e", "", 9), None), (("rename", "e", "d/e"), None),
+    ),
+    "whose": (
+        (("put", "x", b"x"), None), (("chown", "x", OWNER, 0), None), *((step, None) for step in as_user(
+            OWNER, ("set_project", "x", "", 5))), (("project", "x"), ("", 0, 5)),
+        *zip(as_user(OTHER, ("set_project", "x", "", 6)), (None, "EPERM", None), strict=True),
+        (("set_flags_to", "x", "i"), None), (("set_project", "x", "i", 6), "EPERM"), (("project", "x"), ("i", 0, 5)),
+        (("set_project", "x", "P", 6), "ENOTSUP"), (("set_project", "x", "", 6), None), (("flags", "x"), ""),
+    ),
+}  # fmt: skip
+
+
+def test_projects(tree: Tree) -> None:
+    cases = [Case(name, tuple(step for step, _ in steps)) for name, steps in PROJECTS.items()]
+    for case, trace in zip(cases, run(cases, tree.paths), strict=True):
+        wanted = [result for _, result in PROJECTS[case.name]]
+        wrong = [each for each in zip(case.steps, wanted, trace, strict=False) if each[1] != each[2]]
+        assert not wrong, case.name
+
+
+def told(*command: object) -> list[str]:
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_chattr_and_lsattr(tree: Tree) -> None:
+    (tree.a / "d").mkdir()
+    (tree.a / "d" / "f").write_text("f")
+    told("chattr", "+SdA", tree.a / "d" / "f")
+    assert set(told("lsattr", tree.b / "d" / "f")[0]) == set("SdA-")
+    told("chattr", "-A", "+i", tree.b / "d" / "f")
+    assert set(told("lsattr", tree.c / "d" / "f")[0]) == set("Sdi-")
+    with pytest.raises(PermissionError):
+        (tree.c / "d" / "f").write_text("g")
+    told("chattr", "-R", "=", tree.c / "d")
+    told("chattr", "-p", 77, "+P", tree.a / "d")
+    (tree.b / "d" / "g").write_text("g")
+    assert told("lsattr", "-p", tree.c / "d" / "g")[0] == "77"
+    project, flags, _path = told("lsattr", "-pd", tree.a / "d")
+    assert (project, set(flags)) == ("77", {"-", "P"})
+    assert int(told("lsattr", "-v", tree.a / "d" / "g")[0]) == int(told("lsattr", "-v", tree.b / "d" / "g")[0]) != 0
+    refused = subprocess.run(["chattr", "+C", str(tree.a / "d" / "g")], capture_output=True, text=True, check=False)
+    assert "Operation not supported" in refused.stderr
 
 
 def test_two_mounts_of_one_tree_are_two_filesystems(tree: Tree) -> None:

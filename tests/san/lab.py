@@ -174,6 +174,11 @@ class Tgt(Target):
             self._admin("account", "bind", "--tid", "1", "--user", user)
         self._admin("target", "bind", "--tid", "1", "-I", "ALL")
 
+    def make_thin(self, index: int) -> None:
+        """Let a LUN take UNMAP from now on."""
+        which = ("--tid", "1", "--lun", str(self.luns[index].number))
+        self._admin("logicalunit", "update", *which, "--params", "thin_provisioning=1")
+
     def _admin(self, mode: str, operation: str, *arguments: str, check: bool = True) -> bool:
         command = [_program("tgtadm"), "-C", str(self._control), "--lld", "iscsi", "--mode", mode, "--op", operation]
         done = subprocess.run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,7 +22,7 @@ from matrixfs.blockstore.scsi.session import Session
 from matrixfs.cli.storage import clear_reservations
 from membership.clock import SystemRng
 from membership.errors import DeviceError, Fenced, OperatorError
-from tests.san.lab import MIB, Istgt, Target
+from tests.san.lab import MIB, Istgt, Target, Tgt
 
 Open = Callable[..., Awaitable[IscsiDevice]]
 FUA = 0x08
@@ -235,3 +237,35 @@ async def test_mkfs_on_a_disk_whose_cluster_died(target: Target, opened: Open) -
     assert f"  fencing   {fences_not if isinstance(target, Istgt) else fences}" in made.stdout
     with pytest.raises(Fenced) if not isinstance(target, Istgt) else contextlib.nullcontext():
         await dead.read(0, 4096)  # tgt tells who was registered
+
+
+async def test_a_unit_that_says_so_is_told_what_nobody_needs(
+    target: Target, opened: Open, sent: list[bytes]
+) -> None:
+    device = await opened(target.url(2))
+    with pytest.raises(DeviceError, match="takes no UNMAP") as caught:
+        await device.discard(0, MIB)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert not [cdb for cdb in sent if cdb[0] == commands.UNMAP]
+    if not isinstance(target, Tgt):
+        return
+    target.make_thin(2)
+    device = await opened(target.url(2))
+    unit = device.nexus.unit
+    assert unit.unmaps
+    assert unit.limits.unmap_blocks_max
+    await device.write(0, b"x" * 4 * MIB, durable=True)
+    few = dataclasses.replace(unit, limits=dataclasses.replace(unit.limits, unmap_blocks_max=1024))
+    device.nexus._unit = few
+    before = target.luns[2].path.stat().st_blocks
+    await device.discard(MIB, 2 * MIB)
+    assert before - target.luns[2].path.stat().st_blocks == 2 * MIB // 512
+    assert len([cdb for cdb in sent if cdb[0] == commands.UNMAP]) == 2 * MIB // device.sector_bytes // 1024
+    assert await device.read(0, 4 * MIB) == b"x" * MIB + bytes(2 * MIB) + b"x" * MIB
+    with pytest.raises(Fenced):
+        await device.discard(0, MIB, guard=_refuse)
+    assert await device.read(0, MIB) == b"x" * MIB
+
+
+def _refuse() -> None:
+    raise Fenced("a test")

@@ -261,6 +261,11 @@ class SimPort:
         await self._travel("flush", 0, 0, guard)
         self._disk.make_safe(covered, self._path.name)
 
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        """What is read there afterwards is no content that anybody wrote."""
+        self._disk.discards.append((offset, length))
+        await self.write(offset, b"\xdd" * length, guard=guard)
+
     async def aclose(self) -> None:
         self._path.cut = self._path.cut or "is closed"
         await self._path.in_flight.wait_idle()
@@ -325,6 +330,7 @@ class SimDisk(SimPort):
         self.latency = latency
         self.rng = random.Random(seed)
         self.faults: list[Fault] = []
+        self.discards: list[tuple[int, int]] = []  # (offset, length)
         self.operations = {"read": 0, "write": 0, "flush": 0}
         self.mark()
         self._paths = [_Path("")]

@@ -14,6 +14,7 @@ import trio
 from matrixfs.ondisk.superblock import JOURNAL_BLOCKS_MIN
 from tests.sim.checkers import assert_clean
 from tests.sim.fs_world import MIB, World, run_world
+from tests.sim.wide_workload import WideWorkload
 from tests.sim.workload import Workload
 
 OPERATIONS = 600
@@ -35,6 +36,8 @@ class Summary:
 
 class Scenario:
     """See the module."""
+
+    workload: type[Workload] = Workload
 
     def __init__(self, seed: int, nodes: int | None = None, operations: int = OPERATIONS) -> None:
         self.seed = seed
@@ -58,7 +61,7 @@ class Scenario:
     async def _body(self, world: World) -> None:
         with trio.move_on_after(PROGRESS_SECONDS) as scope:
             self.world = world
-            self.load = Workload(world, self.seed, pause=self.rng.choice((0.002, 0.02, 0.1)))
+            self.load = self.workload(world, self.seed, pause=self.rng.choice((0.002, 0.02, 0.1)))
             mounts = await world.start(*range(self.nodes))
             await self.load.prepare(mounts[0])
             async with trio.open_nursery() as nursery:
@@ -143,6 +146,12 @@ class Scenario:
         await assert_clean(world.disk, world.superblock)
         self.summary.operations, self.summary.compared = self.load.operations, self.load.quiet
         self.summary.virtual_seconds = round(trio.current_time(), 1)
+
+
+class WideScenario(Scenario):
+    """With ranges, files without a name, and attributes: a seed is another run than the plain one."""
+
+    workload = WideWorkload
 
 
 def hanging(world: World) -> str:

@@ -10,6 +10,7 @@ attempt that waits for an answer of a dead mount gives up and the next one begin
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -106,6 +107,7 @@ class World:
         self.journal_blocks = journal_blocks
         self.quotas = quotas
         self.superblock: Superblock
+        self.journal_data = False  # of mounts that start from now on
         self.mounts: dict[int, SimMount] = {}
         self.dead: list[DeadInstance] = []
         self.attempt = 0
@@ -147,7 +149,7 @@ class World:
         await self.change()
         started = [self.mounts[node] for node in nodes if node in self.mounts]
         for mount in started:
-            await mount.member.wait_ready()
+            (await mount.member.wait_ready()).journal_data = self.journal_data
         return started
 
     def kill(self, node: int) -> SimMount:
@@ -258,3 +260,4 @@ def run_world(seed: int, body: Callable[[World], Awaitable[None]], **options: ob
 
     with deterministic_scheduling(seed):
         trio.run(main, clock=MockClock(autojump_threshold=0))
+    gc.collect()  # a world is cycles of tens of MiB, old from the first rebuild on: nothing else would collect it soon

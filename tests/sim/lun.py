@@ -283,6 +283,9 @@ class SimNexus:
         if not self.connected or login is not self.login:
             raise DeviceError(f"{self.name}: the session was lost meanwhile")
 
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        await self.write(offset, bytes(length), guard=guard)
+
     async def flush(self, *, guard: Guard | None = None) -> None:
         self._check_session()
         await self.login.port.flush(guard=guard)

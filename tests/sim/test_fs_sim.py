@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import stat
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -80,6 +82,16 @@ def test_the_same_seed_is_the_same_run() -> None:
         traces.append(([(write.offset, write.data, write.port) for write in scenario.world.disk.writes],
                        scenario.world.network.trace))  # fmt: skip
     assert traces[0] == traces[1]
+
+
+def test_a_run_leaves_nothing_in_memory() -> None:
+    """Rebuilds freeze what the garbage collector would walk: only while they last."""
+    scenario = Scenario(1, operations=100)
+    scenario.run()
+    world = weakref.ref(scenario.world)
+    del scenario
+    gc.collect()
+    assert world() is None
 
 
 def test_the_checkers_see_a_broken_promise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,18 +42,21 @@ async def give_up(mount: Local, ino: int) -> None:
 
 
 @pytest.mark.seed("002-08", "002-35")
+@pytest.mark.parametrize("journal_data", [False, True])
 @pytest.mark.parametrize(
-    ("offset", "content", "waits"),
+    ("offset", "content", "waits", "journalled"),
     [
-        (PAGE, NEW_PAGE, 3),  # the data while the frame is written, then in place, then the revoke
-        (PAGE, b"x", 3),  # the rest of the block is read first, beside the same three
-        (len(OLD), NEW_PAGE, 5),  # it grows: the data and a flush come before the frame that makes it reachable (J4)
+        (PAGE, NEW_PAGE, 3, 3),  # the data while the frame is written, then in place, then the revoke
+        (PAGE, b"x", 3, 4),  # the rest of the block is read first, beside the same three
+        (len(OLD), NEW_PAGE, 5, 3),  # it grows: the data and a flush come before the frame that makes it reachable (J4)
     ],
 )
 async def test_waits_for_the_store_behind_each_other(
-    autojump_clock: MockClock, offset: int, content: bytes, waits: int
+    autojump_clock: MockClock, offset: int, content: bytes, waits: int, journalled: int, journal_data: bool
 ) -> None:
+    """``journalled``: with data=journal, where all of it is in the frame."""
     async with mounted() as mount:
+        mount.volume.journal_data = journal_data
         ino = await file_with(mount, OLD)
         await data.write(mount.volume, ino, offset, content)
         mount.disk.latency = (LATENCY, LATENCY)
@@ -61,7 +64,7 @@ async def test_waits_for_the_store_behind_each_other(
         await give_up(mount, ino)
         took = trio.current_time() - began
         mount.disk.latency = (0.0, 0.0)
-        assert round(took / LATENCY) == waits
+        assert round(took / LATENCY) == (journalled if journal_data else waits)
         assert not mount.volume.journal.holds(mount.volume.inode_lock(ino).blocks[ino])
 
 

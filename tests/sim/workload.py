@@ -10,7 +10,8 @@ import errno
 import random
 import stat
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -64,6 +65,7 @@ class Workload:
         self.operations = 0
         self.quiet = 0  # operations whose outcome was compared with the model
         self.crews: dict[int, Crew] = {}
+        self.chosen: Key | None = None
         self.turns: defaultdict[Key, trio.Lock] = defaultdict(trio.Lock)
 
     async def prepare(self, mount: SimMount) -> None:
@@ -178,7 +180,7 @@ class Workload:
         return outcome
 
     def _place(self, rng: random.Random) -> Key:
-        return rng.choice(self.directories), rng.choice(NAMES)
+        return self.chosen or (rng.choice(self.directories), rng.choice(NAMES))
 
     def _file(self, rng: random.Random) -> tuple[Key, tuple[int, int, int]] | None:
         """A name that surely means a file now."""
@@ -212,11 +214,15 @@ class Workload:
             assert not isinstance(outcome, int), f"{key}: create: {outcome}"
             assert state.allows(None), f"{key}: created over {state.possible}"
             state.changed(node, outcome)
-            self.states["content", outcome[:2]] = State(b"")
-            self.states["content", outcome[:2]].changed(node, b"")
-            self.states[outcome[:2], b"child"] = State(None)
+            self._made(node, outcome)
 
         await self._perform(node, [key], action, settle)
+
+    def _made(self, node: int, found: tuple[int, int, int]) -> None:
+        """A new object is empty."""
+        self.states["content", found[:2]] = State(b"")
+        self.states["content", found[:2]].changed(node, b"")
+        self.states[found[:2], b"child"] = State(None)
 
     async def _remove(self, mount: SimMount, rng: random.Random) -> None:
         node, volume = mount.instance.node, mount.volume
@@ -477,13 +483,17 @@ class Workload:
         rng = random.Random(0)
         for log in self.logs:
             await self.check_log(mount, log)
-        self_place, self_file = self._place, self._file
         for directory in self.directories:
             for name in NAMES:
-                key = (directory, name)
-                self._place = lambda _, key=key: key  # type: ignore[method-assign, misc]
-                await self._look(mount, rng)
-                if (value := self.states[key].value) is not None and stat.S_ISREG(value[2]):
-                    self._file = lambda _, key=key, value=value: (key, value)  # type: ignore[method-assign, misc]
+                with self._only((directory, name)):
+                    await self._look(mount, rng)
                     await self._read(mount, rng)
-        self._place, self._file = self_place, self_file  # type: ignore[method-assign]
+
+    @contextmanager
+    def _only(self, key: Key) -> Iterator[None]:
+        """Let every choice be this name."""
+        self.chosen = key
+        try:
+            yield
+        finally:
+            self.chosen = None

@@ -40,7 +40,7 @@ def bring_up(lab: Lab, *, epochs: bool, mount_options: tuple[str, ...]) -> None:
 
 def run(lab: Lab, options: argparse.Namespace) -> Rounds:
     """Rounds until the time is over.  Raises Hang, Broken, LabError."""
-    bring_up(lab, epochs=not options.no_epochs, mount_options=("localflocks",) if options.localflocks else ())
+    bring_up(lab, epochs=not options.no_epochs, mount_options=_mount_options(options))
     rounds = Rounds(lab, epochs=not options.no_epochs, strict=options.strict)
     failed = 0
     profiles = tuple(
@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="tell of a round that fails, and go on")
     parser.add_argument("--no-epochs", action="store_true", help="as on a kernel before 6.16")
     parser.add_argument("--localflocks", action="store_true", help="mount with -o localflocks: without profile locks")
+    parser.add_argument("--data-journal", action="store_true", help="mount with -o data=journal")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp/matrixfs-stress"), help="where everything is made")
     options = parser.parse_args()
     if not set(options.profiles.split(",")) <= PROFILES.keys() or not 1 <= options.processes <= 60 or options.nodes < 1:
@@ -107,12 +108,16 @@ def main() -> int:
         return _judged(Lab(directory, nodes=options.nodes, size="1G", name="stress"), options)
 
 
+def _mount_options(options: argparse.Namespace) -> tuple[str, ...]:
+    return ("localflocks",) * options.localflocks + ("data=journal",) * options.data_journal
+
+
 def _judged(lab: Lab, options: argparse.Namespace) -> int:
     """Do it and tell; the exit code."""
     again = f"--seed {options.seed} --processes {options.processes} --nodes {options.nodes}"
     again += f" --profiles {options.profiles}" + "".join(
         f" --{name.replace('_', '-')}"
-        for name in ("no_epochs", "localflocks", "strict", "keep_going")
+        for name in ("no_epochs", "localflocks", "data_journal", "strict", "keep_going")
         if getattr(options, name)
     )
     print(f"stress: {again}", flush=True)

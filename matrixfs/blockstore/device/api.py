@@ -19,6 +19,7 @@ from membership.errors import DeviceError
 from membership.seams import Buffer, SectorDevice
 
 Guard: TypeAlias = Callable[[], None]
+DISCARD_BYTES_MAX = 16 << 20  # as long as a store may work on one while the right to it ends (R4)
 
 
 class GuardedDevice(SectorDevice, Protocol):
@@ -37,6 +38,13 @@ class GuardedDevice(SectorDevice, Protocol):
 
     async def flush(self, *, guard: Guard | None = None) -> None:
         """As ``SectorDevice.flush``; raises what ``guard`` raises."""
+        ...
+
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        """Tell the store that nobody needs these bytes: what is read there afterwards may be anything.
+
+        At most ``DISCARD_BYTES_MAX``.  Raises as ``write``, and DeviceError EOPNOTSUPP where the store has none.
+        """
         ...
 
 
@@ -96,12 +104,14 @@ class Counters:
     flushes: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    discards: int = 0
+    bytes_discarded: int = 0
     errors: int = 0
 
     @property
     def calls(self) -> int:
         """All that have ended, well or not: whether the store gets on."""
-        return self.reads + self.writes + self.flushes + self.errors
+        return self.reads + self.writes + self.flushes + self.discards + self.errors
 
     def as_dict(self) -> dict[str, int]:
         """For ``statistics()`` and ``matrixctl status --json``."""

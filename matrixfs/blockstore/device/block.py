@@ -10,6 +10,7 @@ from matrixfs.blockstore.device.direct import DirectDevice
 from membership.errors import OperatorError
 
 _BLKSSZGET = 0x1268  # int: logical block size
+_BLKDISCARD = 0x1277  # u64 offset, u64 length
 _BLKGETSIZE64 = 0x80081272  # u64: bytes
 
 
@@ -34,3 +35,7 @@ class BlockDevice(DirectDevice):
             os.close(fd)
             raise
         super().__init__(fd, name, sector_bytes, size_bytes)
+
+    def _discard_now(self, offset: int, length: int) -> None:
+        """``DirectDevice``."""
+        fcntl.ioctl(self.fileno(), _BLKDISCARD, struct.pack("QQ", offset, length))

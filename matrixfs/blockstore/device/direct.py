@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from typing import Final
 
 import trio
 
-from matrixfs.blockstore.device.api import Counters, Guard, buffer_bytes, check_range
+from matrixfs.blockstore.device.api import DISCARD_BYTES_MAX, Counters, Guard, buffer_bytes, check_range
 from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer
 from matrixfs.blockstore.device.choice import attach_engine
 from matrixfs.blockstore.device.engine import NOTHING, Engine, Kind, Operation
@@ -54,6 +55,7 @@ class DirectDevice:
         self._size_bytes = size_bytes - size_bytes % sector_bytes
         self._engine: Engine | None = None
         self._active = 0
+        self._discarding = trio.Lock()
         self._closing = False
         self._closed = trio.Event()  # trio lets events be made outside it
         self.counters = Counters()
@@ -160,6 +162,33 @@ class DirectDevice:
             self.counters.flushes += 1
         finally:
             self._leave(engine, [])
+
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        """``GuardedDevice.discard``, in a thread, one at a time: not every kernel's ring takes it (D3, E4)."""
+        check_range(self, "discard", offset, length)
+        assert length <= DISCARD_BYTES_MAX, length
+        engine = self._enter()
+        try:
+            async with self._discarding:
+                if guard is not None:
+                    guard()
+                await trio.to_thread.run_sync(self._discard_now, offset, length, limiter=trio.CapacityLimiter(1))
+            self.counters.discards += 1
+            self.counters.bytes_discarded += length
+        except OSError as error:
+            code = error.errno or errno.EIO
+            if code == errno.EBADE:
+                raise Fenced(f"{self._name}: the store refuses this node (reservation conflict)") from None
+            code = errno.EOPNOTSUPP if code == errno.ENOTTY else code
+            self.counters.errors += code != errno.EOPNOTSUPP
+            what = f"discard of {length} bytes at {offset}"
+            raise DeviceError(f"{self._name}: {what} failed: {os.strerror(code)}", code) from None
+        finally:
+            self._leave(engine, [])
+
+    @abstractmethod
+    def _discard_now(self, offset: int, length: int) -> None:
+        """In a thread.  Raises OSError."""
 
     async def aclose(self) -> None:
         """``SectorDevice.aclose``.  If cancelled, the descriptor goes when the last request in flight is over."""

@@ -14,6 +14,7 @@ _SECTORS = (512, 4096)
 _STATX_DIOALIGN = 0x2000
 _STATX_BYTES = 256
 _AT_EMPTY_PATH = 0x1000
+_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,6 +38,12 @@ class FileDevice(DirectDevice):
             os.close(fd)
             raise
         super().__init__(fd, name, sector_bytes, size_bytes)
+
+    def _discard_now(self, offset: int, length: int) -> None:
+        """``DirectDevice``: the file gets a hole."""
+        if _libc.fallocate(self.fileno(), _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def enlarge(self, size_bytes: int) -> None:
         """Make the file so long, sparse; one that is as long already stays as it is.  ``measure`` then finds it.

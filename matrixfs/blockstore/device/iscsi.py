@@ -31,7 +31,14 @@ from typing import Final
 
 import trio
 
-from matrixfs.blockstore.device.api import Counters, Guard, InFlight, buffer_bytes, check_range
+from matrixfs.blockstore.device.api import (
+    DISCARD_BYTES_MAX,
+    Counters,
+    Guard,
+    InFlight,
+    buffer_bytes,
+    check_range,
+)
 from matrixfs.blockstore.device.buffers import TRANSFER_BYTES_MAX, AlignedBuffer, BufferPool
 from matrixfs.blockstore.scsi import answers, commands
 from matrixfs.blockstore.scsi import reservation_commands as reservations
@@ -261,6 +268,35 @@ class IscsiDevice:
                 await trio.lowlevel.checkpoint()
             self.counters.flushes += 1
 
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        """``GuardedDevice.discard``: UNMAP, where the unit says that it takes that (VPD page B2)."""
+        check_range(self, "discard", offset, length)
+        assert length <= DISCARD_BYTES_MAX, length
+        self._check_open()
+        unit = self.nexus.unit
+        step = unit.limits.unmap_blocks_max * self._sector_bytes
+        if not (unit.unmaps and step):
+            raise DeviceError(f"{self._name}: the unit takes no UNMAP (VPD pages B0, B2)", errno.EOPNOTSUPP)
+        if self._read_only:
+            raise DeviceError(f"{self._name}: is open for reading only", errno.EBADF)
+        with self._in_flight:
+            for at in range(offset, offset + length, step):
+                await self._unmap(at, min(step, offset + length - at), guard)
+            self.counters.discards += 1
+            self.counters.bytes_discarded += length
+
+    async def _unmap(self, offset: int, length: int, guard: Guard | None) -> None:
+        command = commands.unmap(offset // self._sector_bytes, length // self._sector_bytes)
+        size = len(command.data)
+        buffer = self._buffers.take(size)
+        try:
+            buffer.view[:size] = command.data
+            what = f"discard of {length} bytes at {offset}"
+            # Not whole: targets say that they took none of it.
+            await self._issue(what, command.cdb, Direction.WRITE, buffer.address, size, guard, whole=False)
+        finally:
+            self._buffers.give(buffer)
+
     async def aclose(self) -> None:
         """``SectorDevice.aclose``.  In an outage what waits for the disk fails now."""
         self._closed = True
@@ -319,8 +355,9 @@ class IscsiDevice:
         await self._issue("flush", cdb, Direction.NONE, 0, 0, guard)
 
     async def _issue(
-        self, what: str, cdb: bytes, direction: Direction, address: int, length: int, guard: Guard | None
-    ) -> None:
+        self, what: str, cdb: bytes, direction: Direction, address: int, length: int, guard: Guard | None,
+        *, whole: bool = True,
+    ) -> None:  # fmt: skip
         """Send a command until it is answered (I1, I2)."""
         first_lost: float | None = None
         check = partial(self._check_right, guard)
@@ -330,7 +367,7 @@ class IscsiDevice:
                 with trio.CancelScope(shield=uncertain):
                     session = await self.nexus.session(check=guard)
                 try:
-                    await session.transfer(what, cdb, direction, address, length, guard=check, whole=True)
+                    await session.transfer(what, cdb, direction, address, length, guard=check, whole=whole)
                     return
                 except SessionLost as error:
                     now = trio.current_time()

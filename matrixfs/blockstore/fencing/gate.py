@@ -184,6 +184,13 @@ class FencingGate:
             await self._device.flush(guard=self._check)
         self._check_after("flush")
 
+    async def discard(self, offset: int, length: int) -> None:
+        """``GuardedDevice.discard``: a write, to the gate.  Raises Fenced as that."""
+        self._check()
+        with self._in_flight:
+            await self._device.discard(offset, length, guard=self._check)
+        self._check_after("discard")
+
     async def aclose(self) -> None:
         """Refuse what comes, wait for what is in flight, close the device."""
         self.fence("closed")

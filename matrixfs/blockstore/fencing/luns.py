@@ -5,12 +5,15 @@ Source: membership/fence/reservations.py (the seam), decision 0016.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from matrixfs.blockstore.device.api import check_range
 from matrixfs.blockstore.device.block import BlockDevice
 from matrixfs.blockstore.device.iscsi import IscsiDevice
 from matrixfs.blockstore.scsi.kernel import kernel_reservations
 from matrixfs.blockstore.scsi.reservations import ScsiReservations
+from membership.errors import DeviceError
 from membership.fence.expel import expel
 from membership.fence.keys import CLAIMANT, key_of
 from membership.fence.reservations import REGISTRANTS_ONLY, Leak, Lun, LunTraits
@@ -20,6 +23,8 @@ from membership.storage import Reach
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from matrixfs.blockstore.device.window import Window
+    from matrixfs.blockstore.fencing.patience import PatientDevice
     from matrixfs.blockstore.scsi.session import Session
     from membership.label import Label
     from membership.seams import Clock, SectorDevice
@@ -108,6 +113,26 @@ def mount_access(
     if isinstance(device, IscsiDevice) and lun.usable is not None:
         comes_back(device, lun, access)
     return access
+
+
+def discard_of(
+    gated: PatientDevice, area: Window, traits: LunTraits, start: int
+) -> Callable[[int, int], Awaitable[None]]:
+    """How a mount tells its store that nobody needs (offset, length) of an area that begins at ``start``.
+
+    A reservation has to hold back a discard as it does a write: where the probe saw an unregistered UNMAP or WRITE SAME
+    get through, or nobody looked, there is none (C2 in scsi/commands.py).
+    """
+
+    async def discard(offset: int, length: int) -> None:
+        check_range(area, "discard", offset, length)
+        if traits.kind and traits.leaks & (Leak.UNMAP | Leak.WRITE_SAME):
+            raise DeviceError(
+                f"{area.name}: its reservations are not known to hold a discard back", errno.EOPNOTSUPP
+            )
+        await gated.discard(start + offset, length)
+
+    return discard
 
 
 async def seize(device: SectorDevice, label: Label, incarnation: int) -> None:

@@ -51,6 +51,10 @@ class PatientDevice:
         """``SectorDevice.flush``."""
         await self._insist(self._gate.flush)
 
+    async def discard(self, offset: int, length: int) -> None:
+        """``GuardedDevice.discard``."""
+        await self._insist(lambda: self._gate.discard(offset, length))
+
     async def aclose(self) -> None:
         """``SectorDevice.aclose``."""
         await self._gate.aclose()

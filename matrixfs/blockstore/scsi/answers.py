@@ -16,6 +16,7 @@ _CACHING_PAGE: Final = 0x08
 _DPOFUA: Final = 0x10
 _WRITE_PROTECTED: Final = 0x80
 _WCE: Final = 0x04
+_LBPU: Final = 0x80
 _NO_UNIT: Final = 0x7F  # qualifier 3, type 1F: "not capable of a peripheral device on this logical unit"
 
 
@@ -57,6 +58,7 @@ class BlockLimits:
 
     transfer_blocks_max: int
     compare_and_write_blocks_max: int
+    unmap_blocks_max: int = 0  # here 0 means that it has no UNMAP
 
 
 def inquiry_untrusted(answer: bytes) -> Inquiry | None:
@@ -92,7 +94,16 @@ def block_limits_untrusted(answer: bytes) -> BlockLimits:
     body = vpd_untrusted(answer, 0xB0)
     if len(body) < 8:
         raise BadMessage(f"INQUIRY page 0xb0: a body of {len(body)} bytes")
-    return BlockLimits(struct.unpack_from(">I", body, 4)[0], body[1])
+    unmap_blocks_max = struct.unpack_from(">I", body, 16)[0] if len(body) >= 20 else 0
+    return BlockLimits(struct.unpack_from(">I", body, 4)[0], body[1], unmap_blocks_max)
+
+
+def provisioning_untrusted(answer: bytes) -> bool:
+    """Parse VPD page B2: whether the unit takes UNMAP.  Raises BadMessage."""
+    body = vpd_untrusted(answer, 0xB2)
+    if len(body) < 2:
+        raise BadMessage(f"INQUIRY page 0xb2: a body of {len(body)} bytes")
+    return bool(body[1] & _LBPU)
 
 
 def serial_untrusted(answer: bytes) -> str:

@@ -34,6 +34,7 @@ class Unit:
     capacity: answers.Capacity
     limits: answers.BlockLimits
     caching: answers.Caching | None  # None: we are not registered, and it tells only those who are
+    unmaps: bool = False  # it says that it takes UNMAP
 
     def difference(self, later: Unit) -> str | None:
         """Why ``later`` can't be this disk; None when it can: it may have grown."""
@@ -75,6 +76,9 @@ async def examine(session: Session) -> Unit:
             answers.BlockLimits(0, 0),
         ),
         caching=await caching_of(session),
+        unmaps=await _asked(
+            session, commands.vital_product_data(commands.VPD_PROVISIONING), answers.provisioning_untrusted, False
+        ),
     )
 
 

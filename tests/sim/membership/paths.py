@@ -162,6 +162,9 @@ class Port:
                 self._scopes.remove(scope)
         await self._over(scope, "write", offset)
 
+    async def discard(self, offset: int, length: int, *, guard: Guard | None = None) -> None:
+        await self.write(offset, bytes(length), guard=guard)
+
     async def flush(self, *, guard: Guard | None = None) -> None:
         await self._hand_over(guard)
         await self._answer(self._seconds())
