@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,3 +137,23 @@ def test_what_is_said(lab: Lab) -> None:
     said = fs(lab, lab.nodes[1], "quota", NAME).splitlines()
     row = next(line.split() for line in said if line.split()[:2] == ["user", str(USER + 9)])
     assert "23h59m" in row or "1d00h" in row
+
+
+def test_a_project_is_a_directory_with_a_limit(lab: Lab) -> None:
+    a, b = (node.mountpoint for node in lab.nodes[:2])
+    (a / "project").mkdir()
+    fd = os.open(a / "project", os.O_RDONLY)
+    try:
+        set_attributes, inherits = 0x401C5820, 0x200  # FS_IOC_FSSETXATTR, FS_XFLAG_PROJINHERIT
+        fcntl.ioctl(fd, set_attributes, struct.pack("<5I8x", inherits, 0, 0, 77, 0))
+    finally:
+        os.close(fd)
+    fs(lab, lab.nodes[2], "quota", "set", NAME, "project:77", "--space", "1M")
+    (b / "project" / "fits").write_bytes(bytes(MIB // 2))
+    with pytest.raises(OSError) as refused:
+        (a / "project" / "does not").write_bytes(bytes(MIB))
+    assert refused.value.errno == errno.EDQUOT
+    (a / "outside").write_bytes(bytes(MIB))
+    subprocess.run(["sync", "-f", b], check=True)
+    row = quotas(lab, lab.nodes[0])["project", 77]
+    assert (row["space"], row["files"]) == (MIB // 2, 3)
