@@ -1,5 +1,6 @@
 """Build of the one C part: ``matrixfs.fuse._libfuse`` (all else stands in pyproject.toml).
 
+Its sources are in ``matrixfs/fuse/extension``, which isn't named as the module is: Python would import the directory.
 ``optional``: without a compiler or libfuse3's headers the package still installs, and mounts say what they lack
 (``matrixfs/fuse/libfuse.py``).  pyfuse3 is itself built from source against libfuse3, so a machine that can run
 MatrixFS can build this.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -26,7 +28,8 @@ setup(
     ext_modules=[
         Extension(
             "matrixfs.fuse._libfuse",
-            sources=["matrixfs/fuse/_libfuse.c"],
+            sources=sorted(glob("matrixfs/fuse/extension/*.c")),
+            depends=["matrixfs/fuse/extension/extension.h"],
             extra_compile_args=[
                 "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit-function-declaration",
                 *pkg_config("--cflags", "-I/usr/include/fuse3"),

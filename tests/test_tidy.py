@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("membership", "dlm", "matrixfs")
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
+C_COLUMNS_MAX = 120  # ruff holds those of Python
 
 # Layer of each unit: it may import its own layer and lower ones, never higher (R1, architecture 2).
 # Within ``matrixfs`` the order is: ondisk and locks, then blockstore and fs, then fuse and fsck, then what wires.
@@ -95,6 +96,10 @@ PURE = (
 
 def sources() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def c_sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.[ch]"))
 
 
 def module_of(path: Path) -> str:
@@ -215,8 +220,24 @@ def test_sizes() -> None:
     assert not wrong
 
 
+def test_sizes_in_c() -> None:
+    """As of Python; a function begins and ends with braces in the first column, and a tab is 8 columns."""
+    wrong = []
+    for path in c_sources():
+        lines = path.read_text().expandtabs(8).splitlines()
+        found = {"lines": (len(lines), FILE_LINES_MAX), "columns": (max(map(len, lines)), C_COLUMNS_MAX)}
+        opened = [number for number, line in enumerate(lines) if line == "{"]
+        closed = [number for number, line in enumerate(lines) if line == "}"]
+        for first, last in zip(opened, closed, strict=True):
+            found[f"lines of the function in line {first}"] = (last - first + 2, FUNCTION_LINES_MAX)
+        wrong += [f"{path.relative_to(ROOT)}: {size} {what}" for what, (size, most) in found.items() if size > most]
+    assert c_sources()
+    assert not wrong
+
+
 def test_every_module_says_what_it_is() -> None:
     assert not [str(path) for path in sources() if not ast.get_docstring(parsed(path))]
+    assert not [str(path) for path in c_sources() if not path.read_text().startswith("/*\n * ")]
 
 
 def test_seed_ids_exist() -> None:

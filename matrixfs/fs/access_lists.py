@@ -1,7 +1,7 @@
 """Access control lists of inodes: what create, chmod and the permission check of the FUSE layer make of them.
 
 The rules themselves are in ``acl.py``.  The kernel checks permissions by the lists, leaves to us the umask and what a
-directory hands down, and doesn't change the list at chmod (``_libfuse.c`` agrees with it on that).
+directory hands down, and doesn't change the list at chmod (``fuse/extension/session.c`` agrees with it on that).
 """
 
 from __future__ import annotations

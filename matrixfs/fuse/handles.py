@@ -7,7 +7,7 @@ Invariants:
     H3  A node remembers the incarnation last handed out (the kernel calls it generation).  The block of a freed inode
         is used again under another incarnation: what the kernel then still asks under the old one is stale (ESTALE).
     H4  File handle numbers are never used twice in one session.  Their highest bits tell the C extension, or are told
-        by it (``_libfuse.c`` has the same numbers).
+        by it (``extension/extension.h`` has the same numbers).
     H5  The kernel's pages are of ``Node.data_version``: that of the last open, when those of other data were dropped,
         or of a write since, if that alone made it and no READ was asked for since nobody had the file open.  A READ
         beside a write is the reason: the kernel unlocks written pages before the write has reached us, so they can be

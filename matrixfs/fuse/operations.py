@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matrixfs.fuse.kernel_caches import KernelCaches
 
 NAME_BYTES_MAX = 255
-NAMELESS = b"/"  # CREATE of this is O_TMPFILE (_libfuse.c)
+NAMELESS = b"/"  # CREATE of this is O_TMPFILE (extension/requests.c)
 BLOCK_BYTES = 4096
 
 

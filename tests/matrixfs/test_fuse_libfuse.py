@@ -22,6 +22,17 @@ def test_extension_is_built_and_in_front() -> None:
     assert extension.usable()
 
 
+def test_nothing_else_is_in_front() -> None:
+    """The extension is in the global scope: any other name of it would stand in front of other libraries' too."""
+    told = subprocess.run(
+        ["nm", "-D", "--defined-only", "--format=posix", extension.__file__], capture_output=True, text=True, check=True
+    )
+    assert {line.split()[0] for line in told.stdout.splitlines()} == {
+        "PyInit__libfuse", "fuse_session_new", "fuse_session_receive_buf", "fuse_session_process_buf",
+        "fuse_session_destroy",
+    }  # fmt: skip
+
+
 def test_without_a_session_everything_answers() -> None:
     assert libfuse.session_fd() == -1
     assert libfuse.inc_epoch() == errno.EBADF

@@ -250,11 +250,12 @@ def test_stale_and_made_up_numbers_are_refused() -> None:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The extension built with address and undefined-behaviour checks, as environment of a mount process."""
     built = tmp_path_factory.mktemp("asan") / "_libfuse.so"
+    sources = [str(path) for path in (REPOSITORY / "matrixfs/fuse/extension").glob("*.c")]
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True)
     subprocess.run(
         ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
          "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
-         f"-I{sysconfig.get_paths()['include']}", str(REPOSITORY / "matrixfs/fuse/_libfuse.c"), "-o", str(built),
+         f"-I{sysconfig.get_paths()['include']}", *sources, "-o", str(built),
          *flags.stdout.split(), "-ldl"],
         check=True,
     )  # fmt: skip
