@@ -39,8 +39,8 @@ def format_locks(locks: Sequence[Contention], name: Callable[[int], str], *, cha
 
 
 def _brief(lock: Contention, name: Callable[[int], str]) -> str:
-    held = [f"{name(side.node)} ({side.mode})" for side in lock.holders.values()]
-    held += [f"{name(node)}, dead ({mode})" for node, mode in lock.ghosts]
+    held = [f"{name(side.node)} ({printable(side.mode)})" for side in lock.holders.values()]
+    held += [f"{name(node)}, dead ({printable(mode)})" for node, mode in lock.ghosts]
     return " ".join(held) or "nobody"
 
 
@@ -48,16 +48,17 @@ def _chain(lock: Contention, name: Callable[[int], str]) -> list[str]:
     """Waiter -> resource -> master -> holder -> process -> what it is doing."""
     lines = [f"{printable(lock.name)}   (domain {lock.domain}, number {lock.object})"]
     for side in lock.waiters.values():
-        lines.append(f"  waits   {name(side.node)} {purpose(side.mode)} ({side.mode}){_wait(side)}{_mount(side)}")
+        what = f"{purpose(side.mode)} ({printable(side.mode)})"
+        lines.append(f"  waits   {name(side.node)} {what}{_wait(side)}{_mount(side)}")
     told = "" if lock.told else ", which has told nothing of it"
     lines.append(f"  master  {name(lock.master)}{told}")
     for side in lock.holders.values():
         doing = printable(side.doing) or "its mount did not answer"
         asked = f", asked {side.asked:.1f} s ago" if side.asked is not None else ""
-        lines.append(f"  held    {side.mode} by {name(side.node)}{_mount(side)}{asked}: {doing}")
+        lines.append(f"  held    {printable(side.mode)} by {name(side.node)}{_mount(side)}{asked}: {doing}")
         lines += [f"            open in {_process(user)}" for user in side.users]
     for node, mode in lock.ghosts:
-        lines.append(f"  held    {mode} by {name(node)}, which died: free when its journal is replayed")
+        lines.append(f"  held    {printable(mode)} by {name(node)}, which died: free when its journal is replayed")
     if not lock.holders and not lock.ghosts:
         lines.append("  held    by nobody")
     return lines

@@ -53,17 +53,19 @@ class Atimes:
 
     def note(self, ino: int) -> None:
         """The inode was read just now."""
-        if not self.enabled:
-            return
         lock = self._volume.locks.find(Resource(INODE, ino))
         inode: Inode | None = lock.subject if lock is not None else None
-        if inode is None or inode.flags & FLAG_NOATIME:
-            return
-        now_ns = self._volume.clock.wall_ns()
+        if inode is not None and self.would_note(inode):
+            self._noted[ino] = self._volume.clock.wall_ns()
+
+    def would_note(self, inode: Any) -> bool:
+        """Whether reading the inode now would be noted (T1)."""
+        if not self.enabled or inode.flags & FLAG_NOATIME:
+            return False
         atime_ns = self.shown(inode)
-        is_due = atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - atime_ns >= DAY_NS
-        if is_due and (ino in self._noted or len(self._noted) < NOTED_MAX):
-            self._noted[ino] = now_ns
+        is_due = atime_ns <= max(inode.mtime_ns, inode.ctime_ns)
+        is_due = is_due or self._volume.clock.wall_ns() - atime_ns >= DAY_NS
+        return is_due and (inode.ino in self._noted or len(self._noted) < NOTED_MAX)
 
     def shown(self, inode: Any) -> int:
         """The access time to tell of an inode (T2); one noted before its last change, ``utimes`` too, is void."""

@@ -67,6 +67,10 @@ class Atimes(Protocol):
         """An inode was read."""
         ...
 
+    def would_note(self, inode: Any) -> bool:
+        """Whether reading it now would count."""
+        ...
+
     def shown(self, inode: Any) -> int:
         """The access time to tell."""
         ...

@@ -37,13 +37,18 @@ class Node:
     opens: int = 0  # files the kernel has open on it
     pages: bool = False  # the kernel may hold pages (or the cached target of a symlink)
     data_version: int | None = None  # of the data in the kernel's pages (H5); None: not known
-    was_read: bool = False  # a READ was asked for since nobody had it open
+    was_read: bool = False  # a READ was asked for since nobody had it open,
+    is_read: bool = False  # or since its pages were dropped
     kept: bool = False  # it counts as open as long as it is known (K6, K8)
 
-    def opened(self, data_version: int) -> bool:
-        """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5)."""
-        keep = self.data_version == data_version
+    def opened(self, data_version: int, *, tells_reads: bool = False) -> bool:
+        """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5).
+
+        ``tells_reads``: and not if all were written here, as reading them would then not be told, and it counts.
+        """
+        keep = self.data_version == data_version and (self.is_read or not tells_reads)
         self.data_version = data_version
+        self.is_read &= keep
         self.was_read &= self.opens > 0
         self.opens += 1
         self.pages = True
@@ -96,6 +101,12 @@ class NodeTable:
             node.data_version = None
         node.lookups += 1
         return node
+
+    def reads(self, ino: int) -> None:
+        """A READ is asked for."""
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.was_read = node.is_read = True
 
     def wrote(self, ino: int, data_version: int | None) -> None:
         """A WRITE of the kernel left this version of the data; None: not known (H5)."""

@@ -335,8 +335,10 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         O_APPEND read and write around the page cache: the kernel sends its own idea of the end (coherence.md 7).
         """
         node = self._nodes.get(inode.ino)
-        keep = node is not None and node.opened(inode.data_version)
-        if keep and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME:
+        may_read = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
+        tells_reads = may_read and self._volume.atimes.would_note(inode)
+        keep = node is not None and node.opened(inode.data_version, tells_reads=tells_reads)
+        if keep and may_read:
             self._volume.atimes.note(inode.ino)  # the kernel may answer read(2) without us
         handle = self._handles.add(inode.ino, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
@@ -380,9 +382,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
     @upcall(handle=True)
     async def read(self, handle: Handle, offset: int, length: int) -> Any:
         """Read up to ``length`` bytes."""
-        node = self._nodes.get(handle.ino)
-        if node is not None:
-            node.was_read = True
+        self._nodes.reads(handle.ino)
         data = await self._data.read(self._volume, handle.ino, offset, length)
         if not handle.flags & os.O_NOATIME:
             self._volume.atimes.note(handle.ino)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from matrixfs.cli.asking import Answers, MountValue, split_path
@@ -119,6 +119,7 @@ PLAIN = st.recursive(
 
 
 @given(rows=st.lists(PLAIN, max_size=3), users=PLAIN)
+@example([{"domain": None, "object": None, "held": "\x1f"}], None)
 def test_hostile_rows_never_break_it(rows: list[Any], users: Any) -> None:
     value = {"node": 1, "resources": rows, "users": users}
     answers = Answers(2, {1: "n1"}, [MountValue(1, "n1", "web", "/mnt", 5, value)])

@@ -93,13 +93,24 @@ def test_pages_are_kept_when_nothing_but_our_writes_changed_the_data(steps: str,
             case "c", _:
                 node.opens -= 1
             case "r", _:
-                node.was_read = True
+                nodes.reads(100)
             case "w", "?":
                 nodes.wrote(100, None)
             case "w", version:
                 now = int(version)
                 nodes.wrote(100, now)
     assert node.opened(now) == kept
+
+
+def test_the_first_read_of_what_was_written_here_is_asked_for_where_it_counts() -> None:
+    node = NodeTable(root=64).looked_up(100, 1)
+    node.opened(0)
+    assert node.opened(0), "of written pages nothing is told"
+    assert not node.opened(0, tells_reads=True)
+    node.is_read = True
+    assert node.opened(0, tells_reads=True), "what was read from us is not asked for again"
+    assert not node.opened(1)
+    assert not node.is_read
 
 
 def test_a_write_to_an_inode_that_is_being_forgotten_is_harmless() -> None:

@@ -42,7 +42,9 @@ class Kernelless:
         self.opened: list[int] = []
         volume = SimpleNamespace(
             room=SimpleNamespace(make=self._make_room),
-            atimes=SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns),
+            atimes=SimpleNamespace(
+                note=lambda _ino: None, would_note=lambda _inode: False, shown=lambda inode: inode.atime_ns
+            ),
             opens=SimpleNamespace(opened=self.opened.append, closed=self.closed.append),
             forgotten=self._forgotten,
         )

@@ -201,6 +201,7 @@ async def test_a_store_without_discards_says_so_once(caplog: pytest.LogCaptureFi
             mount.volume.trims.discard = refuses
             await fill(mount, name, 20)
             await namespace.unlink(mount.volume, ROOT_INODE, name)
+            await mount.volume.opens.drained(10)
             await mount.volume.sync()
             await mount.volume.trims.round()
     said = [record.message for record in caplog.records if "discarded" in record.message]

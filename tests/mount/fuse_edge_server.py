@@ -107,7 +107,9 @@ class FakeVolume:
         self.next_ino = 100
         self.gates: dict[str, trio.Event] = {}
         self.waiting: set[str] = set()
-        self.atimes = SimpleNamespace(note=lambda _ino: None, shown=lambda inode: inode.atime_ns)
+        self.atimes = SimpleNamespace(
+            note=lambda _ino: None, would_note=lambda _inode: False, shown=lambda inode: inode.atime_ns
+        )
         self.room = SimpleNamespace(make=None)  # nothing here says ENOSPC
         self.opens = SimpleNamespace(opened=self.opened, closed=self.closed)
         self.open_counts: dict[int, int] = {}

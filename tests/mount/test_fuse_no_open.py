@@ -164,7 +164,9 @@ def test_the_kernel_forgets_on_demand_what_nobody_uses(tree: Tree) -> None:
 def test_listed_files_count_too(tree: Tree) -> None:
     inos = [tree.ask("remote_create", parent=ROOT, name=f"n{n}") for n in range(5)]
     os.listdir(tree.path)
-    assert tree.ask("state")["opens"] == {str(ino): 1 for ino in inos}
+    opens = tree.ask("state")["opens"]
+    opens.pop(str(ROOT), None)  # RELEASEDIR comes when it comes
+    assert opens == {str(ino): 1 for ino in inos}
     (tree.path / "n0").unlink()
     wait_until_forgotten(tree, inos[0])
 

@@ -19,6 +19,8 @@ from membership.processes import process_start
 from tests.mount.conftest import new_lab
 from tests.mount.lab import Lab, LabNode, wait_gone, wait_until
 
+TEST_SECONDS = 120  # for a broken product, not a bound under test: one of them mounts twelve times
+
 pytestmark = pytest.mark.seed("002-10", "002-13")
 TIMES = 12
 
