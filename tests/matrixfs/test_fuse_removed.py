@@ -129,5 +129,7 @@ async def test_attributes_set_on_a_removed_directory_last_as_long_as_it_is_known
     await world.operations.setattr(100, wanted, fields, None, CALLER)
     reply = await world.operations.getattr(100, CALLER)
     assert (reply.st_mode, reply.st_uid, reply.st_mtime_ns) == (stat.S_IFDIR | 0o700, 7, 77)
+    assert world.caches.knows_directory(100)
     await world.operations.forget([(100, 1)])
+    assert not world.caches.knows_directory(100)
     assert await code_of(world.operations.getattr(100, CALLER)) == "ESTALE"
