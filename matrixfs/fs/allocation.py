@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
+NUMBERS_PASSED_MAX = 8  # free blocks that are no good as a new inode's number, before one is taken all the same
 WISH_VISITS_MAX = 8  # groups looked at for more blocks than are needed
 
 
@@ -61,6 +62,15 @@ class Reservation:
     def second(self) -> int:
         """The block that the ``pop`` after that gives."""
         return self._blocks[1]
+
+    def pass_over(self, is_known: Callable[[int], bool]) -> None:
+        """Rather have a first block, the number of an inode to make, that is not known: a few are looked at."""
+        passed: list[int] = []
+        while is_known(self.first) and len(passed) < NUMBERS_PASSED_MAX and self.group.available > SPARE:
+            passed.append(self.first)
+            self._blocks[0] = self.group.take(1)[0]
+        for block in passed:
+            self.group.untake(block, 1)
 
     def pop(self) -> int:
         """Use one block.  Part of a change: no checkpoint up to the change that names it (J1)."""

@@ -140,6 +140,7 @@ async def tmpfile(volume: Volume, parent: int, mode: int, uid: int, gid: int, *,
         count = 1 + TREE_BLOCKS_MAX + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
+            spare.pass_over(volume.kernel.knows_directory)
             lock = volume.inode_lock(spare.first)
             await held.lock(lock, EX, True)
             place = await directories.locate(volume, orphans, orphan_name(spare.first))
@@ -215,6 +216,7 @@ async def _make(
         count = 1 + bool(content) + tree_blocks + inheritance.blocks
         group = await held.group(count, near=parent)
         with Reservation(volume.journal, group, count) as spare:
+            spare.pass_over(volume.kernel.knows_directory)
             lock = volume.inode_lock(spare.first)
             await held.lock(lock, EX, True)
             entry = directories.new_entry(place, name, spare.first, stat.S_IFMT(mode) >> 12)

@@ -57,6 +57,10 @@ class KernelCaches(Protocol):
         """An inode lost its last name: whether from now on its being known counts as open, and did not before."""
         ...
 
+    def knows_directory(self, ino: int) -> bool:
+        """Whether a directory of that number is known, be it a removed one: another inode would break it."""
+        ...
+
 
 class NoKernelCaches:
     """For a volume that no kernel looks at: simulation and offline tools."""
@@ -74,6 +78,10 @@ class NoKernelCaches:
         """Nothing is known."""
 
     def keep(self, ino: int) -> bool:
+        """Nothing is known."""
+        return False
+
+    def knows_directory(self, ino: int) -> bool:
         """Nothing is known."""
         return False
 

@@ -12,17 +12,21 @@ control list without being in the file's group, or having CAP_FSETID, takes away
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from matrixfs.fuse import libfuse
 from matrixfs.fuse.edge import upcall
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from matrixfs.fuse.api import Attributes, Inode, Volume, Xattrs
     from matrixfs.fuse.callers import Caller
     from matrixfs.fuse.kernel_caches import KernelCaches
+    from matrixfs.fuse.removed import RemovedDirectories
 
 _TRUSTED = b"trusted."
+_Found = TypeVar("_Found")
 
 
 def _split_flags(name: bytes) -> tuple[int, bytes]:
@@ -37,6 +41,7 @@ class AttributeRequests:
     _attributes: Attributes
     _xattrs: Xattrs
     _caches: KernelCaches
+    _removed: RemovedDirectories
 
     def _seen(self, ino: int, inode: Inode) -> None:
         """An inode was just looked at, under its lock: what the extension may answer for it follows (K7).
@@ -46,11 +51,23 @@ class AttributeRequests:
         self._caches.bare(ino, inode.bare)
         self._caches.nodes.check(ino, inode.incarnation)
 
+    async def _of(self, ino: int, nothing: _Found, ask: Callable[[], Awaitable[tuple[Inode, _Found]]]) -> _Found:
+        """What ``ask`` finds; ``nothing`` for a removed directory, whose attributes nobody remembers."""
+        if self._removed.known(ino) is not None:
+            return nothing
+        try:
+            inode, found = await ask()
+            self._seen(ino, inode)
+        except OSError as error:
+            if self._removed.judged(ino, error) is None:
+                raise
+            return nothing
+        return found
+
     @upcall(0)
     async def getxattr(self, ino: int, name: bytes, ctx: Any) -> bytes:
         """The value of an attribute; pyfuse3 compares its length with the caller's room."""
-        inode, value = await self._xattrs.get(self._volume, ino, name)
-        self._seen(ino, inode)
+        value = await self._of(ino, None, lambda: self._xattrs.get(self._volume, ino, name))
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
         return value
@@ -58,8 +75,7 @@ class AttributeRequests:
     @upcall(0)
     async def listxattr(self, ino: int, ctx: Any) -> list[bytes]:
         """The names of all attributes."""
-        inode, names = await self._xattrs.names(self._volume, ino)
-        self._seen(ino, inode)
+        names: list[bytes] = await self._of(ino, [], lambda: self._xattrs.names(self._volume, ino))
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED)]
 
     @upcall(0, caller=True)

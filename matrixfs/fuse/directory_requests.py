@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matrixfs.fuse.api import Attributes, Data, Inode, Readdir, Volume
     from matrixfs.fuse.handles import Handle, HandleTable, NodeTable
     from matrixfs.fuse.kernel_caches import KernelCaches
+    from matrixfs.fuse.removed import RemovedDirectories
 
 ENTRIES_LIMIT_MAX = 256
 DOT_COOKIE, DOT_DOT_COOKIE = 1, 2  # the filesystem's cookies begin above (ondisk/directory.py: COOKIE_BASE)
@@ -30,6 +32,7 @@ class DirectoryRequests:
     _caches: KernelCaches
     _nodes: NodeTable
     _handles: HandleTable
+    _removed: RemovedDirectories
     _open: Callable[..., Awaitable[Inode]]
     _named: Callable[[Inode], Any]
     _looked_up: Callable[[Inode], None]
@@ -37,20 +40,35 @@ class DirectoryRequests:
     @upcall(0)
     async def opendir(self, ino: int, ctx: Any) -> int:
         """Open a directory; as a file it outlives its name while it is open."""
-        await self._open(ino, os.O_DIRECTORY, None, named=False)
-        return self._handles.add(ino, os.O_DIRECTORY)
+        if self._removed.known(ino) is None:
+            try:
+                await self._open(ino, os.O_DIRECTORY, None, named=False)
+                return self._handles.add(ino, os.O_DIRECTORY)
+            except OSError as error:
+                if self._removed.judged(ino, error) is None:
+                    raise
+        return self._handles.add(ino, os.O_DIRECTORY, removed=True)
 
     @upcall()
     async def releasedir(self, fh: int) -> None:
         """The last descriptor of an open directory was closed."""
-        self._volume.opens.closed(self._handles.remove(fh).ino)
+        handle = self._handles.remove(fh)
+        if not handle.removed:
+            self._volume.opens.closed(handle.ino)
 
     @upcall(handle=True)
     async def readdir(self, handle: Handle, cookie: int, token: Any) -> None:
-        """List entries with their attributes.  One filesystem call per reply (O1); how many fit is learnt."""
+        """List entries with their attributes.  One filesystem call per reply (O1); how many fit is learnt.
+
+        Of a removed directory ENOENT, as of local ones: readdir(3) takes that for the end.
+        """
+        if handle.removed:
+            raise OSError(errno.ENOENT, "the directory was removed")
         if cookie < DOT_DOT_COOKIE:
             directory = await self._attributes.getattr(self._volume, handle.ino)
             self._nodes.check(handle.ino, directory.incarnation)
+            if not directory.nlink:
+                raise OSError(errno.ENOENT, "the directory was removed")
             if not self._dots(directory, cookie, token):
                 return
         after = cookie if cookie > DOT_DOT_COOKIE else 0
@@ -92,4 +110,5 @@ class DirectoryRequests:
     @upcall(handle=True)
     async def fsyncdir(self, handle: Handle, datasync: bool) -> None:
         """Return when the directory's names survive any crash (R10)."""
-        await self._data.fsync(self._volume, handle.ino, datasync)
+        if not handle.removed:
+            await self._data.fsync(self._volume, handle.ino, datasync)

@@ -19,6 +19,10 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matrixfs.fuse.removed import Told
 
 ROOT_NODE = 1
 READ_ONLY_HANDLE = 1 << 62  # can't write
@@ -40,6 +44,7 @@ class Node:
     was_read: bool = False  # a READ was asked for since nobody had it open,
     is_read: bool = False  # or since its pages were dropped
     kept: bool = False  # it counts as open as long as it is known (K6, K8)
+    told: Told | None = None  # of a directory: what the kernel knows of it (removed.py)
 
     def opened(self, data_version: int, *, tells_reads: bool = False) -> bool:
         """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5).
@@ -143,6 +148,7 @@ class Handle:
     entries_limit: int = 32  # directories: how many entries fitted the kernel's buffer
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
     unasked: bool = False  # the kernel opened it without asking
+    removed: bool = False  # a directory, and removed on another node before it was opened: it counts as open nowhere
 
     @property
     def append(self) -> bool:
@@ -180,13 +186,13 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, ino: int, flags: int) -> int:
+    def add(self, ino: int, flags: int, *, removed: bool = False) -> int:
         """A new handle's number (H4)."""
         number = self._next
         self._next += 1
         if flags & os.O_ACCMODE == os.O_RDONLY:
             number |= READ_ONLY_HANDLE
-        self._handles[number] = Handle(ino, flags)
+        self._handles[number] = Handle(ino, flags, removed=removed)
         return number
 
     def __getitem__(self, number: int) -> Handle:

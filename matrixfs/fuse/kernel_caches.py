@@ -187,6 +187,11 @@ class KernelCaches:
         node.kept = True
         return True
 
+    def knows_directory(self, ino: int) -> bool:
+        """Whether the kernel knows a directory of that number: it breaks one that is in use for a new inode (EIO)."""
+        node = self.nodes.get(ino)
+        return node is not None and node.told is not None
+
     async def _forgets(self, ino: int) -> bool:
         """Whether the FORGET comes at once; if not, the kernel may just be taking in a reply that names the inode."""
         if not self.nodes.known(ino):

@@ -31,6 +31,7 @@ from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.lock_requests import LockRequests
 from matrixfs.fuse.parked import ParkedRequests
 from matrixfs.fuse.range_requests import RangeRequests
+from matrixfs.fuse.removed import RemovedDirectories, Told, names_in
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         self._readdir = filesystem.readdir
         self._xattrs = filesystem.xattrs
         self._caches, self._nodes = caches, caches.nodes
+        self._removed = RemovedDirectories(self._nodes, self._attributes, volume)
         self._handles = handles
         self._opened_by_kernel = opened_by_kernel
         self.parked = ParkedRequests(self.edge)
@@ -140,6 +142,13 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         reply.generation = self._attributes.generation(self._volume, inode)
         return reply
 
+    def _told_again(self, inode: Inode) -> Any:
+        """The reply that tells of an inode that the kernel knows."""
+        node = self._nodes.get(inode.ino)
+        if node is not None:
+            self._removed.tell(node, inode)
+        return self._fill(inode)
+
     def _nameless(self, inode: Inode) -> Any:
         """The reply that gives the kernel an inode that it knows by a handle."""
         if inode.ino == self._nodes.root:
@@ -149,6 +158,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
 
     def _looked_up(self, inode: Inode) -> None:
         node = self._nodes.looked_up(inode.ino, inode.incarnation)
+        self._removed.tell(node, inode)
         if self._opened_by_kernel and inode.readable and not node.kept and stat.S_ISREG(inode.mode):
             node.kept = True
             self._volume.opens.opened(inode.ino)  # its lock is held now, and stands for that (O1)
@@ -160,6 +170,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
     # ---- names ----
 
     @upcall(0)
+    @names_in(0)
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         """Find a name; an absent one is told as such, for the kernel to cache."""
         if name in DOTS:
@@ -190,6 +201,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
                 self._volume.opens.closed(ino)
 
     @upcall(0)
+    @names_in(0)
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
         """Create a fifo, device, socket or regular file.
 
@@ -207,34 +219,40 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         return self._entry(parent, name, inode)
 
     @upcall(0)
+    @names_in(0)
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
         """Create a directory."""
         inode = await self._names.mkdir(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, umask=ctx.umask)
         return self._entry(parent, name, inode)
 
     @upcall(0)
+    @names_in(0)
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
         """Create a symbolic link."""
         inode = await self._names.symlink(self._volume, parent, _checked(name), target, ctx.uid, ctx.gid)
         return self._entry(parent, name, inode)
 
     @upcall(0, 1)
+    @names_in(1)
     async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> Any:
         """Give an inode a further name."""
         inode = await self._names.link(self._volume, ino, parent, _checked(name))
         return self._entry(parent, name, self._checked_inode(ino, inode))
 
     @upcall(0)
+    @names_in(0)
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
         """Remove a name; the kernel forgets it by itself."""
         await self._names.unlink(self._volume, parent, _checked(name))
 
     @upcall(0)
+    @names_in(0)
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
         """Remove an empty directory."""
         await self._names.rmdir(self._volume, parent, _checked(name))
 
     @upcall(0, 2)
+    @names_in(0, 2)
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
         """Rename; ``flags`` may be RENAME_NOREPLACE or RENAME_EXCHANGE.
 
@@ -251,11 +269,11 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
     @upcall(0)
     async def getattr(self, ino: int, ctx: Any) -> Any:
         """Attributes, valid until invalidated."""
-        inode = await self._attributes.getattr(self._volume, ino)
+        inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
         while self._caches.dropping(ino):  # a read(2) asks us, and takes its pages as good once it has the answer
             await self._caches.dropped(ino)
-            inode = await self._attributes.getattr(self._volume, ino)
-        return self._fill(self._checked_inode(ino, inode))
+            inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
+        return self._told_again(inode)
 
     @upcall(0, caller=True)
     async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any, caller: Caller) -> Any:
@@ -270,8 +288,10 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
             changer=caller.of_setattr(fields),
             times_are_now=bool(attr.st_rdev),  # the extension says so there
         )
-        inode = self._checked_inode(ino, await self._attributes.setattr(self._volume, ino, changes))
-        reply = self._fill(inode)
+        inode: Inode = await self._removed.instead(ino, lambda: self._attributes.setattr(self._volume, ino, changes))
+        if isinstance(inode, Told):
+            inode.change(changes)
+        reply = self._told_again(inode)
         node = self._nodes.get(ino)
         if node is not None and node.pages and node.data_version != inode.data_version:
             # The kernel takes over this mtime without dropping pages of older data, and would trust them from then on.
@@ -344,6 +364,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=bool(flags & os.O_APPEND))
 
     @upcall(0, caller=True)
+    @names_in(0)
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any, caller: Caller) -> Any:
         """Create and open in one.  The name may exist after all: another node was quicker."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)

@@ -26,8 +26,8 @@ def inode(ino: int, mode: int = stat.S_IFREG | 0o644, uid: int = 1000, gid: int 
     values = dict.fromkeys(
         ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "parent", "data_version"), 0
     )
-    values.update(bare=True, readable=True)
-    return SimpleNamespace(ino=ino, incarnation=1, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
+    values.update(bare=True, readable=True, incarnation=1)
+    return SimpleNamespace(ino=ino, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
 
 
 class Kernelless:

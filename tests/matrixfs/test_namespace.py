@@ -11,6 +11,8 @@ import pytest
 import trio
 
 from matrixfs.fs import attributes, namespace, readdir
+from matrixfs.fs.allocation import NUMBERS_PASSED_MAX
+from matrixfs.fs.volume import NoKernelCaches
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from membership.errors import CorruptRecord
 from membership.label import BLOCK_BYTES
@@ -36,6 +38,26 @@ async def test_create_and_look_up() -> None:
         assert (found.mode, found.nlink, found.uid, found.gid, found.size) == (stat.S_IFREG | 0o640, 1, 1000, 100, 0)
         assert found.mtime_ns == found.ctime_ns == found.btime_ns > 0
         assert await namespace.lookup(mount.volume, ROOT_INODE, b"g") is None
+
+
+@pytest.mark.parametrize("known", [3, 100], ids=["some", "more than are looked at"])
+async def test_a_new_inode_rather_has_no_number_under_which_the_kernel_knows_a_directory(known: int) -> None:
+    """Another node removed that, and it may be in use here: the kernel would break it for the new inode."""
+
+    class Knows(NoKernelCaches):
+        def knows_directory(self, ino: int) -> bool:
+            return first < ino <= first + known
+
+    async with mounted() as mount:
+        first = (await mount.file(b"before")).ino
+        mount.volume.kernel = Knows()
+        available = mount.volume.allocator.available
+        numbers = [(await mount.file(b"%d" % i)).ino for i in range(3)]
+        avoided = known < NUMBERS_PASSED_MAX
+        assert all((number > first + known) == avoided for number in numbers)
+        assert mount.volume.allocator.available == available - 3, "what was passed over is free"
+        disk, superblock = mount.disk, mount.volume.superblock
+    await assert_clean(disk, superblock)
 
 
 async def test_special_files() -> None:

@@ -10,6 +10,8 @@ import itertools
 import mmap
 import os
 import random
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -291,6 +293,26 @@ def test_a_counter_under_a_lock_file_loses_nothing(tree: Tree) -> None:
 
 
 # --- removed, but open --------------------------------------------------------------------------------------
+
+
+def make_tree(top: Path, widths: Sequence[int]) -> None:
+    top.mkdir()
+    for i in range(4):
+        (top / f"f{i}").touch()
+    for i in range(widths[0] if widths else 0):
+        make_tree(top / f"d{i}", widths[1:])
+
+
+def remove_tree(top: Path) -> None:
+    done = subprocess.run(["rm", "-rf", str(top)], capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_rm_of_one_tree_on_all_nodes_at_once(tree: Tree) -> None:
+    """None complains, as on a local filesystem.  So deep that rm leaves directories by "..": it keeps four open."""
+    make_tree(tree.a / "top", (3, 2, 2, 1, 2, 1, 2))
+    together(*((remove_tree, path / "top") for path in tree.paths))
+    assert [os.listdir(path) for path in tree.paths] == [[], [], []]
 
 
 def used_blocks(tree: Tree) -> int:

@@ -1,6 +1,6 @@
 """Ranges of files on real mounts: next to a local file, operation by operation, and looked at from every node.
 
-And files without a name: O_TMPFILE, and those that are opened by a handle.
+And what has no name: O_TMPFILE, what was removed while it is in use, and files that are opened by a handle.
 """
 
 from __future__ import annotations
@@ -283,25 +283,40 @@ def use_a_removed_file(top: Path) -> list[Any]:
     return found
 
 
-def use_a_removed_directory(top: Path) -> list[Any]:
-    """As a working directory, and by O_PATH."""
+def use_a_removed_directory(top: Path, remove: Callable[[str], None] | None = None) -> list[Any]:
+    """As a working directory, and by O_PATH.  ``getcwd`` comes last: its name goes when somebody looks it up."""
+    remove = remove or (lambda name: (top / name).rmdir())
     (top / "d").mkdir()
     (top / "e").mkdir()
     (top / "g").touch()
     fd = os.open(top / "e", os.O_PATH)
-    (top / "e").rmdir()
+    remove("e")
     with contextlib.chdir(top):
         os.chdir("d")
-        (top / "d").rmdir()
+        remove("d")
         found = results(
-            lambda: os.stat(".").st_nlink, lambda: os.fstat(fd).st_nlink, os.getcwd, lambda: os.listdir("."),
+            lambda: os.stat(".").st_nlink, lambda: os.fstat(fd).st_nlink, lambda: os.listdir("."),
             lambda: os.mkdir("new"), lambda: Path("new").touch(), lambda: os.stat("absent"),
             lambda: os.chmod(".", 0o700), lambda: stat.S_IMODE(os.stat(".").st_mode), lambda: os.rmdir("."),
             lambda: os.listdir(f"/proc/self/fd/{fd}"), lambda: os.link(top / "g", "here"),
-            lambda: os.rename(top / "g", "here"), lambda: os.stat(".").st_nlink,
+            lambda: os.rename(top / "g", "here"), lambda: os.stat(".").st_nlink, lambda: os.symlink("x", "new"),
+            lambda: os.unlink("absent"), lambda: os.rmdir("absent"), lambda: os.listxattr("."),
+            lambda: os.getxattr(".", "user.x"), lambda: os.path.samefile("..", top),
+            lambda: os.listdir(".."), read_working_directory, lambda: os.stat("../d"), os.getcwd,
         )  # fmt: skip
     os.close(fd)
     return found
+
+
+def read_working_directory() -> int:
+    """As bytes, by getdents64(2): readdir(3) hides ENOENT."""
+    fd = os.open(".", os.O_DIRECTORY)
+    count: int = libc.getdents64(fd, ctypes.create_string_buffer(4096), 4096)
+    code = ctypes.get_errno()
+    os.close(fd)
+    if count < 0:
+        raise OSError(code, "getdents64")
+    return count
 
 
 def test_what_is_removed_where_it_is_in_use_goes_when_it_is_no_more(lab: Lab, tree: Tree, local: Path) -> None:
@@ -311,6 +326,21 @@ def test_what_is_removed_where_it_is_in_use_goes_when_it_is_no_more(lab: Lab, tr
     for use in (use_a_removed_file, use_a_removed_directory):
         assert use(tree.a) == use(local)
     wait_until(lambda: lab.counters(node)["deleted"] == before + 5, "all are deleted")
+
+
+def test_a_directory_that_another_node_removes_and_deletes_while_it_is_in_use(
+    lab: Lab, tree: Tree, local: Path
+) -> None:
+    """It asks nobody who has it not open, so what is told of it is what is remembered (matrixfs/fuse/removed.py)."""
+    remover = lab.nodes[0]
+
+    def remove(name: str) -> None:
+        deleted = lab.counters(remover)["deleted"]
+        (tree.a / name).rmdir()
+        wait_until(lambda: lab.counters(remover)["deleted"] == deleted + 1, "it is deleted")
+
+    assert use_a_removed_directory(tree.b, remove) == use_a_removed_directory(local)
+    assert lab.counters(lab.nodes[1])["fuse"]["failures"] == 0
 
 
 def test_another_node_finds_no_space_in_what_is_in_use(lab: Lab, tree: Tree) -> None:
