@@ -179,7 +179,7 @@ BROKEN = [
     (freed_blocks_are_given_out_at_once, "ranges", 1),
     pytest.param(freed_blocks_are_given_out_at_once, "full", 1, marks=pytest.mark.long),
     (the_log_is_trimmed_before_the_blocks_are_safe, "maildir", 1),
-    (locks_are_given_up_with_images_in_the_log, "two-nodes", 1),
+    (locks_are_given_up_with_images_in_the_log, "two-nodes", 2),
     pytest.param(freed_metadata_is_not_revoked, "full", 3, marks=pytest.mark.long),
     (frames_are_not_durable, "sqlite", 1),
     (torn_frames_are_replayed, "sqlite", 1),
