@@ -61,7 +61,7 @@ async def test_what_does_not_fit_changes_nothing(autojump_clock: trio.abc.Clock)
             assert await refused(ranges.fallocate(mount.volume, made.ino, mode, 0, 1 << 40)) == "ENOSPC"
         assert (made.size, made.blocks, (await attributes.statfs(mount.volume)).free) == (5000, 2, before)
         assert await content(mount, made.ino) == b"x" * 5000
-        assert mount.volume.allocator.promised == 0
+        assert mount.volume.allocator.promises.total == 0
 
 
 @pytest.mark.parametrize("mode", [0, KEEP_SIZE])
