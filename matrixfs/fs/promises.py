@@ -49,9 +49,13 @@ SPLIT_BLOCKS = 64  # extents beside each other fill at least so much of each new
 YIELD_SECONDS = 3.0
 
 
-def tree_bound(blocks: int, runs: int) -> int:
-    """Blocks that the tree may take, and hold back for a moment, for so many blocks in so many runs."""
-    return 2 * TREE_BLOCKS_MAX + 2 * runs + blocks // SPLIT_BLOCKS
+def tree_bound(depth: int, blocks: int, runs: int) -> int:
+    """Blocks that a tree may take, and hold back for a moment, for extents in so many runs of blocks.
+
+    Two leaves for each run, where it begins and ends, and what it fills; indexes over them; twice a path for the rest.
+    """
+    leaves = 1 + 2 * runs + blocks // SPLIT_BLOCKS
+    return leaves + leaves // 32 + 2 * (depth + 3)
 
 
 def room_of(group: Group) -> int:

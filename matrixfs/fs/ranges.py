@@ -123,7 +123,7 @@ async def _reserve(volume: Volume, inode: Inode, mode: int, offset: int, end: in
     unwritten = volume.superblock.extent_flags & UNWRITTEN
     if not unwritten and mode & KEEP_SIZE and end > inode.size:
         raise OSError(errno.EOPNOTSUPP, "this filesystem was made without unwritten extents")
-    needed = wanted if wanted <= inode.extents_free else wanted + tree_bound(wanted, len(holes))
+    needed = wanted if wanted <= inode.extents_free else wanted + tree_bound(inode.depth, wanted, len(holes))
     with await volume.write_back.make_room(inode, needed if wanted else 0) as claim:
 
         def named(extent: Extent) -> None:

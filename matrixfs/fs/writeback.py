@@ -59,8 +59,13 @@ class WriteBack:
         if quotas is not None and not quotas.has_room(inode, blocks):
             await self._ask_quotas(quotas, inode, offset, length)
         promises = self._volume.allocator.promises
+        more = self._more(inode, length)
+        if inode.dirty is not None and not promises.covered(more):
+            # Who waits for a peer's group has nothing buffered: else the peer, giving it up, may wait for that.
+            await self.flush(inode)
+            more = self._more(inode, length)
         try:
-            return await promises.make(self._more(inode, length))
+            return await promises.make(more)
         except OSError:
             if await self._has_blocks(inode, offset, length):
                 return Claim(promises, 0)
@@ -73,13 +78,15 @@ class WriteBack:
 
     @staticmethod
     def _bound(inode: Inode, more: int = 0, ranges_more: int = 0) -> int:
-        """At most so many blocks are used by writing back an inode; with ``more`` bytes, in blocks, in more ranges."""
+        """Blocks that writing back an inode uses at most; with ``more``, in more ranges."""
         dirty, root = inode.dirty, inode.root
         ranges = ranges_more + (dirty.ranges if dirty is not None else 0)
         blocks = more + 2 * ranges_more + (dirty.blocks_bound() if dirty is not None else 0)
         if isinstance(root, bytes):
             blocks += 1  # what lies in the inode moves out
-        return blocks if blocks + EXTENTS_SPARE <= inode.extents_free else blocks + tree_bound(blocks, ranges)
+        if blocks + EXTENTS_SPARE > inode.extents_free:
+            blocks += tree_bound(inode.depth, blocks, ranges)
+        return blocks
 
     async def _ask_quotas(self, quotas: Quotas, inode: Inode, offset: int, length: int) -> None:
         """Room is short, or not known yet.  Promises are upper bounds: near a limit only exact ones do."""
@@ -122,7 +129,7 @@ class WriteBack:
             assert isinstance(path.leaf, ExtentList)
             is_in_leaf = path.upper is None or offset + length <= path.upper * BLOCK_BYTES
             if not is_in_leaf or len(path.leaf) + blocks + EXTENTS_SPARE > path.leaf.capacity:
-                blocks += tree_bound(blocks, WRITE_RANGES_MAX)
+                blocks += tree_bound(inode.depth, length // BLOCK_BYTES + 2, 1)
         return await self.make_room(inode, blocks)
 
     async def make_room(self, inode: Inode, blocks: int) -> Claim:
