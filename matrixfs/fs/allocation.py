@@ -175,9 +175,9 @@ class Allocator:
             OSError: ENOSPC when no group has ``count``.
         """
         at_leasts = sorted({max(count + SPARE, wanted), count}, reverse=True)
-        if promised and not self.promises.covered():
+        if promised and not self.promises.covered(wanted):
             at_leasts = [count]
-            group = self._without_waiting(count)
+            group = self._without_waiting(count, wanted)
             if group is not None:
                 return group
         for at_least in at_leasts:
@@ -193,10 +193,14 @@ class Allocator:
             return await self.hold(count, near, wanted, promised=promised)
         raise OSError(errno.ENOSPC, "no space left on the filesystem")
 
-    def _without_waiting(self, count: int) -> Group | None:
-        """A group that has ``count`` blocks and is ours now, also if a peer wants it: for what was promised."""
-        for group in self.at_hand():
-            if group.available >= count and self.lock(group.index).try_hold(EX):
+    def _without_waiting(self, count: int, wanted: int) -> Group | None:
+        """A group that has ``count`` blocks and is ours now, also if a peer wants it: for what was promised.
+
+        Room is short: a peer may have to wait for the caller's file before it gives up its own groups (PR4).
+        """
+        groups = (group for group in self.at_hand() if group.available >= count)
+        for group in sorted(groups, key=lambda group: -min(group.available, wanted)):
+            if self.lock(group.index).try_hold(EX):
                 return group
         return self.promises.enter_any(count)
 
