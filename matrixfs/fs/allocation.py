@@ -177,7 +177,7 @@ class Allocator:
         at_leasts = sorted({max(count + SPARE, wanted), count}, reverse=True)
         if promised and not self.promises.covered(wanted):
             at_leasts = [count]
-            group = self._without_waiting(count, wanted)
+            group = await self._at_once(count, wanted)
             if group is not None:
                 return group
         for at_least in at_leasts:
@@ -193,16 +193,20 @@ class Allocator:
             return await self.hold(count, near, wanted, promised=promised)
         raise OSError(errno.ENOSPC, "no space left on the filesystem")
 
-    def _without_waiting(self, count: int, wanted: int) -> Group | None:
+    async def _at_once(self, count: int, wanted: int) -> Group | None:
         """A group that has ``count`` blocks and is ours now, also if a peer wants it: for what was promised.
 
         Room is short: a peer may have to wait for the caller's file before it gives up its own groups (PR4).
         """
-        groups = (group for group in self.at_hand() if group.available >= count)
-        for group in sorted(groups, key=lambda group: -min(group.available, wanted)):
-            if self.lock(group.index).try_hold(EX):
-                return group
-        return self.promises.enter_any(count)
+        while True:
+            groups = (group for group in self.at_hand() if group.available >= count)
+            for group in sorted(groups, key=lambda group: -min(group.available, wanted)):
+                if self.lock(group.index).try_hold(EX):
+                    return group
+            found = self.promises.enter_any(count)
+            if found is not None or not any(_will_yield(lock, count) for lock in self._loaded.values()):
+                return found
+            await self.promises.moved()
 
     async def _search(self, count: int, near: int, at_least: int, *, promised: bool) -> Group | None:
         """Hold the best group that has ``at_least`` blocks, or has ``count`` and more are only welcome."""
@@ -381,3 +385,9 @@ class Allocator:
 def _is_ours(lock: Lock) -> bool:
     """Whether a group may be counted on: its lock is held, and no peer wants it."""
     return lock.mode == EX and lock.subject is not None and not lock.revoking
+
+
+def _will_yield(lock: Lock, count: int) -> bool:
+    """Whether a group that a peer wants has so much, and whoever holds it here has to end before it yields."""
+    wanted = lock.mode == EX and lock.revoking and not lock.surrendering
+    return wanted and lock.subject is not None and lock.subject.available >= count

@@ -115,12 +115,21 @@ class Promises:
     def add(self, blocks: int) -> None:
         """So many more, or less, are promised; room for more was asked for.  No checkpoint."""
         self.total += blocks
-        self._wake()
+        if self._yielding:
+            self._wake()
 
     def _wake(self) -> None:
-        if self._yielding:
-            self._moved.set()
-            self._moved = trio.Event()
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def moved(self) -> None:
+        """Wait until a group begins to be given up, or until what is promised changes while one waits for that."""
+        await self._moved.wait()
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether a group waits for promises to be written back."""
+        return bool(self._yielding)
 
     # --- room ---------------------------------------------------------------------------------------------------
 
@@ -200,11 +209,12 @@ class Promises:
         Nobody holds its lock here, so whoever drops it meanwhile has it without (``leave``).
         """
         assert not lock.writers
-        if self.covered() or not self.write_back():
+        self._wake()  # whoever waits for that looks again when this waits: at this group, or others have room
+        if self.covered():
             return
         yielding = self._yielding[group.index] = _Yielding(group)
         try:
-            with trio.move_on_after(YIELD_SECONDS):
+            with trio.move_on_after(YIELD_SECONDS if self.write_back() else 0):
                 while not self.covered():
                     await self._moved.wait()
             yielding.is_open = False
@@ -214,3 +224,4 @@ class Promises:
                 await self._moved.wait()
         finally:
             del self._yielding[group.index]
+            self._wake()

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import trio
+
 from matrixfs.fs import data_journal, extents, new_blocks, remap, tree
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.inode import Inode, no_extents
@@ -48,6 +50,7 @@ class WriteBack:
         self._promised: dict[int, tuple[int, int]] = {}  # inode number -> blocks promised; those of its quotas
         self.errors: dict[int, int] = {}  # inode number -> errno to report at the next fsync or close
         self.length = 0  # buffered bytes
+        self._makes_way = False  # ``_make_way`` is under way
 
     async def admit(self, inode: Inode, offset: int, length: int) -> Claim:
         """Before ``length`` bytes are buffered at ``offset``: have room for them, until the end of the claim.
@@ -209,17 +212,24 @@ class WriteBack:
     # --- rounds --------------------------------------------------------------------------------------------
 
     def begin(self) -> bool:
-        """Write back everything, beside the caller; False where the volume has no background work (any more)."""
-        return self._volume.spawn(self._make_way)
+        """Write back, beside the caller, as long as a group waits for it; False where there is no background work."""
+        if not self._makes_way:
+            self._makes_way = self._volume.spawn(self._make_way)
+        return self._makes_way
 
     async def _make_way(self) -> None:
-        """Write back first what nobody uses: who uses a file may wait for what the caller is asked for."""
+        promises = self._volume.allocator.promises
         await self._volume.changes.enter()
         try:
-            await self._idle_ones()
-            await self.all()
+            while promises.is_pressed:
+                await self._idle_ones()  # first: who uses a file may wait for what another node holds
+                await self.all()
+                if self.idle and promises.is_pressed:
+                    await promises.moved()
+                await trio.lowlevel.checkpoint()
         finally:
             self._volume.changes.leave()
+            self._makes_way = False
 
     async def run(self) -> None:
         """Write back what is old; until cancelled."""
