@@ -17,11 +17,11 @@ import trio
 from matrixfs.fs.free_counts import FreeCounts
 from matrixfs.fs.groups import Group, decode_group_untrusted
 from matrixfs.fs.journal import Journal
+from matrixfs.fs.promises import Promises
 from matrixfs.locks.cache import LockCache
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX, NL
 from matrixfs.locks.resources import GROUP, Resource
-from matrixfs.ondisk.inode import DEPTH_MAX
 from matrixfs.ondisk.superblock import Superblock
 from membership.errors import CorruptionError
 from membership.label import BLOCK_BYTES
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TREE_BLOCKS_MAX = DEPTH_MAX + 2  # blocks that adding one extent may need for its tree
 SPARE = 8  # blocks kept over what is asked, so that an operation rarely fails over to another group
 NUMBERS_PASSED_MAX = 8  # free blocks that are no good as a new inode's number, before one is taken all the same
 WISH_VISITS_MAX = 8  # groups looked at for more blocks than are needed
@@ -52,6 +51,11 @@ class Reservation:
         """Where the blocks lie."""
         assert self._group is not None
         return self._group
+
+    @property
+    def left(self) -> int:
+        """Blocks that are not used yet."""
+        return len(self._blocks)
 
     @property
     def first(self) -> int:
@@ -85,6 +89,10 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """What was not used may be taken by others."""
         for block in self._blocks:
             self.group.untake(block, 1)
         self._blocks.clear()
@@ -122,7 +130,8 @@ class Allocator:
         self._settling = trio.Lock()
         self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
-        self.promised = 0  # blocks that buffered writes will need
+        self._loaded: dict[int, Lock] = {}  # of groups that are cached
+        self.promises = Promises(self)
         self.trims: Trims | None = None  # told what is free
 
     # --- holding groups -------------------------------------------------------------------------------
@@ -143,6 +152,7 @@ class Allocator:
             if lock.subject is None:  # another task may have loaded it meanwhile
                 lock.subject = decode_group_untrusted(data, self._superblock, index)
         group: Group = lock.subject
+        self._loaded[index] = lock
         self._catch_up(group)
         self._free_counts.used(index)
         return group
@@ -162,53 +172,97 @@ class Allocator:
         if changed:
             self._journal.add(group)
 
-    async def hold(self, count: int, near: int = 0, wanted: int = 0) -> Group:
-        """Hold a group with room; end with ``drop``.
+    async def hold(self, count: int, near: int = 0, wanted: int = 0, *, promised: bool = False) -> Group:
+        """Hold a group with room; end with ``drop``.  No checkpoint at its end.
 
         Args:
             count: blocks that must be available.
             near: a block whose group is best; 0 for no wish.
             wanted: blocks that would be welcome.
+            promised: they were promised; else promised ones are left alone (promises, PR3).
 
         Raises:
             OSError: ENOSPC when no group has ``count``.
         """
-        for at_least in sorted({max(count + SPARE, wanted), count}, reverse=True):
-            for visit, index in enumerate(self._candidates(near)):
-                lock = self.lock(index)
-                choosy = at_least > count  # a wish is no reason to take groups away from peers, or to search for long
-                if choosy and (visit >= WISH_VISITS_MAX or not (lock.mode == EX or self._arbitrated(index))):
-                    break
-                if index in self._broken:
-                    continue
-                await lock.hold(EX)
-                try:
-                    group = await self.load(lock)
-                except CorruptionError as error:
-                    log.error("group %d is not used any more: %s", index, error)
-                    self._broken.add(index)
-                    lock.drop(EX)
-                    continue
-                except BaseException:
-                    lock.drop(EX)
-                    raise
-                if group.available >= at_least:
-                    self._home = index
-                    return group
-                lock.drop(EX)
+        at_leasts = sorted({max(count + SPARE, wanted), count}, reverse=True)
+        if promised and not self.promises.covered(wanted):
+            at_leasts = [count]
+            group = await self._at_once(count, wanted)
+            if group is not None:
+                return group
+        for at_least in at_leasts:
+            group = await self._search(count, near, at_least, promised=promised)
+            if group is not None:
+                return group
+        if not promised and self.promises.total and self.promises.covered(count):
+            # Groups that were passed over as long as too few were held to keep what is promised.
+            group = await self._search(count, near, count, promised=False)
+            if group is not None:
+                return group
         if self.trims is not None and await self.trims.over():
-            return await self.hold(count, near, wanted)
+            return await self.hold(count, near, wanted, promised=promised)
         raise OSError(errno.ENOSPC, "no space left on the filesystem")
+
+    async def _at_once(self, count: int, wanted: int) -> Group | None:
+        """A group that has ``count`` blocks and is ours now, also if a peer wants it: for what was promised.
+
+        Room is short: a peer may have to wait for the caller's file before it gives up its own groups (PR4).
+        """
+        while True:
+            groups = (group for group in self.at_hand() if group.available >= count)
+            for group in sorted(groups, key=lambda group: -min(group.available, wanted)):
+                if self.lock(group.index).try_hold(EX):
+                    return group
+            found = self.promises.enter_any(count)
+            if found is not None or not any(_will_yield(lock, count) for lock in self._loaded.values()):
+                return found
+            await self.promises.moved()
+
+    async def _search(self, count: int, near: int, at_least: int, *, promised: bool) -> Group | None:
+        """Hold the best group that has ``at_least`` blocks, or has ``count`` and more are only welcome."""
+        choosy = at_least > count  # a wish is no reason to take groups away from peers, or to search for long
+        for visit, index in enumerate(self._candidates(near)):
+            lock = self.lock(index)
+            if choosy and (visit >= WISH_VISITS_MAX or not (lock.mode == EX or self._arbitrated(index))):
+                break
+            if index in self._broken:
+                continue
+            await lock.hold(EX)
+            try:
+                group = await self.load(lock)
+            except CorruptionError as error:
+                self.give_up_on(lock, error)
+                lock.drop(EX)
+                continue
+            except BaseException:
+                lock.drop(EX)
+                raise
+            if group.available >= at_least and (promised or self.promises.spare(group, count)):
+                self._home = index
+                return group
+            lock.drop(EX)
+        return None
+
+    def give_up_on(self, lock: Lock, error: CorruptionError) -> None:
+        """A group is damaged: don't look at it again."""
+        index = self._superblock.group_of(lock.number)
+        log.error("group %d is not used any more: %s", index, error)
+        self._broken.add(index)
 
     def drop(self, group: Group) -> None:
         """End a hold."""
-        self.lock(group.index).drop(EX)
+        if not self.promises.leave(group.index):
+            self.lock(group.index).drop(EX)
 
     async def hold_all(self, indexes: Iterable[int]) -> list[Group]:
         """Hold several groups, in the lock order.  Raises CorruptRecord, DeviceError: then none is held."""
         held: list[Group] = []
         for index in sorted(set(indexes)):
             lock = self.lock(index)
+            yielding = self.promises.enter(index)
+            if yielding is not None:
+                held.append(yielding)
+                continue
             try:
                 await lock.hold(EX)
                 try:
@@ -227,13 +281,12 @@ class Allocator:
         try:
             self.drop((await self.hold_all([index]))[0])  # ``load`` does it
         except CorruptionError as error:
-            log.error("group %d is not used any more: %s", index, error)
-            self._broken.add(index)
+            self.give_up_on(self.lock(index), error)
 
     def _candidates(self, near: int) -> Iterator[int]:
         """Groups in the order to try them: near, home, those this node arbitrates, the others."""
         groups = self._superblock.groups
-        first = self._home
+        first = home = self._home
         if near >= self._superblock.group_start:
             near_index = self._superblock.group_of(near)
             if self.lock(near_index).mode == EX:
@@ -243,7 +296,7 @@ class Allocator:
             yield first
         others: list[int] = []
         for step in range(groups):
-            index = (self._home + step) % groups
+            index = (home + step) % groups
             if preferred and index == first:
                 continue
             if self._arbitrated(index):
@@ -261,39 +314,21 @@ class Allocator:
         cached = (self._cached(index) for index in range(self._superblock.groups))
         return sum(group.available for group in cached if group is not None)
 
-    # --- promises for buffered writes ------------------------------------------------------------------
+    def at_hand(self) -> Iterator[Group]:
+        """The groups held here that no peer wants: home first, as it mostly has enough.  No checkpoint meanwhile."""
+        home = self._loaded.get(self._home)
+        if home is not None and _is_ours(home):
+            yield home.subject
+        for lock in self._loaded.values():
+            if lock is not home and _is_ours(lock):
+                yield lock.subject
 
-    async def promise(self, blocks: int) -> None:
-        """Make sure that ``blocks`` more buffered blocks will find room: hold more groups, if need be.
-
-        Raises:
-            OSError: ENOSPC, as long as the data is still the application's.
-        """
-        need = self.promised + blocks
-        home = self.lock(self._home)
-        if home.mode == EX and home.subject is not None and _for_data(home.subject) >= need:
-            return
-        available = 0
-        for mine_only in (True, False):
-            for index in self._candidates(0):
-                lock = self.lock(index)
-                group: Group | None = lock.subject
-                if lock.mode == EX and group is not None:
-                    available += _for_data(group) if mine_only else 0
-                elif not mine_only and index not in self._broken:
-                    await lock.hold(EX)
-                    try:
-                        available += _for_data(await self.load(lock))
-                    except CorruptionError:
-                        self._broken.add(index)
-                    finally:
-                        lock.drop(EX)
-                if available >= need:
-                    return
-        if self.trims is not None and await self.trims.over():
-            await self.promise(blocks)
-            return
-        raise OSError(errno.ENOSPC, "no space left on the filesystem")
+    def others(self) -> Iterator[Lock]:
+        """The groups that are not at hand, in the order to take them."""
+        for index in self._candidates(0):
+            lock = self.lock(index)
+            if index not in self._broken and not _is_ours(lock):
+                yield lock
 
     # --- giving back --------------------------------------------------------------------------------------
 
@@ -339,6 +374,7 @@ class Allocator:
         group: Group | None = lock.subject
         if group is None:
             return
+        await self.promises.make_way(lock, group)
         assert group.taken == 0, f"group {group.index} surrendered with {group.taken} blocks taken"
         await self.settle()
         if self._journal.holds(group):
@@ -347,15 +383,21 @@ class Allocator:
         if mode == NL:
             self._free_counts.given_up(group.index, group.free)
             lock.subject = None
+            self._loaded.pop(group.index, None)
 
     # --- counting ------------------------------------------------------------------------------------------
 
     async def count_free(self) -> int:
         """Free blocks of all groups (``free_counts``), less what buffered writes will need."""
-        return max(0, await self._free_counts.total() - self.promised)
+        return max(0, await self._free_counts.total() - self.promises.total)
 
 
-def _for_data(group: Group) -> int:
-    """Blocks that a group can give to file data: writing back leaves it enough for the file's tree."""
-    available: int = group.available
-    return max(0, available - TREE_BLOCKS_MAX)
+def _is_ours(lock: Lock) -> bool:
+    """Whether a group may be counted on: its lock is held, and no peer wants it."""
+    return lock.mode == EX and lock.subject is not None and not lock.revoking
+
+
+def _will_yield(lock: Lock, count: int) -> bool:
+    """Whether a group that a peer wants has so much, and whoever holds it here has to end before it yields."""
+    wanted = lock.mode == EX and lock.revoking and not lock.surrendering
+    return wanted and lock.subject is not None and lock.subject.available >= count

@@ -141,14 +141,20 @@ async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) ->
     await finish_truncation(volume, inode)
     if data_journal.wanted(volume, inode):
         await data_journal.make_room(volume, inode, len(data))
-    if not (isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES):
-        await volume.write_back.admit(inode, offset, len(data))
-    zero_tail = offset > inode.size and await tail_is_written(volume, inode)
-    await volume.journal.admit()
-    put(volume, inode, offset, data, zero_tail=zero_tail)
+    if isinstance(inode.root, bytes) and inode.dirty is None and end <= TAIL_BYTES:
+        await _put(volume, inode, offset, data)
+    else:
+        with await volume.write_back.admit(inode, offset, len(data)):
+            await _put(volume, inode, offset, data)
     if volume.write_back.pressing(inode):
         await volume.write_back.relieve(inode)
     return len(data)
+
+
+async def _put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:
+    zero_tail = offset > inode.size and await tail_is_written(volume, inode)
+    await volume.journal.admit()
+    put(volume, inode, offset, data, zero_tail=zero_tail)
 
 
 async def finish_truncation(volume: Volume, inode: Inode) -> None:
@@ -207,14 +213,18 @@ async def resize(volume: Volume, inode: Inode, size: int) -> None:
     """Truncate or extend an exclusively held regular file.
 
     Raises:
-        OSError: EFBIG.
+        OSError: EFBIG; ENOSPC, EDQUOT where it outgrows its inode.
         CorruptionError, DeviceError, Fenced: its extents can't be read.
     """
     if size > SIZE_MAX:
         raise OSError(errno.EFBIG, "file too large")
     await finish_truncation(volume, inode)
     if size > inode.size:
-        extend(volume, inode, size, zero_tail=await tail_is_written(volume, inode))
+        if isinstance(inode.root, bytes) and inode.root and inode.dirty is None and size > TAIL_BYTES:
+            with await volume.write_back.admit(inode, 0, len(inode.root)):
+                extend(volume, inode, size, zero_tail=False)
+        else:
+            extend(volume, inode, size, zero_tail=await tail_is_written(volume, inode))
     elif size < inode.size or not inode.inline:  # blocks reserved behind the end go too
         await _shrink(volume, inode, size)
     volume.touch(inode, data=True)

@@ -128,6 +128,11 @@ class DirtyRanges:
                 return first, first + count
         return None
 
+    @property
+    def ranges(self) -> int:
+        """How many there are."""
+        return len(self._ranges)
+
     def blocks_bound(self) -> int:
         """At most so many blocks are dirty: what must be free for them (a range touches length / 4096 + 2)."""
         return self.length // BLOCK_BYTES + 2 * len(self._ranges)

@@ -112,8 +112,13 @@ async def reserve(volume: Volume, held: Held, count: int, near: int) -> Reservat
     Raises OSError ENOSPC.
     """
     group = await held.group(count, near) if count else None
-    await volume.journal.admit()
-    return Reservation(volume.journal, group, count)
+    spare = Reservation(volume.journal, group, count)  # before the wait: others would take them
+    try:
+        await volume.journal.admit()
+    except BaseException:
+        spare.give_back()
+        raise
+    return spare
 
 
 def free_metadata(volume: Volume, group: Group, block: Block) -> None:

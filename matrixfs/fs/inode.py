@@ -14,7 +14,7 @@ from matrixfs.fs.blocks import (
     decode_index_untrusted,
 )
 from matrixfs.ondisk.directory import DirectoryLeafRecord, unpack_entries_untrusted
-from matrixfs.ondisk.extent import ExtentLeafRecord
+from matrixfs.ondisk.extent import EXTENT_BYTES, ExtentLeafRecord
 from matrixfs.ondisk.group import GroupRecord
 from matrixfs.ondisk.index import IndexRecord
 from matrixfs.ondisk.inode import (
@@ -139,6 +139,13 @@ class Inode(Block):
     def inline(self) -> bool:
         """Whether its data lies in the inode block."""
         return isinstance(self.root, bytes)
+
+    @property
+    def extents_free(self) -> int:
+        """Extents more that the inode of a file can hold; none once it has a tree."""
+        if isinstance(self.root, ExtentList):
+            return self.root.capacity - len(self.root)
+        return TAIL_BYTES // EXTENT_BYTES if self.inline else 0
 
     def encode(self, owner: bytes) -> bytes:
         """See ``Block.encode``."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import access_lists, data, directories, file_flags
-from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
+from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.directories import Place
 from matrixfs.fs.held import Held
@@ -27,6 +27,7 @@ from matrixfs.fs.names import (
     means_no_inode,
 )
 from matrixfs.fs.opens import orphan_name
+from matrixfs.fs.promises import TREE_BLOCKS_MAX
 from matrixfs.fs.quotas import Owner, owner_of
 from matrixfs.fs.rename import rename
 from matrixfs.fs.sanity import lose_subdirectory

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from matrixfs.fs import extents, tree
-from matrixfs.fs.allocation import TREE_BLOCKS_MAX, Reservation
+from matrixfs.fs.allocation import Reservation
 from matrixfs.fs.groups import Group
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
+from matrixfs.fs.promises import TREE_BLOCKS_MAX
 from matrixfs.fs.quotas import owner_of
 from matrixfs.ondisk.extent import UNWRITTEN, Extent
 from membership.label import BLOCK_BYTES
@@ -27,7 +28,7 @@ Named = Callable[[Extent], None]  # adds to the change that names it
 async def allocate(
     volume: Volume, inode: Inode, hole: Extent, near: int, fill: Fill | None, named: Named | None = None
 ) -> int:
-    """Give an exclusively held file blocks for ``hole``; return where the next ones would best lie.
+    """Give an exclusively held file blocks, which it was promised, for ``hole``; return where the next best lie.
 
     Args:
         volume: the filesystem.
@@ -55,7 +56,7 @@ async def _allocate(
         near = near or await _after(volume, inode, logical)
         grows = inode.ino if near else 0
         needed = await _tree_blocks(volume, inode, logical)
-        group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left)
+        group = await volume.allocator.hold(1 + TREE_BLOCKS_MAX, near or inode.ino, left, promised=True)
         try:
             # No checkpoint from the hold to the reservation: others take from the group during our I/O.
             start, length = group.take(min(left, group.available - TREE_BLOCKS_MAX), near, grows)
@@ -101,8 +102,10 @@ async def _name(volume: Volume, inode: Inode, group: Group, extent: Extent, spar
     # No checkpoint from here (J1): the blocks are used and named together.
     group.use(extent.physical, extent.length)
     volume.journal.add(group)
+    before = spare.left
     tree.insert(volume, inode, path, extent, spare)
     volume.use(inode, extent.length)
+    volume.write_back.used(inode, extent.length + before - spare.left)
     volume.journal.add(inode)
     if extent.written:
         size_follows(volume, inode, extent.end)

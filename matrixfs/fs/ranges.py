@@ -22,8 +22,9 @@ from matrixfs.fs import data, extents, file_flags, new_blocks, privileges, remap
 from matrixfs.fs.data import SIZE_MAX
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode, no_extents
+from matrixfs.fs.promises import tree_bound
 from matrixfs.fs.seeking import seek
-from matrixfs.ondisk.extent import UNWRITTEN
+from matrixfs.ondisk.extent import UNWRITTEN, Extent
 from matrixfs.ondisk.inode import TAIL_BYTES
 from membership.label import BLOCK_BYTES
 
@@ -37,7 +38,7 @@ PUNCH_HOLE = 2
 ZERO_RANGE = 16
 MODES = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
 
-STEP_BLOCKS = 4096  # reserved at once: until they are taken they count twice
+STEP_BLOCKS = 4096  # reserved at once
 ZEROS = bytes(1 << 20)
 COPY_CHUNK = 4 << 20  # bytes read at once
 COPY_MAX = 16 << 20  # bytes copied in one call: others wait for the locks, and a signal for the answer
@@ -101,9 +102,9 @@ async def _zero_in_inode(volume: Volume, inode: Inode, start: int, end: int) -> 
 async def _settle(volume: Volume, inode: Inode) -> None:
     """Have all bytes of a file in blocks: what is buffered, and what lies in the inode.  OSError ENOSPC."""
     if isinstance(inode.root, bytes) and inode.root and inode.dirty is None:
-        await volume.write_back.admit(inode, 0, inode.size)
-        await volume.journal.admit()
-        data.buffer(volume, inode, 0, inode.root)
+        with await volume.write_back.admit(inode, 0, inode.size):
+            await volume.journal.admit()
+            data.buffer(volume, inode, 0, inode.root)
     await volume.write_back.flush(inode)
     if isinstance(inode.root, bytes):  # empty
         await volume.journal.admit()
@@ -122,23 +123,23 @@ async def _reserve(volume: Volume, inode: Inode, mode: int, offset: int, end: in
     unwritten = volume.superblock.extent_flags & UNWRITTEN
     if not unwritten and mode & KEEP_SIZE and end > inode.size:
         raise OSError(errno.EOPNOTSUPP, "this filesystem was made without unwritten extents")
-    if wanted:
-        await volume.write_back.make_room(inode, wanted)
-        await volume.write_back.ask_quotas_exactly(inode, wanted)
+    needed = wanted if wanted <= inode.extents_free else wanted + tree_bound(inode.depth, wanted, len(holes))
+    with await volume.write_back.make_room(inode, needed if wanted else 0) as claim:
+
+        def named(extent: Extent) -> None:
+            claim.used(extent.length)
+
+        if wanted:
+            await volume.write_back.ask_quotas_exactly(inode, wanted)
+        if unwritten:
+            for hole in holes:
+                near = 0
+                for at in range(hole.logical, hole.end, STEP_BLOCKS):
+                    step = hole.part(at, at + STEP_BLOCKS)._replace(physical=0)
+                    near = await new_blocks.allocate(volume, inode, step, near, None, named)
     if not unwritten:
         await _reserve_by_zeros(volume, inode, mode, offset, end)
         return
-    volume.allocator.promised += wanted
-    try:
-        for hole in holes:
-            near = 0
-            for at in range(hole.logical, hole.end, STEP_BLOCKS):
-                step = hole.part(at, at + STEP_BLOCKS)._replace(physical=0)
-                near = await new_blocks.allocate(volume, inode, step, near, None)
-                volume.allocator.promised -= step.length
-                wanted -= step.length
-    finally:
-        volume.allocator.promised -= wanted
     if mode & ZERO_RANGE:
         await _zero(volume, inode, offset, end)
 

@@ -116,7 +116,7 @@ async def _free(volume: Volume, inode: Inode, path: Path, victims: list[Extent],
         await held.quota((owner_of(inode), 0, 0))
         groups = await held.groups(indexes if spare_in is None else indexes | {spare_in})
         group = None if spare_in is None else groups[spare_in]
-        if group is not None and group.available < needed:
+        if group is not None and not volume.allocator.promises.spare(group, needed):
             raise OSError(errno.ENOSPC, "no space left to cut an extent")
         with Reservation(volume.journal, group, needed) as spare:
             await volume.journal.admit()

@@ -1,8 +1,9 @@
 """Before an application is told that there is no space: what is free in truth is made so (ENOSPC, EDQUOT).
 
 A file that was removed gives its blocks back when it is deleted, in the background, by the node that removed it
-(``opens``); what was freed can be given out again after the next commit; a freed inode number after ``settle``.  None
-of that is a reason for ENOSPC.  So an operation that met it ends, drops its locks, and is done again after a round:
+(``opens``); what was freed can be given out again after the next commit; a freed inode number after ``settle``; and
+what is buffered was promised more than it needs (``promises``).  None of that is a reason for ENOSPC.  So an operation
+that met it ends, drops its locks, and is done again after a round:
 
 R1. A round waits with no lock held.  What it waits for may need any.
 R2. It tries the orphans of all nodes, as a node does that mounts: its own ones, and those that others have not come to.
@@ -55,7 +56,7 @@ class Room:
 
     async def _round(self) -> bool:
         volume = self._volume
-        deleted, available = volume.opens.deleted, volume.allocator.available
+        deleted, spare = volume.opens.deleted, self._spare
         for journal in range(volume.superblock.journals):
             try:
                 await volume.opens.adopt(journal)
@@ -64,8 +65,15 @@ class Room:
         await volume.opens.drained(SECONDS_MAX)
         await volume.changes.enter()
         try:
+            await volume.write_back.all()
             await volume.allocator.settle()
             await volume.journal.commit()
         finally:
             volume.changes.leave()
-        return volume.opens.deleted > deleted or volume.allocator.available > available
+        return volume.opens.deleted > deleted or self._spare > spare
+
+    @property
+    def _spare(self) -> int:
+        """Blocks that can be had here and were not promised."""
+        allocator = self._volume.allocator
+        return allocator.available - allocator.promises.total

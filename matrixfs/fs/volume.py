@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -124,6 +124,7 @@ class Volume:
         self.atimes = Atimes(self)
         self.opens = Opens(self)
         self.write_back = WriteBack(self)
+        self.allocator.promises.write_back = self.write_back.begin
         self.changes = Changes(self)
         self.room = Room(self)
         self.trims = self.allocator.trims = Trims(self)
@@ -131,6 +132,7 @@ class Volume:
         self.quotas = Quotas(self) if superblock.has_quotas else None
         self._closing = False
         self._pauses: set[trio.CancelScope] = set()
+        self._background: trio.Nursery | None = None
         self._background_ended: trio.Event | None = None  # None: ``run`` was not called
 
     # --- inodes under their locks ---------------------------------------------------------------------------
@@ -214,6 +216,7 @@ class Volume:
             nursery.start_soon(self.journal.run)
             task_status.started()
             async with trio.open_nursery() as background:
+                self._background = background
                 background.start_soon(self.atimes.run)
                 background.start_soon(self.opens.run)
                 background.start_soon(self.trims.run)
@@ -222,6 +225,13 @@ class Volume:
                     background.start_soon(self.quotas.run)
                 background.start_soon(self._settle)
             self._background_ended.set()
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Begin background work, which ends by itself; False if the volume closes, or ``run`` was not called."""
+        if self._background is None or self._closing:
+            return False
+        self._background.start_soon(work)
+        return True
 
     async def pause(self, seconds: float) -> bool:
         """Sleep between two rounds of background work; False, at once, when the volume closes: no further round."""

@@ -1,15 +1,23 @@
-"""Writing buffered file data to the store: delayed allocation, data before the metadata that names it (J4)."""
+"""Writing buffered file data to the store: delayed allocation, data before the metadata that names it (J4).
+
+Blocks that the data needs were promised before it was buffered (``promises``): a flush finds them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from matrixfs.fs import data_journal, extents, new_blocks, remap
+import trio
+
+from matrixfs.fs import data_journal, extents, new_blocks, remap, tree
+from matrixfs.fs.blocks import ExtentList
 from matrixfs.fs.inode import Inode, no_extents
 from matrixfs.fs.parallel import for_each
+from matrixfs.fs.promises import Claim, tree_bound
 from matrixfs.locks.lock import Lock
 from matrixfs.locks.modes import EX
 from matrixfs.ondisk.extent import Extent
@@ -28,6 +36,8 @@ TOTAL_BYTES_MAX = 128 << 20  # and of all files
 AGE_MAX = 3.0  # seconds that data stays buffered though nobody asks
 WRITES_AT_ONCE = 4
 DURABLE_BLOCKS_MAX = 16  # an overwrite up to this size is made durable by itself, without a flush
+WRITE_RANGES_MAX = 3  # ranges more that a write makes: a part of it, the rest of one cut in two, zeros before it
+EXTENTS_SPARE = 4  # that an operation may add beside what is buffered: a hole is punched between two
 CHUNK_BLOCKS = 256  # written in one request: 1 MiB, aligned, so that large writes need no copy here
 
 
@@ -37,21 +47,49 @@ class WriteBack:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._since: dict[int, float] = {}  # inode number -> when its oldest buffered byte was written
-        self._promised: dict[int, int] = {}  # inode number -> blocks promised by the allocator
+        self._promised: dict[int, tuple[int, int]] = {}  # inode number -> blocks promised; those of its quotas
         self.errors: dict[int, int] = {}  # inode number -> errno to report at the next fsync or close
         self.length = 0  # buffered bytes
+        self._makes_way = False  # ``_make_way`` is under way
 
-    async def admit(self, inode: Inode, offset: int, length: int) -> None:
-        """Before ``length`` bytes are buffered at ``offset``: have room for them.  OSError ENOSPC, EDQUOT."""
+    async def admit(self, inode: Inode, offset: int, length: int) -> Claim:
+        """Before ``length`` bytes are buffered at ``offset``: have room for them, until the end of the claim.
+
+        Raises OSError ENOSPC, EDQUOT.
+        """
         blocks = length // BLOCK_BYTES + 2
         quotas = self._volume.quotas
         if quotas is not None and not quotas.has_room(inode, blocks):
             await self._ask_quotas(quotas, inode, offset, length)
+        promises = self._volume.allocator.promises
+        more = self._more(inode, length)
+        if inode.dirty is not None and not promises.covered(more):
+            # Who waits for a peer's group has nothing buffered: else the peer, giving it up, may wait for that.
+            await self.flush(inode)
+            more = self._more(inode, length)
         try:
-            await self._volume.allocator.promise(blocks)
+            return await promises.make(more)
         except OSError:
-            if not await self._has_blocks(inode, offset, length):
-                await self.make_room(inode, blocks)
+            if await self._has_blocks(inode, offset, length):
+                return Claim(promises, 0)
+            return await self._by_exact_need(inode, offset, length)
+
+    def _more(self, inode: Inode, length: int) -> int:
+        """At most so many blocks more are to be promised if ``length`` bytes are buffered in one place."""
+        after = self._bound(inode, length // BLOCK_BYTES + 1 + 1, WRITE_RANGES_MAX)  # a part of one, zeros before it
+        return after - self._promised.get(inode.ino, (0, 0))[0]
+
+    @staticmethod
+    def _bound(inode: Inode, more: int = 0, ranges_more: int = 0) -> int:
+        """Blocks that writing back an inode uses at most; with ``more``, in more ranges."""
+        dirty, root = inode.dirty, inode.root
+        ranges = ranges_more + (dirty.ranges if dirty is not None else 0)
+        blocks = more + 2 * ranges_more + (dirty.blocks_bound() if dirty is not None else 0)
+        if isinstance(root, bytes):
+            blocks += 1  # what lies in the inode moves out
+        if blocks + EXTENTS_SPARE > inode.extents_free:
+            blocks += tree_bound(inode.depth, blocks, ranges)
+        return blocks
 
     async def _ask_quotas(self, quotas: Quotas, inode: Inode, offset: int, length: int) -> None:
         """Room is short, or not known yet.  Promises are upper bounds: near a limit only exact ones do."""
@@ -85,51 +123,75 @@ class WriteBack:
         first, end = offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)
         return all(piece.physical for piece in await extents.pieces(self._volume, inode, first, end - first))
 
-    async def make_room(self, inode: Inode, blocks: int) -> None:
-        """Make sure that ``blocks`` more blocks find room: an exclusively held file wants them.  OSError ENOSPC."""
-        allocator = self._volume.allocator
-        try:
-            await allocator.promise(blocks)
-        except OSError:
-            if self._since:  # promises are upper bounds: the exact need may be smaller
-                await self._idle_ones()
-                await self.flush(inode)
-            await self._volume.journal.commit()  # what was freed may be used again
-            await allocator.promise(blocks)
+    async def _by_exact_need(self, inode: Inode, offset: int, length: int) -> Claim:
+        """As ``admit``, where upper bounds find no room."""
+        await self.flush(inode)
+        blocks = await self._missing(inode, offset, length)
+        if not isinstance(inode.root, bytes):
+            path = await tree.descend(self._volume, inode, offset // BLOCK_BYTES)
+            assert isinstance(path.leaf, ExtentList)
+            is_in_leaf = path.upper is None or offset + length <= path.upper * BLOCK_BYTES
+            if not is_in_leaf or len(path.leaf) + blocks + EXTENTS_SPARE > path.leaf.capacity:
+                blocks += tree_bound(inode.depth, length // BLOCK_BYTES + 2, 1)
+        return await self.make_room(inode, blocks)
+
+    async def make_room(self, inode: Inode, blocks: int) -> Claim:
+        """Have room for so many blocks more for an exclusively held file, until the claim's end.  OSError ENOSPC."""
+        promises = self._volume.allocator.promises
+        with contextlib.suppress(OSError):
+            return await promises.make(blocks)
+        if self._since:  # promises are upper bounds: the exact need may be smaller
+            await self._idle_ones()
+            await self.flush(inode)
+        with contextlib.suppress(OSError):
+            return await promises.make(blocks)
+        await self._volume.journal.commit()  # what was freed may be used again
+        return await promises.make(blocks)
 
     def noted(self, inode: Inode, length: int) -> None:
         """``length`` bytes more are buffered for an exclusively held inode."""
         assert inode.dirty is not None
         self._since.setdefault(inode.ino, self._volume.clock.monotonic())
         self.length += length
-        self._promise(inode, inode.dirty.blocks_bound())
+        self._promise(inode)
 
     @property
     def idle(self) -> bool:
         """Nothing is buffered."""
         return not self._since
 
-    def _promise(self, inode: Inode, blocks: int) -> None:
-        more = blocks - self._promised.pop(inode.ino, 0)
-        self._volume.allocator.promised += more
-        if more and self._volume.quotas is not None:
-            self._volume.quotas.promise(inode, more)
+    def _promise(self, inode: Inode) -> None:
+        """Promise what the buffered bytes of a file may need now."""
+        before, quota_before = self._promised.pop(inode.ino, (0, 0))
+        blocks = quota_blocks = 0
+        if inode.dirty is not None:
+            blocks, quota_blocks = self._bound(inode), inode.dirty.blocks_bound()
+            self._promised[inode.ino] = (blocks, quota_blocks)
+        self._volume.allocator.promises.add(blocks - before)
+        if quota_blocks != quota_before and self._volume.quotas is not None:
+            self._volume.quotas.promise(inode, quota_blocks - quota_before)
+
+    def used(self, inode: Inode, blocks: int) -> None:
+        """A file has blocks that were promised.  Part of the change that says so."""
+        promised, quota_blocks = self._promised.get(inode.ino, (0, 0))
+        blocks = min(blocks, promised)
         if blocks:
-            self._promised[inode.ino] = blocks
+            self._promised[inode.ino] = (promised - blocks, quota_blocks)
+            self._volume.allocator.promises.add(-blocks)
 
     def drop(self, inode: Inode) -> None:
         """Forget what is buffered: the file was emptied, deleted, or can't be written."""
         if inode.dirty is not None:
             self.length -= inode.dirty.length
             inode.dirty = None
-            self._promise(inode, 0)
+            self._promise(inode)
             self._since.pop(inode.ino, None)
 
     def shrunk(self, inode: Inode, before: int) -> None:
         """The buffered bytes of a file changed from ``before``, for example by a truncation."""
         assert inode.dirty is not None
         self.length += inode.dirty.length - before
-        self._promise(inode, inode.dirty.blocks_bound())
+        self._promise(inode)
 
     def pressing(self, inode: Inode) -> bool:
         """Whether the writer should write back now."""
@@ -148,6 +210,26 @@ class WriteBack:
             await self._idle_ones()
 
     # --- rounds --------------------------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """Write back, beside the caller, as long as a group waits for it; False where there is no background work."""
+        if not self._makes_way:
+            self._makes_way = self._volume.spawn(self._make_way)
+        return self._makes_way
+
+    async def _make_way(self) -> None:
+        promises = self._volume.allocator.promises
+        await self._volume.changes.enter()
+        try:
+            while promises.is_pressed:
+                await self._idle_ones()  # first: who uses a file may wait for what another node holds
+                await self.all()
+                if self.idle and promises.is_pressed:
+                    await promises.moved()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._volume.changes.leave()
+            self._makes_way = False
 
     async def run(self) -> None:
         """Write back what is old; until cancelled."""

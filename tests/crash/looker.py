@@ -10,8 +10,8 @@ import stat
 from dataclasses import dataclass
 
 from matrixfs.fs import attributes, data, namespace, readdir, xattrs
-from matrixfs.fs.allocation import TREE_BLOCKS_MAX
 from matrixfs.fs.journal import Journal
+from matrixfs.fs.promises import TREE_BLOCKS_MAX
 from matrixfs.fs.replay import replay
 from matrixfs.fs.volume import Volume
 from matrixfs.fsck.area import Area

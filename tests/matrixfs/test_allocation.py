@@ -64,17 +64,19 @@ async def test_promises_count_every_group_once() -> None:
         allocator = mount.volume.allocator
         free = (await attributes.statfs(mount.volume)).free
         with pytest.raises(OSError) as caught:
-            await allocator.promise(free + 1)
+            await allocator.promises.make(free + 1)
         assert caught.value.errno == errno.ENOSPC
-        await allocator.promise(free - 16 * 10)
+        with await allocator.promises.make(free - 16 * 10):
+            assert (await attributes.statfs(mount.volume)).free == 16 * 10
+        assert (await attributes.statfs(mount.volume)).free == free
 
 
 async def test_statfs_takes_promises_off() -> None:
     async with mounted() as mount:
         before = (await attributes.statfs(mount.volume)).free
-        mount.volume.allocator.promised += 10
+        mount.volume.allocator.promises.add(10)
         assert (await attributes.statfs(mount.volume)).free == before - 10
-        mount.volume.allocator.promised -= 10
+        mount.volume.allocator.promises.add(-10)
 
 
 async def test_a_damaged_group_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:

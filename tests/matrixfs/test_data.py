@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from matrixfs.fs import allocation, attributes, data, namespace, writeback
+from matrixfs.fs import attributes, data, namespace, promises, writeback
 from matrixfs.fs.held import Held
 from matrixfs.fs.inode import Inode
 from matrixfs.ondisk.inode import TAIL_BYTES, TIME_MAX_NS, TIME_MIN_NS
@@ -158,7 +158,7 @@ async def test_buffered_data_is_written_once_and_read_back_from_memory() -> None
         big = [write for write in mount.disk.writes if write.length == 25 * BLOCK_BYTES]
         assert len(big) == 1, "one write for all of it"
         assert mount.volume.write_back.length == 0
-        assert mount.volume.allocator.promised == 0
+        assert mount.volume.allocator.promises.total == 0
 
 
 async def test_small_files_live_in_their_inode() -> None:
@@ -308,7 +308,7 @@ async def fill(mount: Local, leave: int) -> None:
                 offset += piece
     await data.fsync(mount.volume, made.ino, False)
     assert await data.read(mount.volume, made.ino, 0, 1 << 26) == b"f" * offset, "what was accepted found room"
-    assert (await attributes.statfs(mount.volume)).free < 16 * (allocation.TREE_BLOCKS_MAX + 2)
+    assert (await attributes.statfs(mount.volume)).free < 16 * (promises.TREE_BLOCKS_MAX + 2)
     await truncate(mount, made.ino, offset - leave * BLOCK_BYTES)
     await mount.volume.journal.commit()
 
@@ -368,7 +368,7 @@ async def test_lost_buffered_data_is_reported_once_at_the_next_fsync(
         await data.fsync(mount.volume, made.ino, False)
         await data.write(mount.volume, made.ino, 8000, b"lost" * 2000)
 
-        async def no_group(*_: object) -> None:
+        async def no_group(*_: object, **_options: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
@@ -379,7 +379,7 @@ async def test_lost_buffered_data_is_reported_once_at_the_next_fsync(
         assert caught.value.errno == errno.ENOSPC
         await data.fsync(mount.volume, made.ino, False)
         assert await content(mount, made.ino) == (b"safe" * 2000)
-        assert (mount.volume.write_back.length, mount.volume.allocator.promised) == (0, 0)
+        assert (mount.volume.write_back.length, mount.volume.allocator.promises.total) == (0, 0)
         disk, superblock = mount.disk, mount.volume.superblock
     await assert_clean(disk, superblock)
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 
 from matrixfs.fs import attributes, data, namespace
-from matrixfs.fs.allocation import TREE_BLOCKS_MAX
 from matrixfs.fs.grow import Growth, plan, prepare, prepare_journals
 from matrixfs.fs.journal_space import JournalSpace
 from matrixfs.fs.mkfs import format_volume, superblock_copy
 from matrixfs.fs.opening import read_superblock
+from matrixfs.fs.promises import TREE_BLOCKS_MAX
 from matrixfs.fs.replay import read_journal_header
 from matrixfs.fsck import store
 from matrixfs.fsck.problems import Findings
