@@ -326,9 +326,10 @@ def test_the_store_gets_back_what_is_freed(lab: Lab, tree: Tree) -> None:
 
     mib = 1 << 20
     kept = os.urandom(3 * mib)
-    (tree.b / "kept").write_bytes(kept)
-    (tree.a / "gone").write_bytes(os.urandom(24 * mib))
-    os.sync()
+    for path, content in ((tree.b / "kept", kept), (tree.a / "gone", os.urandom(24 * mib))):
+        with path.open("wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file.fileno())
     full = taken()
     (tree.a / "gone").unlink()
     wait_until(lambda: taken() < full - 23 * mib, "the store is told what was freed")

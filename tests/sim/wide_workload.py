@@ -250,7 +250,8 @@ class WideWorkload(Workload):
         name = rng.choice((*USER_NAMES, ACL_ACCESS))
 
         def apply(mode: int, old: dict[bytes, bytes]) -> Any:
-            return None if old.pop(name, None) is None else (mode, old)
+            there = old.pop(name, None) is not None or name == ACL_ACCESS  # which need not be there
+            return (mode, old) if there else None
 
         await self._change(mount, thing, lambda: xattrs.remove(volume, ino, name), apply)
 
