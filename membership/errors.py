@@ -78,3 +78,7 @@ class Fenced(MatrixError):
 
     exit_code = 6
     errno = errno.ENOTCONN
+
+
+class ToldLate(OSError):
+    """What an earlier call met, told by fsync(2) or close(2): that call was answered, and nothing done again helps."""

@@ -128,9 +128,9 @@ class Allocator:
         self._home = start % superblock.groups
         self._retired: dict[int, tuple[Group, Lock]] = {}
         self._settling = trio.Lock()
+        self._loaded: dict[int, Lock] = {}  # of groups that are cached
         self._free_counts = FreeCounts(device, superblock, clock, self._cached)
         self._broken: set[int] = set()
-        self._loaded: dict[int, Lock] = {}  # of groups that are cached
         self.promises = Promises(self)
         self.trims: Trims | None = None  # told what is free
 
@@ -141,7 +141,7 @@ class Allocator:
         return self._locks.lock(Resource(GROUP, self._superblock.group_block(index)), self)
 
     def _cached(self, index: int) -> Group | None:
-        lock = self._locks.find(Resource(GROUP, self._superblock.group_block(index)))
+        lock = self._loaded.get(index)
         return lock.subject if lock is not None else None
 
     async def load(self, lock: Lock) -> Group:
@@ -311,8 +311,7 @@ class Allocator:
     @property
     def available(self) -> int:
         """Blocks that can be had from the groups held here."""
-        cached = (self._cached(index) for index in range(self._superblock.groups))
-        return sum(group.available for group in cached if group is not None)
+        return sum(lock.subject.available for lock in self._loaded.values())
 
     def at_hand(self) -> Iterator[Group]:
         """The groups held here that no peer wants: home first, as it mostly has enough.  No checkpoint meanwhile."""

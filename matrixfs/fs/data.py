@@ -15,6 +15,7 @@ from matrixfs.locks.modes import EX, PR
 from matrixfs.locks.resources import INODE, Resource
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, TAIL_BYTES
+from membership.errors import ToldLate
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer
 
@@ -308,4 +309,4 @@ async def flush(volume: Volume, ino: int) -> None:
 def _report(volume: Volume, ino: int) -> None:
     code = volume.write_back.errors.pop(ino, 0)
     if code:
-        raise OSError(code, "buffered data could not be written")
+        raise ToldLate(code, "buffered data could not be written")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.errnos import judge
 from matrixfs.fuse.libfuse import pyfuse3
+from membership.errors import ToldLate
 
 if TYPE_CHECKING:
     from matrixfs.fuse.handles import HandleTable
@@ -58,7 +59,7 @@ class Edge:
 
     async def deserves_another_try(self, error: OSError) -> bool:
         """Whether an operation that failed so may do better now: there is room after all."""
-        return error.errno in _NO_ROOM and await self._make_room()
+        return error.errno in _NO_ROOM and not isinstance(error, ToldLate) and await self._make_room()
 
     def translate(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> BaseException:
         """The FUSEError for an exception; logs and withdraws as ``errnos.judge`` says."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -80,6 +81,26 @@ async def test_journalled_data_needs_its_feature() -> None:
         assert await put(mount, inode, 0, 5) == errno.EPERM
         assert await put(mount, inode, 0, 5, lambda capability: capability == fileattr.CAP_SYS_RESOURCE) == 0
         superblock.features_incompatible = before
+
+
+async def test_a_directory_that_hands_its_project_down_takes_nothing_of_another() -> None:
+    async with mounted() as mount:
+        volume, directory = mount.volume, await mount.directory(b"d")
+        own, other, below = await mount.file(b"own"), await mount.file(b"other"), await mount.directory(b"below")
+        for inode, flags in ((directory, 0x200), (own, 0)):
+            await fileattr.set_project(volume, inode.ino, flags, 7, 0, none_of)
+        for call in (
+            lambda: namespace.link(volume, other.ino, directory.ino, b"x"),
+            lambda: namespace.rename(volume, ROOT_INODE, b"other", directory.ino, b"x", 0),
+            lambda: namespace.rename(volume, ROOT_INODE, b"below", directory.ino, b"x", 0),
+        ):
+            with pytest.raises(OSError) as caught:
+                await call()
+            assert caught.value.errno == errno.EXDEV
+        await namespace.rename(volume, ROOT_INODE, b"own", directory.ino, b"x", 0)
+        await namespace.rename(volume, directory.ino, b"x", ROOT_INODE, b"out", 0)  # the way out is free
+        assert below.parent == ROOT_INODE
+        assert (await namespace.create(volume, directory.ino, b"y", stat.S_IFREG | 0o644, 0, 0)).project == 7
 
 
 async def test_who_may_is_asked_again_under_the_lock() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
 from matrixfs.fuse.api import Filesystem
 from matrixfs.fuse.attribute_requests import AttributeRequests
@@ -17,6 +18,7 @@ from matrixfs.fuse.handles import HandleTable
 from matrixfs.fuse.kernel_caches import FOREVER, KernelCaches
 from matrixfs.fuse.libfuse import pyfuse3
 from matrixfs.fuse.operations import Operations
+from membership.errors import ToldLate
 
 ROOT = 64
 CALLER = SimpleNamespace(uid=1000, gid=1000, pid=os.getpid(), umask=0o22)
@@ -278,6 +280,39 @@ async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is
         assert caught.value.errno == code
     assert (seen, world.rounds) == ([0, 1][:calls], int(code != errno.EIO))
     assert changers[0] is changers[-1] is not None
+
+
+@pytest.mark.parametrize("is_room", [True, False])
+async def test_a_parked_request_that_found_no_room_is_done_again_when_there_is_some(is_room: bool) -> None:
+    world = Kernelless()
+    world.is_room = is_room
+    seen: list[int] = []
+
+    async def work() -> None:
+        seen.append(world.rounds)
+        if len(seen) == 1:
+            raise OSError(errno.ENOSPC, "no")
+
+    code = await world.operations.parked._outcome("fallocate", trio.CancelScope(), work)
+    assert (code, seen) == ((0, [0, 1]) if is_room else (errno.ENOSPC, [0]))
+
+
+@pytest.mark.parametrize("call", ["fsync", "flush"])
+async def test_lost_data_is_told_and_not_tried_away(call: str) -> None:
+    """A second fsync would find nothing to report, and the application would take its data for durable."""
+    seen: list[str] = []
+
+    async def report(*_arguments: Any) -> None:
+        seen.append(call)
+        if len(seen) == 1:
+            raise ToldLate(errno.ENOSPC, "lost")
+
+    world = Kernelless(**{call: report})
+    world.is_room = True
+    handle = world.handles.add(100, os.O_WRONLY)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await getattr(world.operations, call)(handle, *([False] if call == "fsync" else []))
+    assert (caught.value.errno, seen, world.rounds) == (errno.ENOSPC, [call], 0)
 
 
 async def test_unknown_handle_is_ebadf_not_a_crash() -> None:

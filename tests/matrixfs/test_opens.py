@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterable
 
 import pytest
 import trio
 
 from matrixfs.fs import attributes, data, namespace, readdir
+from matrixfs.fs.opens import BATCH_MAX
 from matrixfs.fs.volume import NoKernelCaches, Volume
-from matrixfs.locks.modes import PR
+from matrixfs.locks.lock import Lock
+from matrixfs.locks.modes import EX, PR
 from matrixfs.locks.resources import OPEN, Resource
 from matrixfs.ondisk.superblock import ORPHANS_START, ROOT_INODE
 from tests.matrixfs.local import Local, mounted, small_disk
@@ -68,6 +71,26 @@ async def test_a_file_without_names_is_deleted(autojump_clock: trio.abc.Clock) -
         assert await orphans(mount.volume, 0) == []
         disk, superblock = mount.disk, mount.volume.superblock
     await assert_clean(disk, superblock, notes=False)
+
+
+async def test_what_is_removed_together_costs_one_request_for_all_open_locks(autojump_clock: trio.abc.Clock) -> None:
+    async with mounted() as mount:
+        numbers = {await make(mount.volume, b"%d" % number) for number in range(BATCH_MAX + 3)}
+        asked: list[set[int]] = []
+        prefetch = mount.locks.prefetch
+
+        async def seen(locks: Iterable[Lock], mode: int) -> None:
+            wanted = list(locks)
+            asked.append({lock.number for lock in wanted if lock.resource[0] == OPEN and mode == EX})
+            await prefetch(wanted, mode)
+
+        mount.locks.prefetch = seen  # type: ignore[method-assign]
+        for number in range(len(numbers)):
+            await namespace.unlink(mount.volume, ROOT_INODE, b"%d" % number)
+        await mount.volume.opens.drained(10)
+        assert [len(each) for each in asked] == [BATCH_MAX, 3]
+        assert set().union(*asked) == numbers
+        assert mount.volume.opens.deleted == len(numbers)
 
 
 async def test_unlinked_while_open_here(autojump_clock: trio.abc.Clock) -> None:

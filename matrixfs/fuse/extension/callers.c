@@ -105,12 +105,7 @@ PyDoc_STRVAR(set_clears_privileges_doc,
 
 static PyObject *set_clears_privileges(PyObject *Py_UNUSED(module), PyObject *wanted)
 {
-	int truth = PyObject_IsTrue(wanted);
-
-	if (truth < 0)
-		return NULL;
-	wants_privileges = truth;
-	Py_RETURN_NONE;
+	return mfs_set_wanted(&wants_privileges, wanted);
 }
 
 PyDoc_STRVAR(caller_doc,

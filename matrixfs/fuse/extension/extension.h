@@ -91,6 +91,7 @@ fuse_req_t mfs_unpark(uint64_t number);
 void mfs_answer_all(int error);
 void mfs_hand_over(fuse_req_t request, PyObject **handler, int operation, const char *format, ...);
 PyObject *mfs_set_handler(PyObject **handler, PyObject *request);
+PyObject *mfs_set_wanted(int *place, PyObject *wanted);
 
 /* ---- handles.c ---- */
 

@@ -79,12 +79,7 @@ PyDoc_STRVAR(set_no_open_doc,
 
 static PyObject *set_no_open(PyObject *Py_UNUSED(module), PyObject *wanted)
 {
-	int truth = PyObject_IsTrue(wanted);
-
-	if (truth < 0)
-		return NULL;
-	mfs_no_open = truth;
-	Py_RETURN_NONE;
+	return mfs_set_wanted(&mfs_no_open, wanted);
 }
 
 PyMethodDef mfs_handle_methods[] = {

@@ -169,6 +169,16 @@ PyObject *mfs_set_handler(PyObject **handler, PyObject *request)
 	Py_RETURN_NONE;
 }
 
+PyObject *mfs_set_wanted(int *place, PyObject *wanted)
+{
+	int truth = PyObject_IsTrue(wanted);
+
+	if (truth < 0)
+		return NULL;
+	*place = truth;
+	Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reply_err_doc,
 	     "reply_err(number: int, error: int) -> int\n\nAnswer a parked request with an errno, 0 for "
 	     "success.\nReturns 0, ESRCH when no such request is parked (any more), or the errno of the kernel.");
