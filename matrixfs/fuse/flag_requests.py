@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matrixfs.fuse import libfuse
+from matrixfs.fuse.callers import has_capability
 from matrixfs.fuse.edge import upcall
 
 if TYPE_CHECKING:
@@ -29,16 +30,6 @@ _PROJECT = struct.Struct("=IIII12x")  # struct fsxattr: flags, hint for extents,
 
 _IMMUTABLE, _IMMUTABLE_XFS = 0x10, 0x8
 _CAP_SYS_ADMIN = 21
-
-
-def has_capability(pid: int, number: int) -> bool:
-    """Whether a process has a capability now; not for one that has ended, or lives in another process namespace."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            found = next((line for line in status if line.startswith(b"CapEff:")), b"CapEff: 0")
-    except OSError:
-        return False
-    return bool(int(found.split()[1], 16) >> number & 1)
 
 
 class FlagRequests:
