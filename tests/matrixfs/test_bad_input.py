@@ -49,9 +49,11 @@ from tests.matrixfs.bad_stores import (
     superblock_with_impossible_numbers,
     unchanged,
 )
+from tests.mount.guard import guarded_run, watched_for
 
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS_MAX = 60
+WORK_SECONDS_MAX = 3600.0  # each command has a time of its own
 OPERATOR, PEER, DEVICE, CORRUPT = 2, 3, 4, 5  # membership/errors.py
 FSCK_OPERATIONAL = 8
 MOUNT_USAGE, MOUNT_SYSTEM, MOUNT_FAILED = 1, 2, 32
@@ -62,12 +64,8 @@ pytestmark = pytest.mark.seed("002-21", "002-31")
 @pytest.fixture(scope="module")
 def work() -> Iterator[Path]:
     """A directory that does direct I/O."""
-    path = Path(f"/var/tmp/mfs-tests-input-{os.getpid()}")
-    path.mkdir()
-    yield path
-    for mount in reversed([mount.path for mount in registry.mounts() if mount.path.startswith(str(path))]):
-        subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
-    shutil.rmtree(path)
+    with guarded_run("input") as (path, ear), watched_for(WORK_SECONDS_MAX, ear):
+        yield path
 
 
 @pytest.fixture(scope="module")

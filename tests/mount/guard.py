@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -24,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+RUNS = Path("/var/tmp")  # on a disk, unlike many a /tmp: the stores are used with direct I/O
+OF_A_RUN = re.compile(r"mfs-[a-z-]+-(\d+)(-[a-z0-9-]+)?")
 BEGIN_SECONDS = 120.0
 CGROUPS = ("/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 THAWED = (("freezer.state", "THAWED"), ("cgroup.freeze", "0"))
@@ -47,6 +50,7 @@ def remove(group: Path) -> None:
 
 def clean(directory: str) -> None:
     """Thaw, kill, detach, and delete."""
+    named = re.compile(re.escape(directory.encode()) + rb"(?![\w-])")  # not the run of a process whose number goes on
     for group in frozen(directory):
         for name, word in THAWED:
             if (group / name).exists():
@@ -55,18 +59,26 @@ def clean(directory: str) -> None:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            names_it = directory.encode() in (entry / "cmdline").read_bytes()
-            if names_it:
+            if named.search((entry / "cmdline").read_bytes()):
                 os.kill(int(entry.name), signal.SIGKILL)
         except OSError:
             continue  # it ended meanwhile
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
         path = line.split(" ")[4]
-        if path.startswith(directory):
+        if path == directory or path.startswith(f"{directory}/"):
             for how in ("-f", "-l"):  # -f aborts the connection, which frees whoever waits in it; -l detaches
                 subprocess.run(["umount", "-i", how, path], check=False, capture_output=True)
     for group in frozen(directory):
         remove(group)
+
+
+def sweep() -> None:
+    """Clean up after runs whose guards were killed with them, as when a machine ends all that a session started."""
+    for path in RUNS.iterdir():
+        match = OF_A_RUN.fullmatch(path.name)
+        if match and not Path("/proc", match[1]).exists():
+            clean(str(path))
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -85,7 +97,7 @@ def guarded(directory: Path, *, keep: bool = False) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def guarded_run(name: str) -> Iterator[tuple[Path, TextIO]]:
     """A directory of this run, with its guard's ear."""
-    path = Path(f"/var/tmp/mfs-{name}-{os.getpid()}")
+    path = RUNS / f"mfs-{name}-{os.getpid()}"
     path.mkdir()
     with guarded(path) as ear:
         yield path, ear

@@ -14,7 +14,6 @@ import shutil
 import sqlite3
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,40 +83,29 @@ def used(tree: Tree) -> int:
     return space.f_blocks - space.f_bfree
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A local directory that keeps attributes, unlike many a /tmp."""
-    path = Path("/var/tmp") / f"mfs-applications-{os.getpid()}"
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-def test_a_source_tree_comes_goes_and_leaves_no_block(tree: Tree, scratch: Path) -> None:
-    archive = scratch / "linux.tar"
+def test_a_source_tree_comes_goes_and_leaves_no_block(tree: Tree, tmp_path: Path) -> None:
+    archive = tmp_path / "linux.tar"
     make_sources(archive)
     before = used(tree)
     run("tar", "-C", tree.a, "-xf", archive)
-    run("tar", "-C", scratch, "-xf", archive)
-    wanted = digest(scratch / "linux")
+    run("tar", "-C", tmp_path, "-xf", archive)
+    wanted = digest(tmp_path / "linux")
     assert digest(tree.b / "linux") == wanted
-    run("rsync", "-aHAX", f"{tree.c}/linux", f"{scratch}/back")
-    assert digest(scratch / "back" / "linux") == wanted
-    run("rsync", "-aHAX", f"{scratch}/back/", f"{tree.b}/again")
-    assert run("rsync", "-aHAXnic", f"{tree.a}/again/linux", f"{scratch}/back/") == ""
+    run("rsync", "-aHAX", f"{tree.c}/linux", f"{tmp_path}/back")
+    assert digest(tmp_path / "back" / "linux") == wanted
+    run("rsync", "-aHAX", f"{tmp_path}/back/", f"{tree.b}/again")
+    assert run("rsync", "-aHAXnic", f"{tree.a}/again/linux", f"{tmp_path}/back/") == ""
     run("rm", "-rf", tree.b / "linux", tree.b / "again")
     assert list(tree.a.iterdir()) == []
     run("sync", "-f", tree.c)
     wait_until(lambda: used(tree) - before < 100, "deletion in the background", TEST_SECONDS)
 
 
-def test_git_gc_of_a_large_repository(tree: Tree, scratch: Path) -> None:
-    make_sources(scratch / "s.tar")
+def test_git_gc_of_a_large_repository(tree: Tree, tmp_path: Path) -> None:
+    make_sources(tmp_path / "s.tar")
     repository = tree.a / "repository"
     repository.mkdir()
-    run("tar", "-C", repository, "-xf", scratch / "s.tar", "linux/d0", "linux/d1", "linux/d2", "linux/d3")
+    run("tar", "-C", repository, "-xf", tmp_path / "s.tar", "linux/d0", "linux/d1", "linux/d2", "linux/d3")
     git(repository, "init", "-q")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "all of it")
