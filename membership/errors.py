@@ -80,5 +80,8 @@ class Fenced(MatrixError):
     errno = errno.ENOTCONN
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 class ToldLate(OSError):
     """What an earlier call met, told by fsync(2) or close(2): that call was answered, and nothing done again helps."""

@@ -15,7 +15,7 @@ from matrixfs.locks.modes import EX, PR
 from matrixfs.locks.resources import INODE, Resource
 from matrixfs.ondisk.extent import LOGICAL_MAX, Extent
 from matrixfs.ondisk.inode import FLAG_TRUNCATING, TAIL_BYTES
-from membership.errors import ToldLate
+from membership.errors import NO_ROOM, ToldLate
 from membership.label import BLOCK_BYTES
 from membership.seams import Buffer
 
@@ -95,12 +95,13 @@ async def write(
     append: bool = False,
     changer: privileges.Changer | None = None,
     overwrites: bool = True,
+    partly: bool = False,
 ) -> int:
     """Write all of ``data``; with ``append`` at the end of the file, wherever that is now (coherence.md, point 7).
 
     ``changer``: who writes, for what the file loses by that; None for pages of a mapping.  ``overwrites``: the
-    descriptor may change what is there where the file is append-only, being older than that.  Returns the number of
-    bytes.
+    descriptor may change what is there where the file is append-only, being older than that.  ``partly``: where there
+    is no room for all, write what there is room for.  Returns the number of bytes.
 
     Raises:
         OSError: ESTALE, EISDIR, EINVAL, EFBIG, ENOSPC, EPERM.
@@ -117,7 +118,8 @@ async def write(
             file_flags.check_write(inode, appends=append or overwrites)
         if changer is not None:
             await privileges.take_away(volume, inode, changer)
-        written = await write_held(volume, inode, inode.size if append else offset, data)
+        work = _write_what_fits if partly else write_held
+        written = await work(volume, inode, inode.size if append else offset, data)
         if inode.flags:
             await file_flags.keep(volume, inode)
         return written
@@ -150,6 +152,34 @@ async def write_held(volume: Volume, inode: Inode, offset: int, data: Buffer) ->
     if volume.write_back.pressing(inode):
         await volume.write_back.relieve(inode)
     return len(data)
+
+
+async def _write_what_fits(volume: Volume, inode: Inode, offset: int, data: Buffer) -> int:
+    """``write_held``, but up to the end of some block where there is no room for all (write(2)).
+
+    What has room is found by halves.
+    """
+    try:
+        return await write_held(volume, inode, offset, data)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        refused = error
+    written, step = 0, max(len(data) // 2, BLOCK_BYTES)
+    while step >= BLOCK_BYTES:
+        at = offset + written
+        end = (at + step) // BLOCK_BYTES * BLOCK_BYTES
+        fits = end < offset + len(data)
+        if fits:
+            try:
+                written += await write_held(volume, inode, at, bytes(data[written : end - offset]))
+            except OSError:
+                fits = False
+        if not fits:
+            step //= 2
+    if not written:
+        raise refused
+    return written
 
 
 async def _put(volume: Volume, inode: Inode, offset: int, data: Buffer) -> None:

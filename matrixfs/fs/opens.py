@@ -151,14 +151,14 @@ class Opens:
             self._send.send_nowait(ino)
 
     async def adopt(self, journal: int) -> int:
-        """Try the orphans that the owner of ``journal`` left; return how many there are."""
+        """Try the orphans that the owner of ``journal`` left; how many there are that are not open here."""
         with Held(self._volume) as held:
             directory = await held.shared(ORPHANS_START + journal)
             numbers = [entry.inode async for entry in directories.entries_from(self._volume, directory, 0)]
         for number in numbers:
             await self._shed_removed(number)
             self.try_delete(number)
-        return len(numbers)
+        return sum(not self.is_open(number) for number in numbers)
 
     async def drained(self, seconds: float) -> None:
         """Wait until what is queued has been deleted or left to others, at most ``seconds``."""

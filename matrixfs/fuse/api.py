@@ -29,6 +29,7 @@ class Inode(Protocol):
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
+    btime_ns: int
     parent: int  # of a directory: the one that holds it
     data_version: int  # changes whenever the file's data does
     readable: bool  # False: a stand-in, in listings, for one that is damaged
@@ -226,11 +227,13 @@ class Data(Protocol):
         append: bool,
         changer: Changer | None,
         overwrites: bool,
+        partly: bool,
         /,
     ) -> int:
         """Write, at the end of the file if ``append``; ``changer``: who writes, None for pages of a mapping.
 
-        Without ``overwrites`` an append-only file (chattr +a) is written to its end only.
+        Without ``overwrites`` an append-only file (chattr +a) is written to its end only.  ``partly``: what there is
+        room for.
         """
         ...
 

@@ -29,13 +29,21 @@ class Caller:
         ctx: the request's last argument: its context, where pyfuse3 gives one.
     """
 
-    __slots__ = ("_caches", "_gid", "_keeps", "_pid", "of_pages")
+    __slots__ = ("_caches", "_gid", "_keeps", "_pid", "direct", "of_pages")
 
     def __init__(self, caches: KernelCaches, ctx: Any = None) -> None:
-        self._keeps, self.of_pages, self._pid, self._gid = libfuse.caller()
+        self._keeps, self.of_pages, self.direct, self._pid, self._gid = libfuse.caller()
         self._caches = caches
         self._pid = getattr(ctx, "pid", self._pid)
         self._gid = getattr(ctx, "gid", self._gid)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether a write may be answered with less than all; for the pages of a mapping the kernel takes it for all.
+
+        And direct ones it may have cut in pieces, all under way: where one is short it says EIO.
+        """
+        return not (self.of_pages or self.direct)
 
     def of_setattr(self, fields: Any) -> Caller | None:
         """Whose SETATTR takes privileges away, if it does.

@@ -8,7 +8,6 @@ numbers, counts, and marks the inodes concerned as busy, which purges look at (k
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from matrixfs.fuse.callers import Caller
 from matrixfs.fuse.errnos import judge
 from matrixfs.fuse.libfuse import pyfuse3
-from membership.errors import ToldLate
+from membership.errors import NO_ROOM, ToldLate
 
 if TYPE_CHECKING:
     from matrixfs.fuse.handles import HandleTable
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ARGUMENT_CHARACTERS_MAX = 200  # a 1 MiB write is not repeated in the log
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 
 
@@ -59,7 +57,12 @@ class Edge:
 
     async def deserves_another_try(self, error: OSError) -> bool:
         """Whether an operation that failed so may do better now: there is room after all."""
-        return error.errno in _NO_ROOM and not isinstance(error, ToldLate) and await self._make_room()
+        return self.lacks_room(error) and await self._make_room()
+
+    @staticmethod
+    def lacks_room(error: OSError) -> bool:
+        """Whether an operation failed for want of room."""
+        return error.errno in NO_ROOM and not isinstance(error, ToldLate)
 
     def translate(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> BaseException:
         """The FUSEError for an exception; logs and withdraws as ``errnos.judge`` says."""
@@ -78,7 +81,9 @@ class Edge:
         return fuse_error
 
 
-def upcall(*nodes: int, handle: int = 0, caller: bool = False) -> Callable[[_Handler], _Handler]:
+def upcall(
+    *nodes: int, handle: int = 0, caller: bool = False, partly: Callable[..., Awaitable[Any]] | None = None
+) -> Callable[[_Handler], _Handler]:
     """Put a handler behind the edge.
 
     Args:
@@ -86,6 +91,7 @@ def upcall(*nodes: int, handle: int = 0, caller: bool = False) -> Callable[[_Han
             numbers instead.
         handle: so many of the first arguments are file handles; the handler gets their ``Handle`` instead.
         caller: the handler gets a ``Caller`` behind the other arguments, the same when it is called a second time.
+        partly: called instead a second time, even where no room was made: it does what there is room for.
     """
 
     def decorate(method: _Handler) -> _Handler:
@@ -111,9 +117,9 @@ def upcall(*nodes: int, handle: int = 0, caller: bool = False) -> Callable[[_Han
                 try:
                     return await method(self, *given)
                 except OSError as error:
-                    if not await edge.deserves_another_try(error):
-                        raise
-                    return await method(self, *given)
+                    if await edge.deserves_another_try(error) or (partly is not None and edge.lacks_room(error)):
+                        return await (partly or method)(self, *given)
+                    raise
                 finally:
                     for ino in marked:
                         edge.pending.leave(ino)

@@ -60,10 +60,12 @@ __all__ = [
     "reply_ioctl",
     "reply_lock",
     "reply_seek",
+    "reply_statx",
     "reply_written",
     "serve_flags",
     "serve_locks",
     "serve_ranges",
+    "serve_statx",
     "session_fd",
     "set_bare",
 ]
@@ -147,15 +149,16 @@ def clear_privileges(wanted: bool) -> None:
         _extension.set_clears_privileges(wanted)
 
 
-def caller() -> tuple[bool | None, bool, int, int]:
+def caller() -> tuple[bool | None, bool, bool, int, int]:
     """Of the request whose handler has begun, up to the handler's first checkpoint.
 
-    Whether it keeps set-id bits (None: not told), whether it is pages of a mapping, and the caller's pid and gid.
+    Whether it keeps set-id bits (None: not told), whether it is pages of a mapping, whether it is a write of
+    a descriptor with O_DIRECT, and the caller's pid and gid.
     Without the extension we don't know who it is, and it keeps nothing.
     """
     if _extension is None:
-        return False, False, 0, 0
-    found: tuple[bool | None, bool, int, int] = _extension.caller()
+        return False, False, False, 0, 0
+    found: tuple[bool | None, bool, bool, int, int] = _extension.caller()
     return found
 
 
@@ -208,6 +211,15 @@ def serve_flags(request: Callable[..., None] | None) -> None:
         _extension.set_flag_handler(request)
 
 
+def serve_statx(request: Callable[..., None] | None) -> None:
+    """Before the session is made: who answers statx(2) where it asks for a time of birth; None: nobody.
+
+    ``request`` is told (0, number, node); it answers at once or later, by ``reply_statx`` or ``reply_err``.
+    """
+    if _extension is not None:
+        _extension.set_statx_handler(request)
+
+
 def reply_err(number: int, code: int) -> int:
     """Answer a parked request: an errno, 0 for success.  Returns 0, ESRCH if it was answered, or the kernel's errno."""
     return int(_extension.reply_err(number, code))
@@ -231,6 +243,11 @@ def reply_written(number: int, count: int) -> int:
 def reply_ioctl(number: int, answer: bytes) -> int:
     """Answer an ioctl: what it returns.  Returns as ``reply_err``."""
     return int(_extension.reply_ioctl(number, answer))
+
+
+def reply_statx(number: int, answer: bytes) -> int:
+    """Answer STATX by struct fuse_statx_out.  Returns as ``reply_err``."""
+    return int(_extension.reply_statx(number, answer))
 
 
 def count_locks(node: int, change: int) -> None:

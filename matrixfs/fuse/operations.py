@@ -32,6 +32,7 @@ from matrixfs.fuse.lock_requests import LockRequests
 from matrixfs.fuse.parked import ParkedRequests
 from matrixfs.fuse.range_requests import RangeRequests
 from matrixfs.fuse.removed import RemovedDirectories, Told, names_in
+from matrixfs.fuse.statx_requests import StatxRequests
 from membership.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         self._opened_by_kernel = opened_by_kernel
         self.parked = ParkedRequests(self.edge)
         self.lock_requests = None if locks is None else LockRequests(locks, self.edge, self.flush, self.parked)
+        self.statx_requests = StatxRequests(self._looked_at, self._told_again, self.edge, self.parked)
         ranges, flags = filesystem.ranges, filesystem.flags
         self.range_requests = None if ranges is None else RangeRequests(volume, ranges, caches, self.edge, self.parked)
         self.flag_requests = None if flags is None else FlagRequests(volume, flags, caches, self.edge, self.parked)
@@ -269,11 +271,14 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
     @upcall(0)
     async def getattr(self, ino: int, ctx: Any) -> Any:
         """Attributes, valid until invalidated."""
-        inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
+        return self._told_again(await self._looked_at(ino))
+
+    async def _looked_at(self, ino: int) -> Inode:
+        inode: Inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
         while self._caches.dropping(ino):  # a read(2) asks us, and takes its pages as good once it has the answer
             await self._caches.dropped(ino)
             inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
-        return self._told_again(inode)
+        return inode
 
     @upcall(0, caller=True)
     async def setattr(self, ino: int, attr: Any, fields: Any, fh: int | None, ctx: Any, caller: Caller) -> Any:
@@ -411,35 +416,39 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
             self._caches.filled(handle.ino)
         return data
 
-    @upcall(handle=True, caller=True)
+    async def _write_partly(self, handle: Handle, offset: int, buf: bytes, caller: Caller) -> int:
+        """Write what there is room for, where the kernel can be told."""
+        return await self._write(handle, offset, buf, caller, partly=caller.takes_part)
+
+    @upcall(handle=True, caller=True, partly=_write_partly)
     async def write(self, handle: Handle, offset: int, buf: bytes, caller: Caller) -> int:
         """Write, at the true end where the file was opened so."""
+        return await self._write(handle, offset, buf, caller, partly=False)
+
+    async def _write(self, handle: Handle, offset: int, buf: bytes, caller: Caller, *, partly: bool) -> int:
         changer = None if caller.of_pages else caller
-        if not handle.around_pages and (handle.append or self._opened_by_kernel):
-            return await self._write_cached(handle, offset, buf, changer)
         written: int = await self._data.write(
-            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
+            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites, partly
         )
+        if not handle.around_pages and (handle.append or self._opened_by_kernel):
+            await self._written_in_pages(handle, offset, written)
+            return written
         if not handle.around_pages:
             self._nodes.wrote(handle.ino, self._data.version(self._volume, handle.ino))
         if handle.synchronous:
             await self._data.fsync(self._volume, handle.ino, False)
         return written
 
-    async def _write_cached(self, handle: Handle, offset: int, buf: bytes, changer: Caller | None) -> int:
-        """A write that is in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
+    async def _written_in_pages(self, handle: Handle, offset: int, written: int) -> None:
+        """A write was in the kernel's pages already, an append too: perhaps at a wrong offset (coherence.md 7).
 
         read(2) then asks for the size and drops them; a mapping would not.
         """
-        written: int = await self._data.write(
-            self._volume, handle.ino, offset, buf, handle.append, changer, handle.overwrites
-        )
         if handle.append:
             inode = await self._attributes.getattr(self._volume, handle.ino)
             if inode.size != offset + written:
                 self._caches.drop_pages_later(handle.ino)
         self._caches.filled(handle.ino)
-        return written
 
     @upcall(handle=True)
     async def flush(self, handle: Handle) -> None:

@@ -39,6 +39,7 @@ class Told:
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
+    btime_ns: int
     parent: int
     removed: bool = False
     nlink: ClassVar[int] = 0
@@ -80,7 +81,7 @@ class RemovedDirectories:
         elif not isinstance(inode, Told):
             node.told = Told(
                 inode.ino, inode.incarnation, inode.mode, inode.uid, inode.gid,
-                inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.parent,
+                inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.btime_ns, inode.parent,
             )  # fmt: skip
 
     def known(self, ino: int) -> Told | None:

@@ -128,6 +128,7 @@ class Session:
         locks, ranges, flags = (
             self._operations.lock_requests, self._operations.range_requests, self._operations.flag_requests,
         )  # fmt: skip
+        libfuse.serve_statx(self._operations.statx_requests.request)
         if locks is not None:
             libfuse.serve_locks(locks.request, self._operations.parked.interrupted)
         if ranges is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from matrixfs.fuse import libfuse
 from matrixfs.fuse.api import Filesystem
 from matrixfs.fuse.attribute_requests import AttributeRequests
 from matrixfs.fuse.directory_requests import DirectoryRequests
@@ -26,7 +27,7 @@ CALLER = SimpleNamespace(uid=1000, gid=1000, pid=os.getpid(), umask=0o22)
 
 def inode(ino: int, mode: int = stat.S_IFREG | 0o644, uid: int = 1000, gid: int = 1000, **more: Any) -> Any:
     values = dict.fromkeys(
-        ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "parent", "data_version"), 0
+        ("size", "blocks512", "rdev", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "parent", "data_version"), 0
     )
     values.update(bare=True, readable=True, incarnation=1)
     return SimpleNamespace(ino=ino, mode=mode, nlink=1, uid=uid, gid=gid, **{**values, **more})
@@ -253,7 +254,6 @@ async def test_a_synchronous_append_is_durable_before_it_is_answered(flags: int,
     [
         (errno.ENOSPC, True, 2),
         (errno.EDQUOT, True, 2),
-        (errno.ENOSPC, False, 1),
         (errno.EIO, True, 1),
     ],
 )
@@ -264,7 +264,7 @@ async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is
 
     async def write(*arguments: Any) -> int:
         seen.append(world.rounds)
-        changers.append(arguments[-1])
+        changers.append(arguments[-3])
         if len(seen) == 1:
             raise OSError(code, "no")
         return 3
@@ -280,6 +280,30 @@ async def test_what_found_no_room_is_done_again_when_there_is_some(code: int, is
         assert caught.value.errno == code
     assert (seen, world.rounds) == ([0, 1][:calls], int(code != errno.EIO))
     assert changers[0] is changers[-1] is not None
+
+
+@pytest.mark.parametrize(("of_pages", "direct"), [(False, False), (True, False), (False, True)])
+async def test_a_write_that_finds_no_room_takes_what_fits(of_pages: bool, direct: bool) -> None:
+    """Not one of pages of a mapping, nor a direct one: the kernel would take a part for all, or for a fault."""
+    asked: list[bool] = []
+
+    async def write(*arguments: Any) -> int:
+        asked.append(arguments[-1])
+        if not asked[-1]:
+            raise OSError(errno.ENOSPC, "no")
+        return 2
+
+    world = Kernelless(write=write, version=lambda *_: None)
+    world.is_room = False
+    handle = world.handles.add(100, os.O_WRONLY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libfuse, "caller", lambda: (None, of_pages, direct, 1, 0))
+        if of_pages or direct:
+            with pytest.raises(pyfuse3.FUSEError):
+                await world.operations.write(handle, 0, b"abc")
+        else:
+            assert await world.operations.write(handle, 0, b"abc") == 2
+    assert asked == [False, not (of_pages or direct)]
 
 
 @pytest.mark.parametrize("is_room", [True, False])

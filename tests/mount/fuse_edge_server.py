@@ -53,6 +53,7 @@ class FakeInode:
     atime_ns: int = 10**18
     mtime_ns: int = 10**18
     ctime_ns: int = 10**18
+    btime_ns: int = 10**18
     data_version: int = 1
     readable: bool = True
     data: bytearray = field(default_factory=bytearray)
@@ -266,7 +267,7 @@ async def read(volume: FakeVolume, ino: int, offset: int, length: int) -> bytes:
 
 
 async def write(
-    volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, changer: Any, _overwrites: bool
+    volume: FakeVolume, ino: int, offset: int, buf: bytes, append: bool, changer: Any, _overwrites: bool, _partly: bool
 ) -> int:
     inode = volume.at(ino)
     take_away(inode, changer)

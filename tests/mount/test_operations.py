@@ -13,6 +13,7 @@ import random
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -484,3 +485,33 @@ def test_space_of_a_file_is_told_right_before_and_after_it_is_written_back(tree:
         os.fsync(file.fileno())
         assert os.stat(here / "f").st_blocks == 32
     assert os.stat(there / "f").st_blocks == 32
+
+
+def test_a_time_of_birth_is_that_of_the_creation_on_every_node(tree: Tree) -> None:
+    """statx(2), which Python's os.stat doesn't ask for (``matrixfs/fuse/statx_requests.py``)."""
+
+    def birth(path: Path) -> int:
+        told = subprocess.check_output(["stat", "-c", "%.9W", path], text=True).strip()
+        return int(told.replace(".", ""))
+
+    before = time.time_ns()
+    (tree.a / "born").write_bytes(b"x")
+    (tree.b / "made").mkdir()
+    os.mkfifo(tree.c / "pipe")
+    os.symlink("nowhere", tree.a / "link")
+    after = time.time_ns()
+    born = {name: birth(tree.a / name) for name in ("born", "made", "pipe", "link")}
+    assert [name for name, found in born.items() if not before <= found <= after] == []
+    os.utime(tree.b / "born", (1, 1))
+    (tree.c / "born").write_bytes(b"another")
+    os.rename(tree.b / "born", tree.b / "renamed")
+    (tree.c / "made" / "file").touch()
+    born["renamed"] = born.pop("born")
+    for path in tree.paths:
+        assert {name: birth(path / name) for name in born} == born
+    told = subprocess.check_output(["stat", "-c", "%f %h %u %g %s %b %i %Y %Z", tree.b / "renamed"], text=True).split()
+    seen = os.stat(tree.b / "renamed")
+    assert [int(told[0], 16), *map(int, told[1:])] == [
+        seen.st_mode, seen.st_nlink, seen.st_uid, seen.st_gid, 7, seen.st_blocks, seen.st_ino,
+        seen.st_mtime_ns // 10**9, seen.st_ctime_ns // 10**9,
+    ]  # fmt: skip

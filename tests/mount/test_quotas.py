@@ -156,4 +156,5 @@ def test_a_project_is_a_directory_with_a_limit(lab: Lab) -> None:
     (a / "outside").write_bytes(bytes(MIB))
     subprocess.run(["sync", "-f", b], check=True)
     row = quotas(lab, lab.nodes[0])["project", 77]
-    assert (row["space"], row["files"]) == (MIB // 2, 3)
+    assert (row["space"], row["files"]) == (MIB, 3)
+    assert (b / "project" / "does not").read_bytes() == bytes(MIB // 2), "what fits, to the block"

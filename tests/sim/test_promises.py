@@ -64,7 +64,7 @@ class Program:
         if kind < 0.7:
             at = rng.choice((len(content), rng.randrange(200_000)))
             piece = rng.randbytes(rng.choice((10, 3000, 5000, 9000, 40_000)))
-            await data.write(volume, ino, at, piece)
+            piece = piece[: await data.write(volume, ino, at, piece, partly=step % 2 > 0)]
             content.extend(bytes(max(0, at + len(piece) - len(content))))
             content[at : at + len(piece)] = piece
         elif kind < 0.8:

@@ -3,6 +3,7 @@
  */
 #include "extension.h"
 
+#include <fcntl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@
 #define OPEN_FLAGS 1
 #define CREATE_FLAGS 3
 #define WRITE_FLAGS 5
+#define WRITE_OPEN_FLAGS 8
 
 typedef int (*custom_io_fn)(struct fuse_session *, const struct fuse_custom_io *, int);
 
@@ -36,7 +38,7 @@ enum { LOSES, KEEPS, NOT_TOLD };
 
 static struct {
 	int set_id; /* of LOSES, KEEPS, NOT_TOLD: what happens to set-id bits */
-	int of_pages;
+	int of_pages, direct;
 	uint32_t pid, gid;
 } caller;
 
@@ -76,7 +78,7 @@ void mfs_note_caller(const struct request_header *header, const uint32_t *words,
 {
 	int loses = 0;
 
-	caller.of_pages = 0;
+	caller.of_pages = caller.direct = 0;
 	caller.pid = header->pid;
 	caller.gid = header->gid;
 	switch (header->opcode) {
@@ -86,6 +88,7 @@ void mfs_note_caller(const struct request_header *header, const uint32_t *words,
 	case OPCODE_WRITE: /* other kernels have set the mode, but around their pages they tell as here */
 		loses = has_flag(words, length, WRITE_FLAGS, WRITE_KILLS);
 		caller.of_pages = has_flag(words, length, WRITE_FLAGS, WRITE_OF_PAGES);
+		caller.direct = has_flag(words, length, WRITE_OPEN_FLAGS, O_DIRECT);
 		break;
 	case OPCODE_OPEN:
 	case OPCODE_CREATE:
@@ -109,15 +112,16 @@ static PyObject *set_clears_privileges(PyObject *Py_UNUSED(module), PyObject *wa
 }
 
 PyDoc_STRVAR(caller_doc,
-	     "caller() -> tuple[bool | None, bool, int, int]\n\nOf the request whose handler has begun, before its "
-	     "first checkpoint: whether it keeps\nset-id bits (None: not told), whether it is pages of a mapping, "
-	     "and the caller's pid and gid.");
+	     "caller() -> tuple[bool | None, bool, bool, int, int]\n\nOf the request whose handler has begun, before "
+	     "its first checkpoint: whether it keeps\nset-id bits (None: not told), whether it is pages of a mapping, "
+	     "whether of a descriptor with O_DIRECT, and the caller's pid and gid.");
 
 static PyObject *py_caller(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	return Py_BuildValue("(OOII)",
+	return Py_BuildValue("(OOOII)",
 			     caller.set_id == NOT_TOLD ? Py_None : caller.set_id == KEEPS ? Py_True : Py_False,
-			     caller.of_pages ? Py_True : Py_False, caller.pid, caller.gid);
+			     caller.of_pages ? Py_True : Py_False, caller.direct ? Py_True : Py_False, caller.pid,
+			     caller.gid);
 }
 
 PyMethodDef mfs_caller_methods[] = {

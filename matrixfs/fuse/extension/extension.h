@@ -12,9 +12,10 @@
  *    (through process_buf) init with the GIL.  Only the write(2) of notifications runs without it, on values
  *    copied before.
  *  - The table handed on is a private copy of pyfuse3's; libfuse copies it again.
- *  - A request that Python has to answer (file locks, ranges, flags) is parked in a slot.  Python knows it by slot
- *    and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's request
- *    is valid from park() to mfs_unpark(), and mfs_unpark() comes before every reply, as replying frees the request.
+ *  - A request that Python has to answer (file locks, ranges, flags, statx) is parked in a slot.  Python knows it by
+ *    slot and generation, never by a pointer; a number whose slot was answered, or used again, is refused.  A slot's
+ *    request is valid from park() to mfs_unpark(), and mfs_unpark() comes before every reply, as replying frees the
+ *    request.
  *    What is still parked when the session ends is answered (ENOTCONN) before libfuse frees what those requests point
  *    to.
  *  - Nothing but the module's PyInit and the functions in libfuse's place is visible outside: the module is in the
@@ -35,6 +36,7 @@
 #include <stdint.h>
 
 /* From the kernel's fuse.h; older headers lack the newer ones. */
+#define OPCODE_GETATTR 3u
 #define OPCODE_SETATTR 4u
 #define OPCODE_OPEN 14u
 #define OPCODE_WRITE 16u
@@ -42,6 +44,7 @@
 #define OPCODE_INIT 26u
 #define OPCODE_CREATE 35u
 #define OPCODE_TMPFILE 51u
+#define OPCODE_STATX 52u
 
 struct request_header { /* struct fuse_in_header */
 	uint32_t len;
@@ -115,6 +118,10 @@ extern int mfs_is_init_reply;
 int mfs_take_over_replies(struct fuse_session *se, const uint32_t *words, size_t length);
 void mfs_note_caller(const struct request_header *header, const uint32_t *words, size_t length);
 
+/* ---- statx.c ---- */
+
+void mfs_note_statx(struct request_header *header);
+
 /* ---- of all files: operations for libfuse's table, functions for Python ---- */
 
 void mfs_wrap_attributes(struct fuse_lowlevel_ops *table);
@@ -122,10 +129,11 @@ void mfs_wrap_flags(struct fuse_lowlevel_ops *table);
 void mfs_wrap_handles(struct fuse_lowlevel_ops *table);
 void mfs_wrap_locks(struct fuse_lowlevel_ops *table);
 void mfs_wrap_ranges(struct fuse_lowlevel_ops *table);
+void mfs_wrap_statx(struct fuse_lowlevel_ops *table);
 
 extern PyMethodDef mfs_attribute_methods[], mfs_caller_methods[], mfs_flag_methods[], mfs_handle_methods[];
 extern PyMethodDef mfs_lock_methods[], mfs_notification_methods[], mfs_parked_methods[], mfs_range_methods[];
-extern PyMethodDef mfs_session_methods[];
+extern PyMethodDef mfs_session_methods[], mfs_statx_methods[];
 
 #pragma GCC visibility pop
 

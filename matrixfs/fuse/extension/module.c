@@ -6,6 +6,7 @@
 static PyMethodDef *const methods[] = {
 	mfs_session_methods, mfs_parked_methods, mfs_lock_methods,   mfs_attribute_methods,    mfs_handle_methods,
 	mfs_range_methods,   mfs_flag_methods,	 mfs_caller_methods, mfs_notification_methods,
+	mfs_statx_methods,
 };
 
 static struct PyModuleDef definition = {

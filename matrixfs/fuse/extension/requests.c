@@ -54,6 +54,7 @@ __attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse
 
 		if (header->opcode == OPCODE_TMPFILE)
 			header->opcode = OPCODE_CREATE;
+		mfs_note_statx(header);
 		mfs_note_caller(header, words, length);
 		mfs_is_init_reply = header->opcode == OPCODE_INIT && mfs_take_over_replies(se, words, length);
 	}

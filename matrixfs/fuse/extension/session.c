@@ -92,6 +92,7 @@ static void wrap_operations(struct fuse_lowlevel_ops *table)
 	mfs_wrap_flags(table);
 	mfs_wrap_attributes(table);
 	mfs_wrap_locks(table);
+	mfs_wrap_statx(table);
 	mfs_wrap_handles(table); /* behind the locks: without OPEN there is no FLUSH */
 }
 
