@@ -53,6 +53,7 @@ class DirectoryRequests:
     async def releasedir(self, fh: int) -> None:
         """The last descriptor of an open directory was closed."""
         handle = self._handles.remove(fh)
+        self._taken_in(handle)
         if not handle.removed:
             self._volume.opens.closed(handle.ino)
 
@@ -62,6 +63,7 @@ class DirectoryRequests:
 
         Of a removed directory ENOENT, as of local ones: readdir(3) takes that for the end.
         """
+        self._taken_in(handle)
         if handle.removed:
             raise OSError(errno.ENOENT, "the directory was removed")
         if cookie < DOT_DOT_COOKIE:
@@ -80,10 +82,18 @@ class DirectoryRequests:
             if not self._add(token, handle.ino, name, inode, position):
                 break
             fitted += 1
+        if fitted:
+            handle.listing = self._caches.listed(handle.ino)
         if fitted == handle.entries_limit:
             handle.entries_limit = min(fitted * 2, ENTRIES_LIMIT_MAX)
         elif fitted < len(entries):
             handle.entries_limit = max(fitted, 1)
+
+    def _taken_in(self, handle: Handle) -> None:
+        """Who asks again, or closes, has what he was told before."""
+        if handle.listing is not None:
+            self._caches.taken_in(handle.listing)
+            handle.listing = None
 
     def _add(self, token: Any, parent: int, name: bytes, inode: Inode, next_cookie: int) -> bool:
         reply = self._named(inode)

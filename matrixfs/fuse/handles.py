@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matrixfs.fuse.listings import Listing
     from matrixfs.fuse.removed import Told
 
 ROOT_NODE = 1
@@ -149,6 +150,7 @@ class Handle:
     append_now: bool | None = None  # of one write: whether it is an append, after F_SETFL; None: not told
     unasked: bool = False  # the kernel opened it without asking
     removed: bool = False  # a directory, and removed on another node before it was opened: it counts as open nowhere
+    listing: Listing | None = None  # of a directory: the last reply
 
     @property
     def append(self) -> bool:

@@ -9,11 +9,12 @@ Called by the filesystem's demote callouts.  Invariants:
         introduced to, the invalidation is repeated until it lands (``_repeat``).
     K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
         out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
-        by the kernel before it asks, so a late reply is born expired.
+        by the kernel before it asks, so a late reply is born expired.  Not so a listing: ``listings`` L2.
     K4  A directory's own name is only marked as expired, not dropped: dropping unhashes it, and ``getcwd`` of processes
         in it fails until somebody has walked there again (the epoch does the same on the next walk, so it is the second
         choice).  Marking doesn't wait for a revalidation under way, whose reply would bring the name back: so it is
-        done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then.
+        done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then; and,
+        where that was not ``LATE`` seconds ago, once more (``run``), for who waited for a processor.
     K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then it returns at most
         ``PAGES_BOUND`` later than without, and until the drop is over only mappings and splices can see old pages.
         read(2) asks for the attributes first, and that answer waits for the drop (``dropped``): the changed mtime
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from matrixfs.fuse.handles import NodeTable, Pending
+from matrixfs.fuse.listings import Listing, Listings
 from matrixfs.fuse.workers import Job, Workers
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ NO_NODE = 0
 NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
+LATE = 0.25  # seconds after which it has been taken in on a machine with too much to do
 REPEAT_SECONDS = 0.001
 REPEAT_MAX = 20
 SHED_ROUNDS = 5
@@ -64,6 +67,7 @@ _COUNTERS = (
     "names",
     "names_dropped",
     "epochs",
+    "epochs_awaited",
     "waited_out",
     "settled",
     "repeats",
@@ -99,6 +103,7 @@ class KernelCaches:
         self.stamp = 0  # grows with every purge: a reply prepared before one must not be cached by the kernel
         self._clock = clock
         self._workers = Workers()
+        self._listings = Listings(self._workers, clock, self._bump)
         self._notifier: Notifier | None = None
         self._epoch = False
         self._prunes = False
@@ -106,7 +111,25 @@ class KernelCaches:
         self._forgotten: dict[int, trio.Event] = {}  # somebody waits for the kernel to forget these inodes
         self._directories: dict[int, _Directory] = {}
         self._page_jobs: dict[int, Job] = {}
+        self._late: dict[int, tuple[float, list[bytes]]] = {}  # when to mark directories under this one once more
+        self._is_late = trio.Event()
         self._counters = dict.fromkeys(_COUNTERS, 0)
+
+    async def run(self) -> None:
+        """Mark names of directories as expired once more (K4); until cancelled."""
+        while True:
+            while not self._late:
+                self._is_late = trio.Event()
+                await self._is_late.wait()
+            directory, (due, _) = next(iter(self._late.items()))
+            await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
+            due, names = self._late[directory]
+            if due > self._clock.monotonic():
+                continue  # it was put off meanwhile
+            del self._late[directory]
+            if self._notifier is not None:
+                dropper = _Dropper(self._notifier, self.nodes.node_id(directory), dict.fromkeys(names, True))
+                await self._workers.submit(dropper).wait(NAMES_BOUND)
 
     def attach(self, notifier: Notifier, *, root_ino: int, opened_by_kernel: bool = False) -> None:
         """Begin with a mounted session; finds out whether the kernel has the epoch notification.
@@ -148,6 +171,14 @@ class KernelCaches:
             record.names[name] = is_directory
             if len(record.names) > NAMES_MAX:
                 record.names = None
+
+    def listed(self, directory: int) -> Listing:
+        """The reply about to be written gives the kernel names, by READDIRPLUS; ``taken_in`` follows."""
+        return self._listings.begin(directory)
+
+    def taken_in(self, listing: Listing) -> None:
+        """The kernel has taken a listing in."""
+        self._listings.taken_in(listing)
 
     def bare(self, ino: int, is_bare: bool) -> None:
         """The reply about to be written tells of an inode that has no extended attributes, or some (K7)."""
@@ -246,7 +277,7 @@ class KernelCaches:
                 return
             if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
-        self._bump()  # whoever finds it by name asks again
+        await self._bump_behind(self._listings.all())  # whoever finds it by name asks again
         self._counters["repeated_in_vain"] += 1
         log.debug("inode %d: told to nobody yet, or its FORGET waits behind other requests", ino)
 
@@ -311,11 +342,29 @@ class KernelCaches:
                 return
             dropper = _Dropper(self._notifier, self.nodes.node_id(directory), record.names)
             self._counters["names_dropped"] += len(record.names)
+            listings = self._listings.of(directory)
             job = self._workers.submit(dropper)
             if await job.wait(NAMES_BOUND):
+                for listing in listings:
+                    self._listings.taken_in(listing)
+                self._mark_again(directory, record)
                 return
             job.cancelled = True
+        await self._bump_behind(self._listings.of(directory))
+
+    async def _bump_behind(self, listings: list[Listing]) -> None:
+        """A step of the epoch that is not too early for these (K3)."""
+        if listings and self._notifier is not None:
+            self._counters["epochs_awaited"] += 1
+            await self._listings.wait(listings, self._notifier, self.nodes.node_id)
         self._bump()
+
+    def _mark_again(self, directory: int, record: _Directory) -> None:
+        names = [name for name, is_directory in (record.names or {}).items() if is_directory]
+        if names and record.given_at + LATE > self._clock.monotonic():
+            _, before = self._late.pop(directory, (0.0, []))
+            self._late[directory] = (record.given_at + LATE, list({*before, *names}))
+            self._is_late.set()
 
     async def _settle(self, record: _Directory) -> None:
         left = record.given_at + SETTLED - self._clock.monotonic()
@@ -330,7 +379,8 @@ class KernelCaches:
         self._counters["epochs"] += 1
         code = self._notifier.epoch()
         if code in _DONE:
-            self._directories.clear()
+            kept = self._listings.cross()
+            self._directories = {ino: record for ino, record in self._directories.items() if ino in kept}
         elif self._epoch:
             log.error("the kernel refused an epoch step (errno %d)", code)
 

@@ -185,6 +185,7 @@ class Session:
         with self._serving:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._operations.parked.run)
+                nursery.start_soon(self._caches.run)
                 await pyfuse3.main(min_tasks=TASKS_IDLE, max_tasks=TASKS_MAX)
                 nursery.cancel_scope.cancel()
         self._caches.detach()

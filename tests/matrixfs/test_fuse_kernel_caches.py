@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from matrixfs.fuse.kernel_caches import FOREVER, NAMES_MAX, REPEAT_MAX, SETTLED, SHORT, KernelCaches
+from matrixfs.fuse.kernel_caches import FOREVER, LATE, NAMES_MAX, REPEAT_MAX, SETTLED, SHORT, KernelCaches
+from matrixfs.fuse.listings import LOOK_SECONDS, WAIT_BOUND
 from matrixfs.fuse.workers import Workers
 
 ROOT = 64
@@ -286,6 +287,101 @@ async def test_an_epoch_step_covers_all_directories(world: World) -> None:
     await world.caches.purge_names(100)
     await world.caches.purge_names(101)
     assert world.kernel.told == [("epoch",)]
+
+
+async def test_an_epoch_step_that_a_listing_crosses_is_taken_again(world: World) -> None:
+    """L2: the kernel reads the epoch when it takes the listing in, so our step was too early for its names."""
+    listing = world.caches.listed(101)
+    world.caches.handed_out(101, b"listed")
+    world.caches.handed_out(100, b"a")
+    world.caches.pending.enter(100)
+    await world.caches.purge_names(100)
+    assert world.kernel.told == [("epoch",)], "nobody waits for another directory's listing"
+    world.caches.taken_in(listing)
+    world.caches.taken_in(listing)
+    assert world.kernel.told == [("epoch",)] * 2
+    world.caches.taken_in(world.caches.listed(101))
+    assert world.kernel.told == [("epoch",)] * 2
+
+
+async def test_names_of_a_listing_stay_recorded_over_an_epoch_step(world: World) -> None:
+    """Else its directory's purge would have nothing to do, and its names be trusted for ever."""
+    world.caches.listed(101)
+    world.caches.handed_out(101, b"listed")
+    world.caches.handed_out(100, b"a")
+    world.caches.pending.enter(100)
+    await world.caches.purge_names(100)
+    await world.caches.purge_names(101)
+    assert world.kernel.told == [("epoch",), ("name", 101, b"listed"), ("epoch",)]
+
+
+@pytest.mark.parametrize("ends", ["reader", "probe", "bound"])
+async def test_a_purge_waits_for_the_listing_of_its_directory(world: World, ends: str) -> None:
+    """L1, K1."""
+    listing = world.caches.listed(100)
+    world.caches.handed_out(100, b"listed")
+    world.caches.pending.enter(100)
+    world.kernel.free.clear()
+
+    async def sleep(seconds: float) -> None:
+        world.clock.slept.append(seconds)
+        if ends == "reader" and len(world.clock.slept) == 3:
+            world.caches.taken_in(listing)
+        if ends == "probe":
+            world.kernel.free.set()
+        await trio.sleep(0.001)
+
+    world.clock.sleep = sleep  # type: ignore[method-assign]
+    await world.caches.purge_names(100)
+    probe = [("name", 100, b"/")] if ends == "probe" else []
+    assert world.kernel.told == [*probe, ("epoch",)]
+    assert (len(world.clock.slept) == round(WAIT_BOUND / LOOK_SECONDS)) == (ends == "bound")
+    world.caches.taken_in(listing)
+    world.kernel.free.set()
+    assert world.caches.stop(30)
+    # The probe steps too: the reader may never ask again.
+    after = {"reader": [("name", 100, b"/")], "probe": [], "bound": [("epoch",), ("name", 100, b"/"), ("epoch",)]}
+    assert world.kernel.told == [*probe, ("epoch",), *after[ends]]
+
+
+async def test_an_inode_that_a_listing_may_bring_is_waited_for(world: World) -> None:
+    """K2: its old attributes would come behind the step that is to have them asked for again."""
+    listing = world.caches.listed(101)
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.unknown = 1000
+
+    async def sleep(seconds: float) -> None:
+        world.clock.slept.append(seconds)
+        if len(world.clock.slept) == REPEAT_MAX + 5:
+            world.kernel.told.append(("taken in",))
+            world.caches.taken_in(listing)
+        await trio.lowlevel.checkpoint()
+
+    world.kernel.free.clear()
+    world.clock.sleep = sleep  # type: ignore[method-assign]
+    await world.caches.purge_inode(100)
+    assert world.kernel.told[-2:] == [("taken in",), ("epoch",)]
+
+
+async def test_directories_are_expired_once_more_for_late_replies(world: World) -> None:
+    """K4: where a reply was recent; and however often that is put off."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.caches.run)
+        world.caches.handed_out(100, b"quiet", is_directory=True)
+        world.clock.now += 1
+        await world.caches.purge_names(100)
+        for name in (b"d", b"e"):
+            world.caches.handed_out(100, name, is_directory=True)
+            world.caches.handed_out(100, b"file")
+            given = world.clock.now
+            await world.caches.purge_names(100)
+        first = [("expired", 100, b"quiet"), ("expired", 100, b"d"), ("name", 100, b"file")]
+        while len(world.kernel.told) < 7:  # noqa: ASYNC110 - told by a thread
+            await trio.sleep(0.001)
+        assert world.kernel.told[:5] == [*first, ("expired", 100, b"e"), ("name", 100, b"file")]
+        assert set(world.kernel.told[5:]) == {("expired", 100, b"d"), ("expired", 100, b"e")}
+        assert world.clock.now >= given + LATE
+        nursery.cancel_scope.cancel()
 
 
 async def test_without_epochs_the_last_answer_is_waited_out() -> None:
