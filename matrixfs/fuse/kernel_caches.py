@@ -6,7 +6,8 @@ Called by the filesystem's demote callouts.  Invariants:
         bound has passed and something local is pending on the object.
     K2  Attributes are unreachable when ``purge_inode`` returns.  The kernel numbers its attribute versions, so a reply
         that is still on its way to an inode it knows can't bring old ones back; for an inode it is just being
-        introduced to, the invalidation is repeated until it lands (``_repeat``).
+        introduced to, the invalidation is repeated until it lands (``_repeat``).  It takes those of SETATTR and of
+        whatever makes a name as they come (``told``): they are invalidated once more when they are in (``LATE``).
     K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
         out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
         by the kernel before it asks, so a late reply is born expired.  Not so a listing: ``listings`` L2.
@@ -14,7 +15,7 @@ Called by the filesystem's demote callouts.  Invariants:
         in it fails until somebody has walked there again (the epoch does the same on the next walk, so it is the second
         choice).  Marking doesn't wait for a revalidation under way, whose reply would bring the name back: so it is
         done ``SETTLED`` seconds after the last reply in that directory, which the kernel has taken in by then; and,
-        where that was not ``LATE`` seconds ago, once more (``run``), for who waited for a processor.
+        where that was not ``LATE`` seconds ago, once more, for who waited for a processor.
     K5  Pages are dropped when ``purge_inode`` returns, unless something local was pending: then it returns at most
         ``PAGES_BOUND`` later than without, and until the drop is over only mappings and splices can see old pages.
         read(2) asks for the attributes first, and that answer waits for the drop (``dropped``): the changed mtime
@@ -32,6 +33,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -41,6 +44,8 @@ from matrixfs.fuse.listings import Listing, Listings
 from matrixfs.fuse.workers import Job, Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from matrixfs.fuse.notifier import Notifier
     from membership.seams import Clock
 
@@ -55,7 +60,7 @@ NO_NODE = 0
 NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
-LATE = 0.25  # seconds after which it has been taken in on a machine with too much to do
+LATE = 0.25  # seconds after which it, or any reply, has been taken in on a machine with too much to do
 REPEAT_SECONDS = 0.001
 REPEAT_MAX = 20
 SHED_ROUNDS = 5
@@ -111,25 +116,25 @@ class KernelCaches:
         self._forgotten: dict[int, trio.Event] = {}  # somebody waits for the kernel to forget these inodes
         self._directories: dict[int, _Directory] = {}
         self._page_jobs: dict[int, Job] = {}
-        self._late: dict[int, tuple[float, list[bytes]]] = {}  # when to mark directories under this one once more
+        self._late: deque[tuple[float, Callable[[], Awaitable[object]]]] = deque()  # what is done once more, and when
         self._is_late = trio.Event()
         self._counters = dict.fromkeys(_COUNTERS, 0)
 
     async def run(self) -> None:
-        """Mark names of directories as expired once more (K4); until cancelled."""
+        """Do once more what replies may have overtaken (K2, K4); until cancelled."""
         while True:
             while not self._late:
                 self._is_late = trio.Event()
                 await self._is_late.wait()
-            directory, (due, _) = next(iter(self._late.items()))
+            due, call = self._late.popleft()
             await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
-            due, names = self._late[directory]
-            if due > self._clock.monotonic():
-                continue  # it was put off meanwhile
-            del self._late[directory]
-            if self._notifier is not None:
-                dropper = _Dropper(self._notifier, self.nodes.node_id(directory), dict.fromkeys(names, True))
-                await self._workers.submit(dropper).wait(NAMES_BOUND)
+            await call()
+
+    def _once_more(self, given_at: float, call: Callable[[], Awaitable[object]]) -> None:
+        """Do it again ``LATE`` seconds after a reply, if that is still to come."""
+        if given_at + LATE > self._clock.monotonic():
+            self._late.append((given_at + LATE, call))
+            self._is_late.set()
 
     def attach(self, notifier: Notifier, *, root_ino: int, opened_by_kernel: bool = False) -> None:
         """Begin with a mounted session; finds out whether the kernel has the epoch notification.
@@ -259,9 +264,20 @@ class KernelCaches:
         elif code not in _DONE:
             log.warning("inode %d: attributes not invalidated (errno %d)", ino, code)
         node = self.nodes.get(ino)
+        if node is not None:
+            self._once_more(node.told_at, partial(self._attributes_again, ino))
         if node is not None and node.pages:
             node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
             await self._drop_pages(ino)
+
+    def told(self, ino: int) -> None:
+        """The reply about to be written gives attributes that the kernel takes whatever it knows (K2)."""
+        node = self.nodes.get(ino)
+        if node is not None:
+            node.told_at = self._clock.monotonic()
+
+    async def _attributes_again(self, ino: int) -> None:
+        self.attributes_changed(ino)
 
     def attributes_changed(self, ino: int) -> None:
         """Have the kernel ask again: attributes changed without its doing.  Never blocks."""
@@ -360,11 +376,14 @@ class KernelCaches:
         self._bump()
 
     def _mark_again(self, directory: int, record: _Directory) -> None:
-        names = [name for name, is_directory in (record.names or {}).items() if is_directory]
-        if names and record.given_at + LATE > self._clock.monotonic():
-            _, before = self._late.pop(directory, (0.0, []))
-            self._late[directory] = (record.given_at + LATE, list({*before, *names}))
-            self._is_late.set()
+        names = {name: True for name, is_directory in (record.names or {}).items() if is_directory}
+        if names:
+            self._once_more(record.given_at, partial(self._expire, directory, names))
+
+    async def _expire(self, directory: int, names: dict[bytes, bool]) -> None:
+        if self._notifier is not None:
+            dropper = _Dropper(self._notifier, self.nodes.node_id(directory), names)
+            await self._workers.submit(dropper).wait(NAMES_BOUND)
 
     async def _settle(self, record: _Directory) -> None:
         left = record.given_at + SETTLED - self._clock.monotonic()

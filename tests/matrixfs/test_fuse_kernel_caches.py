@@ -363,6 +363,25 @@ async def test_an_inode_that_a_listing_may_bring_is_waited_for(world: World) -> 
     assert world.kernel.told[-2:] == [("taken in",), ("epoch",)]
 
 
+@pytest.mark.parametrize("ago", [0.0, LATE - 0.01, LATE])
+async def test_attributes_that_the_kernel_takes_in_any_case_are_invalidated_once_more(world: World, ago: float) -> None:
+    """K2: of SETATTR, for example."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.caches.run)
+        for ino in (100, 101):
+            world.caches.nodes.looked_up(ino, 1)
+        world.caches.told(100)
+        given = world.clock.now
+        world.clock.now += ago
+        for ino in (100, 101):
+            await world.caches.purge_inode(ino)
+        await trio.testing.wait_all_tasks_blocked()
+        again = [("attributes", 100)] if ago < LATE else []
+        assert world.kernel.told == [("attributes", 100), ("attributes", 101), *again]
+        assert not again or world.clock.now >= given + LATE
+        nursery.cancel_scope.cancel()
+
+
 async def test_directories_are_expired_once_more_for_late_replies(world: World) -> None:
     """K4: where a reply was recent; and however often that is put off."""
     async with trio.open_nursery() as nursery:

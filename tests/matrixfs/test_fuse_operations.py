@@ -57,7 +57,7 @@ class Kernelless:
             check_open=lambda _inode, _flags: None,
             **functions,
         )
-        self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 0.0))  # type: ignore[arg-type]
+        self.caches = KernelCaches(SimpleNamespace(monotonic=lambda: 1.0))  # type: ignore[arg-type]
         self.caches.nodes.root = ROOT
         self.caches._epoch = True
         self.handles = HandleTable()
@@ -92,6 +92,50 @@ async def test_replies_are_valid_until_invalidated() -> None:
     reply = await world.operations.lookup(1, b"f", CALLER)
     assert (reply.st_ino, reply.generation, reply.entry_timeout, reply.attr_timeout) == (100, 1, FOREVER, FOREVER)
     assert world.caches.nodes.known(100)
+
+
+async def test_replies_that_the_kernel_takes_in_any_case_are_noted() -> None:
+    """K2: it compares versions for those of LOOKUP and GETATTR only."""
+    new = dict.fromkeys(("create", "mkdir", "symlink", "link", "setattr", "lookup", "getattr"), found)
+    fields = SimpleNamespace(**{f"update_{name}": False for name in ("mode", "uid", "gid", "size", "atime", "mtime")})
+    none = SimpleNamespace(st_rdev=0)
+    for noted, call in (
+        (0.0, lambda made: made.lookup(1, b"f", CALLER)),
+        (0.0, lambda made: made.getattr(100, CALLER)),
+        (1.0, lambda made: made.mknod(1, b"f", stat.S_IFREG | 0o644, 0, CALLER)),
+        (1.0, lambda made: made.mkdir(1, b"f", 0o755, CALLER)),
+        (1.0, lambda made: made.symlink(1, b"f", b"to", CALLER)),
+        (1.0, lambda made: made.create(1, b"f", 0o644, os.O_RDWR, CALLER)),
+        (1.0, lambda made: made.link(100, 1, b"f", CALLER)),
+        (1.0, lambda made: made.setattr(100, none, fields, None, CALLER)),
+    ):
+        world = Kernelless(**new)
+        world.caches.nodes.looked_up(100, 1)
+        await call(world.operations)
+        node = world.caches.nodes.get(100)
+        assert node is not None
+        assert node.told_at == noted
+
+
+async def test_listings_are_taken_in_when_their_reader_asks_again_or_closes() -> None:
+    """``listings`` L1; one without names brings none."""
+
+    async def entries(_volume: Any, _ino: int, after: int, _limit: int) -> list[Any]:
+        return [] if after else [(3, b"f", inode(100))]
+
+    world = Kernelless(getattr=found, entries=entries)
+    world.operations._volume.atimes.note = lambda _ino: None
+    listings = world.caches._listings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyfuse3, "readdir_reply", lambda *_arguments: True)
+        handles = [await world.operations.opendir(100, CALLER) for _ in range(2)]
+        for handle in handles:
+            await world.operations.readdir(handle, 2, None)
+        assert len(listings) == 2
+        await world.operations.readdir(handles[0], 3, None)
+        assert len(listings) == 1
+        await world.operations.releasedir(handles[1])
+        assert len(listings) == 0
 
 
 async def test_a_purge_between_create_and_open_takes_the_names_validity() -> None:
