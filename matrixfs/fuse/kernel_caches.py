@@ -277,7 +277,10 @@ class KernelCaches:
             node.told_at = self._clock.monotonic()
 
     async def _attributes_again(self, ino: int) -> None:
-        self.attributes_changed(ino)
+        if self._notifier is None or not self.nodes.known(ino):
+            return
+        if self._notifier.attributes(self.nodes.node_id(ino)) == errno.ENOENT:  # still on its way
+            self._once_more(self._clock.monotonic(), partial(self._attributes_again, ino))
 
     def attributes_changed(self, ino: int) -> None:
         """Have the kernel ask again: attributes changed without its doing.  Never blocks."""
@@ -293,7 +296,8 @@ class KernelCaches:
                 return
             if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
-        await self._bump_behind(self._listings.all())  # whoever finds it by name asks again
+        await self._bump_behind(self._listings.all())  # whoever finds it by name asks again,
+        self._once_more(self._clock.monotonic(), partial(self._attributes_again, ino))  # and who has found it, later
         self._counters["repeated_in_vain"] += 1
         log.debug("inode %d: told to nobody yet, or its FORGET waits behind other requests", ino)
 

@@ -238,6 +238,18 @@ async def test_repeating_ends_with_the_forget_or_the_epoch(world: World) -> None
     assert world.kernel.told[-1] == ("epoch",)
 
 
+async def test_an_inode_that_never_landed_is_invalidated_when_it_does(world: World) -> None:
+    """K2: who found it by the reply that is late has it, and doesn't go by its name again."""
+    world.caches.nodes.looked_up(100, 1)
+    world.kernel.unknown = REPEAT_MAX + 3
+    await world.caches.purge_inode(100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.caches.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert world.kernel.told == [*[("attributes", 100)] * (REPEAT_MAX + 1), ("epoch",), *[("attributes", 100)] * 3]
+
+
 async def test_few_names_are_dropped_one_by_one_once(world: World) -> None:
     world.caches.handed_out(ROOT, b"a")
     world.caches.handed_out(ROOT, b"b")

@@ -6,6 +6,7 @@ Prints a line a minute and a table at the end; exit code 0 when every acknowledg
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from tests.mount.guard import guarded
 from tests.mount.lab import Lab, LabError
-from tests.stress import contents
+from tests.stress import contents, crowd
 from tests.stress.rounds import Broken, Hang, Rounds, mount_hooked, plan_of
 from tests.stress.worker import PROFILES
 
@@ -39,9 +40,8 @@ def bring_up(lab: Lab, *, epochs: bool, mount_options: tuple[str, ...]) -> None:
 
 
 def run(lab: Lab, options: argparse.Namespace) -> Rounds:
-    """Rounds until the time is over.  Raises Hang, Broken, LabError."""
-    bring_up(lab, epochs=not options.no_epochs, mount_options=_mount_options(options))
-    rounds = Rounds(lab, epochs=not options.no_epochs, strict=options.strict)
+    """Rounds until the time is over, with all mounted.  Raises Hang, Broken, LabError."""
+    rounds = Rounds(lab, epochs=not options.no_epochs, strict=options.strict, starve=options.starve)
     failed = 0
     profiles = tuple(
         profile for profile in options.profiles.split(",") if not (options.localflocks and profile == "locks")
@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=OPERATIONS, help=f"of a process and round ({OPERATIONS})")
     parser.add_argument("--strict", action="store_true", help="excuse nothing: the known limits count as failures")
     parser.add_argument("--keep-going", action="store_true", help="tell of a round that fails, and go on")
+    parser.add_argument("--starve", action="store_true", help="beside busy processes: replies are taken in late")
     parser.add_argument("--no-epochs", action="store_true", help="as on a kernel before 6.16")
     parser.add_argument("--localflocks", action="store_true", help="mount with -o localflocks: without profile locks")
     parser.add_argument("--data-journal", action="store_true", help="mount with -o data=journal")
@@ -117,12 +118,14 @@ def _judged(lab: Lab, options: argparse.Namespace) -> int:
     again = f"--seed {options.seed} --processes {options.processes} --nodes {options.nodes}"
     again += f" --profiles {options.profiles}" + "".join(
         f" --{name.replace('_', '-')}"
-        for name in ("no_epochs", "localflocks", "data_journal", "strict", "keep_going")
+        for name in ("no_epochs", "localflocks", "data_journal", "strict", "keep_going", "starve")
         if getattr(options, name)
     )
     print(f"stress: {again}", flush=True)
     try:
-        rounds = run(lab, options)
+        bring_up(lab, epochs=not options.no_epochs, mount_options=_mount_options(options))
+        with crowd.busy() if options.starve else contextlib.nullcontext():
+            rounds = run(lab, options)
     except (Hang, Broken, LabError) as error:
         print(f"FAILED: {error}\nagain: scripts/test --stress {again}, --first as told above", file=sys.stderr)
         print(f"history and logs: {lab.directory}", file=sys.stderr)

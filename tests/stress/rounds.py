@@ -22,6 +22,7 @@ from pathlib import Path
 
 from matrixfs.fuse import connection, registry
 from tests.mount.lab import Lab, LabError, LabNode
+from tests.stress import crowd
 from tests.stress.contents import Stale
 from tests.stress.history import Op
 from tests.stress.judge import judge
@@ -62,6 +63,7 @@ class Rounds:
         hang_seconds: see the module.
         epochs: whether the kernel has the epoch notification and the mounts use it.
         strict: known limits count as problems.
+        starve: workers come last wherever they run (``crowd``).
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Rounds:
         *,
         epochs: bool = True,
         strict: bool = False,
+        starve: bool = False,
     ) -> None:
         self.lab = lab
         self.counts: Counter[str] = Counter()
@@ -78,6 +81,7 @@ class Rounds:
         self._hang_seconds = hang_seconds
         self._epochs = epochs
         self._strict = strict
+        self._starve = starve
         self.stale: list[Stale] = []  # of the last round, excused or not
         self._logs = lab.directory / "histories"
 
@@ -140,6 +144,8 @@ class Rounds:
         code = 1
         try:
             board.begin(who, "its beginning")
+            if self._starve:
+                crowd.come_last()
             log.write_bytes(pickle.dumps(job() or []))
             code = 0
         except BaseException:  # noqa: BLE001 - a child must not run the parent's handlers
