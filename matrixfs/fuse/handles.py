@@ -46,7 +46,7 @@ class Node:
     is_read: bool = False  # or since its pages were dropped
     kept: bool = False  # it counts as open as long as it is known (K6, K8)
     told: Told | None = None  # of a directory: what the kernel knows of it (removed.py)
-    told_at: float = 0.0  # when it was given attributes that it takes in any case (K2)
+    given: tuple[float, int, int] | None = None  # attributes that it takes in any case: when, to whom (K2)
 
     def opened(self, data_version: int, *, tells_reads: bool = False) -> bool:
         """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5).

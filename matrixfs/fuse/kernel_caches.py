@@ -7,7 +7,8 @@ Called by the filesystem's demote callouts.  Invariants:
     K2  Attributes are unreachable when ``purge_inode`` returns.  The kernel numbers its attribute versions, so a reply
         that is still on its way to an inode it knows can't bring old ones back; for an inode it is just being
         introduced to, the invalidation is repeated until it lands (``_repeat``).  It takes those of SETATTR and of
-        whatever makes a name as they come (``told``): they are invalidated once more when they are in (``LATE``).
+        whatever makes a name as they come (``told``): unless its caller has asked for something since, they are
+        invalidated once more when they are in (``LATE``).
     K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
         out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
         by the kernel before it asks, so a late reply is born expired.  Not so a listing: ``listings`` L2.
@@ -264,17 +265,20 @@ class KernelCaches:
         elif code not in _DONE:
             log.warning("inode %d: attributes not invalidated (errno %d)", ino, code)
         node = self.nodes.get(ino)
-        if node is not None:
-            self._once_more(node.told_at, partial(self._attributes_again, ino))
+        if node is not None and node.given is not None and self._notifier is not None:
+            given_at, *reply = node.given
+            if not self._notifier.asked_since(*reply):
+                self._once_more(given_at, partial(self._attributes_again, ino))
+            node.given = None
         if node is not None and node.pages:
             node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
             await self._drop_pages(ino)
 
-    def told(self, ino: int) -> None:
-        """The reply about to be written gives attributes that the kernel takes whatever it knows (K2)."""
+    def told(self, ino: int, pid: int) -> None:
+        """The reply about to be written gives a thread attributes that the kernel takes whatever it knows (K2)."""
         node = self.nodes.get(ino)
-        if node is not None:
-            node.told_at = self._clock.monotonic()
+        if node is not None and self._notifier is not None:
+            node.given = (self._clock.monotonic(), pid, self._notifier.requests())
 
     async def _attributes_again(self, ino: int) -> None:
         if self._notifier is None or not self.nodes.known(ino):

@@ -162,6 +162,16 @@ def caller() -> tuple[bool | None, bool, bool, int, int]:
     return found
 
 
+def requests() -> int:
+    """How many requests of the kernel there have been."""
+    return 0 if _extension is None else int(_extension.requests())
+
+
+def asked_since(pid: int, requests: int) -> bool:
+    """Whether a thread is known to have sent a request after so many: it has taken in all answers before."""
+    return _extension is not None and bool(_extension.asked_since(pid, requests))
+
+
 # ---- extended attributes ----
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from matrixfs.fuse.libfuse import expire_entry, inc_epoch, prune, pyfuse3, set_bare
+from matrixfs.fuse.libfuse import asked_since, expire_entry, inc_epoch, prune, pyfuse3, requests, set_bare
 
 
 class Notifier(Protocol):
@@ -40,6 +40,14 @@ class Notifier(Protocol):
 
     def bare(self, node: int, is_bare: bool, /) -> None:
         """Whether questions for its extended attributes may be answered with "none".  Never blocks."""
+        ...
+
+    def requests(self) -> int:
+        """How many requests of the kernel there have been."""
+        ...
+
+    def asked_since(self, pid: int, requests: int, /) -> bool:
+        """Whether a thread is known to have sent a request after so many."""
         ...
 
 
@@ -77,6 +85,14 @@ class KernelNotifier:
     def bare(self, node: int, is_bare: bool, /) -> None:
         """See ``Notifier``."""
         set_bare(node, is_bare)
+
+    def requests(self) -> int:
+        """See ``Notifier``."""
+        return requests()
+
+    def asked_since(self, pid: int, requests: int, /) -> bool:
+        """See ``Notifier``."""
+        return asked_since(pid, requests)
 
     def _inode(self, node: int, *, attributes_only: bool) -> int:
         try:

@@ -139,10 +139,10 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
             self._caches.handed_out(parent, name, is_directory=is_directory)
         return reply
 
-    def _made(self, parent: int, name: bytes, inode: Inode, stamp: int | None = None) -> Any:
+    def _made(self, parent: int, name: bytes, inode: Inode, ctx: Any, stamp: int | None = None) -> Any:
         """An entry reply to what makes a name."""
         reply = self._entry(parent, name, inode, stamp)
-        self._caches.told(inode.ino)
+        self._caches.told(inode.ino, ctx.pid)
         return reply
 
     def _named(self, inode: Inode) -> Any:
@@ -224,28 +224,28 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
             if error.errno == errno.EEXIST and self._opened_by_kernel and stat.S_ISREG(mode):
                 raise OSError(errno.ESTALE, "the name has just come up") from error
             raise
-        return self._made(parent, name, inode)
+        return self._made(parent, name, inode, ctx)
 
     @upcall(0)
     @names_in(0)
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
         """Create a directory."""
         inode = await self._names.mkdir(self._volume, parent, _checked(name), mode, ctx.uid, ctx.gid, umask=ctx.umask)
-        return self._made(parent, name, inode)
+        return self._made(parent, name, inode, ctx)
 
     @upcall(0)
     @names_in(0)
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
         """Create a symbolic link."""
         inode = await self._names.symlink(self._volume, parent, _checked(name), target, ctx.uid, ctx.gid)
-        return self._made(parent, name, inode)
+        return self._made(parent, name, inode, ctx)
 
     @upcall(0, 1)
     @names_in(1)
     async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> Any:
         """Give an inode a further name."""
         inode = await self._names.link(self._volume, ino, parent, _checked(name))
-        return self._made(parent, name, self._checked_inode(ino, inode))
+        return self._made(parent, name, self._checked_inode(ino, inode), ctx)
 
     @upcall(0)
     @names_in(0)
@@ -303,7 +303,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         if isinstance(inode, Told):
             inode.change(changes)
         reply = self._told_again(inode)
-        self._caches.told(ino)
+        self._caches.told(ino, ctx.pid)
         node = self._nodes.get(ino)
         if node is not None and node.pages and node.data_version != inode.data_version:
             # The kernel takes over this mtime without dropping pages of older data, and would trust them from then on.
@@ -383,7 +383,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         if name == NAMELESS:
             inode = await self._names.tmpfile(self._volume, parent, mode, ctx.uid, ctx.gid, umask=ctx.umask)
             inode = await self._open(inode.ino, flags, caller, named=True)
-            entry = self._made(parent, name, inode, -1)
+            entry = self._made(parent, name, inode, ctx, -1)
             return self._file(inode, flags), entry
         try:
             inode = await self._names.create(
@@ -396,7 +396,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
             inode = await self._existing(parent, name, flags, ctx.uid, caller)
         stamp = self._caches.stamp
         inode = await self._open(inode.ino, flags, caller, named=True)
-        entry = self._made(parent, name, inode, stamp)
+        entry = self._made(parent, name, inode, ctx, stamp)
         return self._file(inode, flags), entry
 
     async def _existing(self, parent: int, name: bytes, flags: int, uid: int, caller: Caller) -> Inode:

@@ -96,25 +96,28 @@ async def test_replies_are_valid_until_invalidated() -> None:
 
 async def test_replies_that_the_kernel_takes_in_any_case_are_noted() -> None:
     """K2: it compares versions for those of LOOKUP and GETATTR only."""
+    kernel: Any = SimpleNamespace(requests=lambda: 5)
     new = dict.fromkeys(("create", "mkdir", "symlink", "link", "setattr", "lookup", "getattr"), found)
     fields = SimpleNamespace(**{f"update_{name}": False for name in ("mode", "uid", "gid", "size", "atime", "mtime")})
     none = SimpleNamespace(st_rdev=0)
     for noted, call in (
-        (0.0, lambda made: made.lookup(1, b"f", CALLER)),
-        (0.0, lambda made: made.getattr(100, CALLER)),
-        (1.0, lambda made: made.mknod(1, b"f", stat.S_IFREG | 0o644, 0, CALLER)),
-        (1.0, lambda made: made.mkdir(1, b"f", 0o755, CALLER)),
-        (1.0, lambda made: made.symlink(1, b"f", b"to", CALLER)),
-        (1.0, lambda made: made.create(1, b"f", 0o644, os.O_RDWR, CALLER)),
-        (1.0, lambda made: made.link(100, 1, b"f", CALLER)),
-        (1.0, lambda made: made.setattr(100, none, fields, None, CALLER)),
+        (None, lambda made: made.lookup(1, b"f", CALLER)),
+        (None, lambda made: made.getattr(100, CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.mknod(1, b"f", stat.S_IFREG | 0o644, 0, CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.mkdir(1, b"f", 0o755, CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.symlink(1, b"f", b"to", CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.create(1, b"f", 0o644, os.O_RDWR, CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.link(100, 1, b"f", CALLER)),
+        ((1.0, CALLER.pid, 5), lambda made: made.setattr(100, none, fields, None, CALLER)),
     ):
         world = Kernelless(**new)
+        world.caches._notifier = kernel
+        world.caches.bare = lambda *_arguments: None  # type: ignore[method-assign]
         world.caches.nodes.looked_up(100, 1)
         await call(world.operations)
         node = world.caches.nodes.get(100)
         assert node is not None
-        assert node.told_at == noted
+        assert node.given == noted
 
 
 async def test_listings_are_taken_in_when_their_reader_asks_again_or_closes() -> None:

@@ -368,6 +368,10 @@ class Server:
                 await self.locks.drop(request["kind"], request["ino"], (2, 9))
             case "locks":
                 return {"held": self.locks.dump(), "waiting": self.locks.waiting(), **libfuse.lock_counters()}
+            case "requests":
+                return libfuse.requests()
+            case "asked_since":
+                return libfuse.asked_since(request["pid"], request["requests"])
             case "locks_fail":
                 self.locks.failure = request["how"]
             case "withdraw":

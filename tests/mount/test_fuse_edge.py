@@ -8,6 +8,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_one_of_everything(tree: Tree) -> None:
     assert (tree.path / "hard").read_text() == "he"
     assert tree.ask("counters")["failures"] == 0
     assert tree.ask("counters")["open_handles"] == 0
+
+
+def test_who_asked_last_is_known(tree: Tree) -> None:
+    """By threads: what one of them has taken in tells nothing of another (kernel_caches K2)."""
+    me = threading.get_native_id()
+    before = tree.ask("requests")
+    assert not tree.ask("asked_since", pid=me, requests=before)
+    thread = threading.Thread(target=lambda: os.path.exists(tree.path / "nothing"))
+    thread.start()
+    other = thread.native_id
+    thread.join()
+    assert tree.ask("asked_since", pid=other, requests=before)
+    assert not tree.ask("asked_since", pid=me, requests=before)
+    (tree.path / "something").touch()
+    assert tree.ask("asked_since", pid=me, requests=before)
+    assert not tree.ask("asked_since", pid=me, requests=tree.ask("requests"))
 
 
 def test_names_longer_than_255_are_refused(tree: Tree) -> None:

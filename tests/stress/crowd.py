@@ -1,7 +1,7 @@
 """A machine with too much to do: whoever waits for an answer of the filesystem takes it in late.
 
 Replies that are in flight while a lock is given up are where the kernel's caches go wrong, and on a calm machine they
-are in flight for microseconds.  So the workers run with SCHED_IDLE beside busy processes: they come last, everywhere.
+are in flight for microseconds.  So the workers run beside busy processes, and come last.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def busy() -> Iterator[None]:
 
 
 def come_last() -> None:
-    """This process runs when no other wants to."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    """This process gets a hundredth of what a busy one gets."""
+    os.nice(19)

@@ -29,6 +29,7 @@ from tests.stress.judge import judge
 from tests.stress.worker import Board, Plan, Worker, prepare
 
 HANG_SECONDS = 30.0
+STARVED_TIMES = 5  # as long, for workers that come last
 LOOK_SECONDS = 0.05
 END_SECONDS = 10.0
 
@@ -78,7 +79,7 @@ class Rounds:
         self.lab = lab
         self.counts: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
-        self._hang_seconds = hang_seconds
+        self._hang_seconds = hang_seconds * (STARVED_TIMES if starve else 1)
         self._epochs = epochs
         self._strict = strict
         self._starve = starve

@@ -42,6 +42,18 @@ static struct {
 	uint32_t pid, gid;
 } caller;
 
+/*
+ * Which request of a thread came last, by their number in this session: one that asks again has taken in what it was
+ * answered before.  One thread per place: of one that is pushed out nothing is known.
+ */
+#define SEEN_BITS 12
+
+static struct {
+	uint32_t pid;
+	uint64_t number;
+} seen[1u << SEEN_BITS];
+static uint64_t requests;
+
 static ssize_t write_reply(int fd, struct iovec *parts, int count, void *Py_UNUSED(userdata))
 {
 	const struct notify_header *header = parts[0].iov_base;
@@ -80,6 +92,8 @@ void mfs_note_caller(const struct request_header *header, const uint32_t *words,
 
 	caller.of_pages = caller.direct = 0;
 	caller.pid = header->pid;
+	seen[header->pid % (1u << SEEN_BITS)].pid = header->pid;
+	seen[header->pid % (1u << SEEN_BITS)].number = ++requests;
 	caller.gid = header->gid;
 	switch (header->opcode) {
 	case OPCODE_SETATTR: /* other kernels set the mode */
@@ -124,7 +138,31 @@ static PyObject *py_caller(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(igno
 			     caller.gid);
 }
 
+PyDoc_STRVAR(requests_doc, "requests() -> int\n\nHow many requests there have been.");
+
+static PyObject *py_requests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyLong_FromUnsignedLongLong(requests);
+}
+
+PyDoc_STRVAR(asked_since_doc,
+	     "asked_since(pid: int, requests: int) -> bool\n\nWhether the thread is known to have sent one after so "
+	     "many.");
+
+static PyObject *asked_since(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned int pid;
+	unsigned long long number;
+
+	if (!PyArg_ParseTuple(args, "IK:asked_since", &pid, &number))
+		return NULL;
+	return PyBool_FromLong(seen[pid % (1u << SEEN_BITS)].pid == pid &&
+			       seen[pid % (1u << SEEN_BITS)].number > number);
+}
+
 PyMethodDef mfs_caller_methods[] = {
+	{"requests", py_requests, METH_NOARGS, requests_doc},
+	{"asked_since", asked_since, METH_VARARGS, asked_since_doc},
 	{"set_clears_privileges", set_clears_privileges, METH_O, set_clears_privileges_doc},
 	{"caller", py_caller, METH_NOARGS, caller_doc},
 	{NULL, NULL, 0, NULL},
