@@ -114,6 +114,8 @@ def upcall(
                     given.append(Caller(edge.caches, arguments[-1]))
                 for ino in marked:
                     edge.pending.enter(ino)
+                    if ino in edge.caches.unlanded:
+                        edge.caches.landed(ino)
                 try:
                     return await method(self, *given)
                 except OSError as error:

@@ -47,6 +47,7 @@ class Node:
     kept: bool = False  # it counts as open as long as it is known (K6, K8)
     told: Told | None = None  # of a directory: what the kernel knows of it (removed.py)
     given: tuple[float, int, int] | None = None  # attributes that it takes in any case: when, to whom (K2)
+    answered_at: float = 0.0  # when somebody was last told its attributes
 
     def opened(self, data_version: int, *, tells_reads: bool = False) -> bool:
         """Count an open; whether the kernel may keep its pages: they are of the data that the file has now (H5).

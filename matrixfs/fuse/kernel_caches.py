@@ -6,9 +6,10 @@ Called by the filesystem's demote callouts.  Invariants:
         bound has passed and something local is pending on the object.
     K2  Attributes are unreachable when ``purge_inode`` returns.  The kernel numbers its attribute versions, so a reply
         that is still on its way to an inode it knows can't bring old ones back; for an inode it is just being
-        introduced to, the invalidation is repeated until it lands (``_repeat``).  It takes those of SETATTR and of
-        whatever makes a name as they come (``told``): unless its caller has asked for something since, they are
-        invalidated once more when they are in (``LATE``).
+        introduced to, the invalidation is repeated until it lands (``_repeat``): when that takes too long, until the
+        kernel first asks about it (``landed``), so whoever opens it by that reply sees it as it is.  It takes those of
+        SETATTR and of whatever makes a name as they come (``told``): unless its caller has asked for something since,
+        they are invalidated once more when they are in (``LATE``).
     K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
         out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
         by the kernel before it asks, so a late reply is born expired.  Not so a listing: ``listings`` L2.
@@ -62,6 +63,8 @@ NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
 LATE = 0.25  # seconds after which it, or any reply, has been taken in on a machine with too much to do
+QUIET = 0.05  # seconds without an answer for attributes before they are invalidated once more,
+PATIENCE = 20  # if there are such within so many times that
 REPEAT_SECONDS = 0.001
 REPEAT_MAX = 20
 SHED_ROUNDS = 5
@@ -117,6 +120,7 @@ class KernelCaches:
         self._forgotten: dict[int, trio.Event] = {}  # somebody waits for the kernel to forget these inodes
         self._directories: dict[int, _Directory] = {}
         self._page_jobs: dict[int, Job] = {}
+        self.unlanded: set[int] = set()  # inodes that were purged while the reply that introduces them was on its way
         self._late: deque[tuple[float, Callable[[], Awaitable[object]]]] = deque()  # what is done once more, and when
         self._is_late = trio.Event()
         self._counters = dict.fromkeys(_COUNTERS, 0)
@@ -280,11 +284,27 @@ class KernelCaches:
         if node is not None and self._notifier is not None:
             node.given = (self._clock.monotonic(), pid, self._notifier.requests())
 
-    async def _attributes_again(self, ino: int) -> None:
-        if self._notifier is None or not self.nodes.known(ino):
-            return
-        if self._notifier.attributes(self.nodes.node_id(ino)) == errno.ENOENT:  # still on its way
-            self._once_more(self._clock.monotonic(), partial(self._attributes_again, ino))
+    def answered(self, ino: int) -> None:
+        """The reply about to be written answers who asks for attributes; one more invalidation would throw it away."""
+        node = self.nodes.get(ino)
+        if node is not None:
+            node.answered_at = self._clock.monotonic()
+
+    async def _attributes_again(self, ino: int, patience: int = PATIENCE) -> None:
+        node, now = self.nodes.get(ino), self._clock.monotonic()
+        if self._notifier is None or node is None:
+            self.unlanded.discard(ino)
+        elif patience and now < node.answered_at + QUIET:
+            self._late.append((now + QUIET, partial(self._attributes_again, ino, patience - 1)))
+        elif self._notifier.attributes(self.nodes.node_id(ino)) == errno.ENOENT:  # still on its way
+            self._once_more(now, partial(self._attributes_again, ino))
+        else:
+            self.unlanded.discard(ino)
+
+    def landed(self, ino: int) -> None:
+        """The kernel asks about an inode that was in ``unlanded``: the reply that introduced it has been taken in."""
+        self.unlanded.discard(ino)
+        self.attributes_changed(ino)
 
     def attributes_changed(self, ino: int) -> None:
         """Have the kernel ask again: attributes changed without its doing.  Never blocks."""
@@ -301,7 +321,8 @@ class KernelCaches:
             if self._notifier.attributes(self.nodes.node_id(ino)) != errno.ENOENT:
                 return
         await self._bump_behind(self._listings.all())  # whoever finds it by name asks again,
-        self._once_more(self._clock.monotonic(), partial(self._attributes_again, ino))  # and who has found it, later
+        self.unlanded.add(ino)  # and who has found it when he uses it,
+        self._once_more(self._clock.monotonic(), partial(self._attributes_again, ino))  # or later
         self._counters["repeated_in_vain"] += 1
         log.debug("inode %d: told to nobody yet, or its FORGET waits behind other requests", ino)
 

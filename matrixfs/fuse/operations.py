@@ -284,6 +284,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         while self._caches.dropping(ino):  # a read(2) asks us, and takes its pages as good once it has the answer
             await self._caches.dropped(ino)
             inode = await self._removed.instead(ino, lambda: self._attributes.getattr(self._volume, ino))
+        self._caches.answered(ino)
         return inode
 
     @upcall(0, caller=True)

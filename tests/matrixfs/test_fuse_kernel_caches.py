@@ -11,7 +11,16 @@ import pytest
 import trio
 import trio.testing
 
-from matrixfs.fuse.kernel_caches import FOREVER, LATE, NAMES_MAX, REPEAT_MAX, SETTLED, SHORT, KernelCaches
+from matrixfs.fuse.kernel_caches import (
+    FOREVER,
+    LATE,
+    NAMES_MAX,
+    PATIENCE,
+    REPEAT_MAX,
+    SETTLED,
+    SHORT,
+    KernelCaches,
+)
 from matrixfs.fuse.listings import LOOK_SECONDS, WAIT_BOUND
 from matrixfs.fuse.workers import Workers
 
@@ -251,10 +260,12 @@ async def test_an_inode_that_never_landed_is_invalidated_when_it_does(world: Wor
     world.caches.nodes.looked_up(100, 1)
     world.kernel.unknown = REPEAT_MAX + 3
     await world.caches.purge_inode(100)
+    assert world.caches.unlanded == {100}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.caches.run)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+    assert not world.caches.unlanded
     assert world.kernel.told == [*[("attributes", 100)] * (REPEAT_MAX + 1), ("epoch",), *[("attributes", 100)] * 3]
 
 
@@ -403,6 +414,32 @@ async def test_attributes_that_the_kernel_takes_in_any_case_are_invalidated_once
         assert world.kernel.told == [("attributes", 100), ("attributes", 101), *again]
         assert not again or world.clock.now >= given + LATE
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("answers", [0, 3, 1000])
+async def test_one_more_invalidation_waits_for_a_quiet_moment_but_not_for_ever(world: World, answers: int) -> None:
+    """Else it throws away answers that are on their way, and their read(2) goes by the old size."""
+    left = answers
+
+    async def sleep(seconds: float) -> None:
+        nonlocal left
+        world.clock.now += seconds
+        world.clock.slept.append(seconds)
+        if left:
+            left -= 1
+            world.caches.answered(100)
+        await trio.lowlevel.checkpoint()
+
+    world.clock.sleep = sleep  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.caches.run)
+        world.caches.nodes.looked_up(100, 1)
+        world.caches.told(100, 1)
+        await world.caches.purge_inode(100)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert world.kernel.told == [("attributes", 100)] * 2
+    assert len(world.clock.slept) == 1 + min(answers, PATIENCE)
 
 
 async def test_directories_are_expired_once_more_for_late_replies(world: World) -> None:

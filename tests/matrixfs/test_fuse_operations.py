@@ -120,6 +120,19 @@ async def test_replies_that_the_kernel_takes_in_any_case_are_noted() -> None:
         assert node.given == noted
 
 
+async def test_an_inode_that_lands_late_is_invalidated_before_it_is_used() -> None:
+    """K2: the kernel asks about it for the first time, with attributes from before the purge."""
+    told: list[int] = []
+    kernel: Any = SimpleNamespace(requests=lambda: 5, attributes=told.append)
+    world = Kernelless(getattr=found)
+    world.caches._notifier = kernel
+    world.caches.nodes.looked_up(100, 1)
+    world.caches.unlanded.add(100)
+    for _ in range(2):
+        await world.operations.open(100, os.O_RDONLY, CALLER)
+    assert (told, world.caches.unlanded) == ([100], set())
+
+
 async def test_listings_are_taken_in_when_their_reader_asks_again_or_closes() -> None:
     """``listings`` L1; one without names brings none."""
 
