@@ -63,7 +63,7 @@ NAMES_BOUND = 0.02  # seconds a purge waits for names before it bumps the epoch
 NAMES_MAX = 64  # more names than this are not dropped one by one
 SETTLED = 0.01  # seconds after which a reply to a revalidation has been taken in (K4)
 LATE = 0.25  # seconds after which it, or any reply, has been taken in on a machine with too much to do
-QUIET = 0.05  # seconds without an answer for attributes before they are invalidated once more,
+QUIET = 0.05  # seconds in which nobody asks for attributes before they are invalidated once more,
 PATIENCE = 20  # if there are such within so many times that
 REPEAT_SECONDS = 0.001
 REPEAT_MAX = 20
@@ -294,7 +294,7 @@ class KernelCaches:
         node, now = self.nodes.get(ino), self._clock.monotonic()
         if self._notifier is None or node is None:
             self.unlanded.discard(ino)
-        elif patience and now < node.answered_at + QUIET:
+        elif patience and (self.pending.busy(ino) or now < node.answered_at + QUIET):
             self._late.append((now + QUIET, partial(self._attributes_again, ino, patience - 1)))
         elif self._notifier.attributes(self.nodes.node_id(ino)) == errno.ENOENT:  # still on its way
             self._once_more(now, partial(self._attributes_again, ino))
