@@ -8,7 +8,7 @@ Called by the filesystem's demote callouts.  Invariants:
         that is still on its way to an inode it knows can't bring old ones back; for an inode it is just being
         introduced to, the invalidation is repeated until it lands (``_repeat``): when that takes too long, until the
         kernel first asks about it (``landed``), so whoever opens it by that reply sees it as it is.  It takes those of
-        SETATTR and of whatever makes a name as they come (``told``): unless its caller has asked for something since,
+        SETATTR and of whatever makes a name as they come (``gave``): unless its caller has asked for something since,
         they are invalidated once more when they are in (``LATE``).
     K3  Names are unreachable when ``purge_names`` returns: dropped one by one, or all by one step of the epoch, or run
         out.  Dropping takes the directory's lock in the kernel and so waits for lookups under way; the epoch is read
@@ -278,7 +278,7 @@ class KernelCaches:
             node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
             await self._drop_pages(ino)
 
-    def told(self, ino: int, pid: int) -> None:
+    def gave(self, ino: int, pid: int) -> None:
         """The reply about to be written gives a thread attributes that the kernel takes whatever it knows (K2)."""
         node = self.nodes.get(ino)
         if node is not None and self._notifier is not None:

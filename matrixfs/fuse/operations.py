@@ -142,7 +142,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
     def _made(self, parent: int, name: bytes, inode: Inode, ctx: Any, stamp: int | None = None) -> Any:
         """An entry reply to what makes a name."""
         reply = self._entry(parent, name, inode, stamp)
-        self._caches.told(inode.ino, ctx.pid)
+        self._caches.gave(inode.ino, ctx.pid)
         return reply
 
     def _named(self, inode: Inode) -> Any:
@@ -304,7 +304,7 @@ class Operations(AttributeRequests, DirectoryRequests, pyfuse3.Operations):  # t
         if isinstance(inode, Told):
             inode.change(changes)
         reply = self._told_again(inode)
-        self._caches.told(ino, ctx.pid)
+        self._caches.gave(ino, ctx.pid)
         node = self._nodes.get(ino)
         if node is not None and node.pages and node.data_version != inode.data_version:
             # The kernel takes over this mtime without dropping pages of older data, and would trust them from then on.

@@ -403,7 +403,7 @@ async def test_attributes_that_the_kernel_takes_in_any_case_are_invalidated_once
         nursery.start_soon(world.caches.run)
         for ino in (100, 101):
             world.caches.nodes.looked_up(ino, 1)
-        world.caches.told(100, 1)
+        world.caches.gave(100, 1)
         world.kernel.last_request[1 if asks else 2] = 8
         given = world.clock.now
         world.clock.now += ago
@@ -439,7 +439,7 @@ async def test_one_more_invalidation_waits_for_a_quiet_moment_but_not_for_ever(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.caches.run)
         world.caches.nodes.looked_up(100, 1)
-        world.caches.told(100, 1)
+        world.caches.gave(100, 1)
         await world.caches.purge_inode(100)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()

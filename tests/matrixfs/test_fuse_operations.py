@@ -120,6 +120,15 @@ async def test_replies_that_the_kernel_takes_in_any_case_are_noted() -> None:
         assert node.given == noted
 
 
+async def test_an_answer_for_attributes_is_noted() -> None:
+    """K2: one more invalidation waits till it has been taken in."""
+    world = Kernelless(getattr=found)
+    node = world.caches.nodes.looked_up(100, 1)
+    assert node.answered_at == 0
+    await world.operations.getattr(100, CALLER)
+    assert node.answered_at == 1
+
+
 async def test_an_inode_that_lands_late_is_invalidated_before_it_is_used() -> None:
     """K2: the kernel asks about it for the first time, with attributes from before the purge."""
     told: list[int] = []

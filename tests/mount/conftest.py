@@ -6,18 +6,20 @@ outside, so that nothing stays behind when a test hangs in a mount or pytest is 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import pytest
 
 from tests.mount.guard import guarded_run, watched_for
 from tests.mount.lab import Lab, LabNode
 
+_Lab = TypeVar("_Lab", bound=Lab)
 _numbers = itertools.count(1)
 
 TEST_SECONDS = 60  # for a broken product, not a bound under test
@@ -72,6 +74,18 @@ def new_lab(base: tuple[Path, TextIO], name: str, nodes: int = 3, size: str = ST
     return Lab(directory, nodes=nodes, size=size, name=name)
 
 
+@contextlib.contextmanager
+def left_clean(lab: _Lab) -> Iterator[_Lab]:
+    """Taken down at the end, when its store must be clean; removed in any case."""
+    try:
+        yield lab
+        lab.down()
+        found = lab.fsck("-n")
+        assert found.returncode == 0, found.stdout + found.stderr
+    finally:
+        lab.remove()
+
+
 @pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Three nodes, all mounted, for the tests of one module; at its end the store must be clean.
@@ -79,15 +93,9 @@ def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[L
     A module may say ``STORE_SIZE``.
     """
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    lab = new_lab(base, name, size=getattr(request.module, "STORE_SIZE", STORE_SIZE))
-    try:
+    with left_clean(new_lab(base, name, size=getattr(request.module, "STORE_SIZE", STORE_SIZE))) as lab:
         lab.up()
         yield lab
-        lab.down()
-        found = lab.fsck("-n")
-        assert found.returncode == 0, found.stdout + found.stderr
-    finally:
-        lab.remove()
 
 
 @pytest.fixture

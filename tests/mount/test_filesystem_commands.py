@@ -18,7 +18,7 @@ from typing import TextIO
 import pytest
 
 from membership.label import BLOCK_BYTES, DATA_BLOCK
-from tests.mount.conftest import new_lab
+from tests.mount.conftest import left_clean, new_lab
 from tests.mount.lab import Lab, LabError, LabNode, is_settled, wait_until
 
 pytestmark = [pytest.mark.usefixtures("watched"), pytest.mark.long]
@@ -76,19 +76,13 @@ def writers(nodes: list[LabNode]) -> Iterator[list[Writer]]:
 @pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
     """A small store with two journals, mounted on two nodes."""
-    lab = new_lab(base, NAME, size="64M")
-    try:
+    with left_clean(new_lab(base, NAME, size="64M")) as lab:
         lab.format("--journals", "2")
         for node in lab.nodes[:2]:
             lab.start(node)
         for node in lab.nodes[:2]:
             lab.mount(node)
         yield lab
-        lab.down()
-        found = lab.fsck("-n")
-        assert found.returncode == 0, found.stdout + found.stderr
-    finally:
-        lab.remove()
 
 
 def fs(lab: Lab, node: LabNode, *arguments: str, code: int = 0) -> str:

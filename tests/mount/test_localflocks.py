@@ -19,7 +19,7 @@ import pytest
 from matrixfs.ondisk.acl import pack_acl
 from tests.matrixfs.acl_rules import rules
 from tests.mount.by_handle import handle_of, open_handle
-from tests.mount.conftest import Tree, new_lab
+from tests.mount.conftest import Tree, left_clean, new_lab
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.lockers import lockers
 
@@ -27,19 +27,13 @@ from tests.mount.lockers import lockers
 @pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
     """Two nodes in this mode; at the end the store must be clean, with no file left that nobody can reach."""
-    lab = new_lab(base, "localflocks", nodes=2)
-    try:
+    with left_clean(new_lab(base, "localflocks", nodes=2)) as lab:
         lab.format()
         for node in lab.nodes:
             lab.start(node)
         for node in lab.nodes:
             lab.mount(node, "localflocks,discard")
         yield lab
-        lab.down()
-        found = lab.fsck("-n")
-        assert found.returncode == 0, found.stdout + found.stderr
-    finally:
-        lab.remove()
 
 
 def calls(lab: Lab, node: LabNode) -> int:

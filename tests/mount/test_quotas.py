@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from tests.mount.conftest import new_lab
+from tests.mount.conftest import left_clean, new_lab
 from tests.mount.lab import Lab, LabNode, wait_until
 from tests.mount.test_filesystem_commands import fs
 
@@ -43,8 +43,7 @@ except OSError as error:
 @pytest.fixture(scope="module")
 def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
     """Three nodes with quotas; at the end all is counted right."""
-    lab = new_lab(base, NAME, size="256M")
-    try:
+    with left_clean(new_lab(base, NAME, size="256M")) as lab:
         lab.format("--journals", "3", "--quota")
         for node in lab.nodes:
             lab.start(node)
@@ -52,11 +51,6 @@ def lab(base: tuple[Path, TextIO]) -> Iterator[Lab]:
             lab.mount(node)
         lab.nodes[0].mountpoint.chmod(0o777)
         yield lab
-        lab.down()
-        found = lab.fsck("-n")
-        assert found.returncode == 0, found.stdout + found.stderr
-    finally:
-        lab.remove()
 
 
 def quotas(lab: Lab, node: LabNode) -> dict[tuple[str, int], dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TextIO
 import pytest
 
 from membership.pauses import VARIABLE
-from tests.mount.conftest import Tree
+from tests.mount.conftest import Tree, left_clean
 from tests.mount.guard import guarded_run, watched_for
 from tests.net.holds import Holds
 from tests.net.lab import NetLab
@@ -59,16 +59,10 @@ def lab(base: tuple[Path, TextIO], request: pytest.FixtureRequest) -> Iterator[N
         request.getfixturevalue("holds")
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
     own, subnets = getattr(request.module, "OWN_MACHINES", True), getattr(request.module, "SUBNETS", 1)
-    lab = NetLab(base[0] / name, name=name, own_machines=own, subnets=subnets)
-    try:
+    with left_clean(NetLab(base[0] / name, name=name, own_machines=own, subnets=subnets)) as lab:
         lab.up()
         yield lab
         bring_back(lab)
-        lab.down()
-        found = lab.fsck("-n")
-        assert found.returncode == 0, found.stdout + found.stderr
-    finally:
-        lab.remove()
 
 
 @pytest.fixture

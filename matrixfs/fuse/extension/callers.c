@@ -44,7 +44,8 @@ static struct {
 
 /*
  * Which request of a thread came last, by their number in this session: one that asks again has taken in what it was
- * answered before.  One thread per place: of one that is pushed out nothing is known.
+ * answered before.  Not READ, WRITE and RELEASE, which the kernel may have kept back for a while, nor what comes from
+ * another process namespace (pid 0).  One thread per place: of one that is pushed out nothing is known.
  */
 #define SEEN_BITS 12
 
@@ -80,6 +81,15 @@ int mfs_take_over_replies(struct fuse_session *se, const uint32_t *words, size_t
 	       words[INIT_FLAGS] & INIT_KILLPRIV_V2 && set(se, &io, mfs_current_fd()) == 0;
 }
 
+static void note_asking(const struct request_header *header)
+{
+	if (header->pid == 0 || header->opcode == OPCODE_READ || header->opcode == OPCODE_WRITE ||
+	    header->opcode == OPCODE_RELEASE)
+		return;
+	seen[header->pid % (1u << SEEN_BITS)].pid = header->pid;
+	seen[header->pid % (1u << SEEN_BITS)].number = requests;
+}
+
 static int has_flag(const uint32_t *words, size_t length, size_t index, uint32_t flag)
 {
 	return length >= (index + 1) * sizeof(*words) && (words[index] & flag) != 0;
@@ -92,8 +102,8 @@ void mfs_note_caller(const struct request_header *header, const uint32_t *words,
 
 	caller.of_pages = caller.direct = 0;
 	caller.pid = header->pid;
-	seen[header->pid % (1u << SEEN_BITS)].pid = header->pid;
-	seen[header->pid % (1u << SEEN_BITS)].number = ++requests;
+	requests++;
+	note_asking(header);
 	caller.gid = header->gid;
 	switch (header->opcode) {
 	case OPCODE_SETATTR: /* other kernels set the mode */
@@ -156,7 +166,7 @@ static PyObject *asked_since(PyObject *Py_UNUSED(module), PyObject *args)
 
 	if (!PyArg_ParseTuple(args, "IK:asked_since", &pid, &number))
 		return NULL;
-	return PyBool_FromLong(seen[pid % (1u << SEEN_BITS)].pid == pid &&
+	return PyBool_FromLong(pid != 0 && seen[pid % (1u << SEEN_BITS)].pid == pid &&
 			       seen[pid % (1u << SEEN_BITS)].number > number);
 }
 

@@ -39,7 +39,9 @@
 #define OPCODE_GETATTR 3u
 #define OPCODE_SETATTR 4u
 #define OPCODE_OPEN 14u
+#define OPCODE_READ 15u
 #define OPCODE_WRITE 16u
+#define OPCODE_RELEASE 18u
 #define OPCODE_GETXATTR 22
 #define OPCODE_INIT 26u
 #define OPCODE_CREATE 35u
