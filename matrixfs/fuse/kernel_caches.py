@@ -273,7 +273,6 @@ class KernelCaches:
             given_at, *reply = node.given
             if not self._notifier.asked_since(*reply):
                 self._once_more(given_at, partial(self._attributes_again, ino))
-            node.given = None
         if node is not None and node.pages:
             node.pages = node.opens > 0  # before the drop: an open that comes during it sets it again
             await self._drop_pages(ino)

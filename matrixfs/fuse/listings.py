@@ -85,7 +85,6 @@ class Listings:
 
     def cross(self) -> set[int]:
         """A step of the epoch was taken; the directories of listings that must be followed by another one."""
-        self._under_way = {one for one in self._under_way if one.probe is None or not one.probe.done}
         for listing in self._under_way:
             listing.crossed = True
         return {listing.directory for listing in self._under_way}

@@ -93,6 +93,21 @@ def test_what_another_node_is_about_to_free_is_waited_for(refused_before: int) -
     run_world(3, body, size=SIZE, journals=2, journal_blocks=64)
 
 
+def test_a_removed_file_that_is_open_here_is_no_reason_to_hope() -> None:
+    async def body(world: World) -> None:
+        (mount,) = await world.start(0)
+        volume, names = mount.volume, await fill(mount)
+        ino = (await namespace.lookup(volume, ROOT_INODE, names[0])).ino  # type: ignore[union-attr]
+        volume.opens.opened(ino)
+        await namespace.unlink(volume, ROOT_INODE, names[0])
+        assert not await volume.room.make()
+        volume.opens.closed(ino)
+        assert await volume.room.make()
+        await leave(world)
+
+    run_world(4, body, size=SIZE, journals=2, journal_blocks=64)
+
+
 def test_callers_share_a_round_and_a_full_store_is_not_searched_without_rest() -> None:
     async def body(world: World) -> None:
         (mount,) = await world.start(0)
